@@ -28,8 +28,18 @@ from data_prep.errors import UserError
 from train.graph import Asset, Stage
 
 DEFAULT_ROOT = "store"
-SIDE_FILES = {"stage.json", "log.txt", "progress.json", "failed.json", "done.json", "lock", "holder.json"}
-SIDE_FOLDERS = {"checkpoints", "wandb", "cache"}
+SIDE_FILES = {
+    "stage.json",
+    "log.txt",
+    "progress.json",
+    "failed.json",
+    "done.json",
+    "lock",
+    "holder.json",
+    "job.json",
+    "stop",
+}
+SIDE_FOLDERS = {"checkpoints", "wandb", "cache", "logs", "slurm"}
 """What a stage folder holds besides its result: not digested, not the business of later stages."""
 
 

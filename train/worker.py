@@ -1,6 +1,7 @@
 """Run one stage in this process: claim its folder, call its function, write `done.json` last.
 
-The same entry serves every launcher: it needs the stage's folder, prepared by `store.prepare`, and a cluster row.
+The same entry serves every launcher: it needs the stage's folder, prepared by `store.prepare`, and a cluster row. A launcher
+that starts a fresh interpreter calls `python -m train.worker JOB.json`, where the file holds a `Job`.
 """
 
 import importlib
@@ -141,3 +142,7 @@ def _write_to(log: Path) -> None:
         os.dup2(target, stream)
     os.close(target)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+
+
+if __name__ == "__main__":
+    main(Job.model_validate_json(Path(sys.argv[1]).read_text()))

@@ -1,0 +1,1 @@
+"""The subcommands of `rounds`, one file each; `train.cli` lists them. Only what a command needs is imported."""

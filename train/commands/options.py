@@ -1,0 +1,55 @@
+"""What the subcommands share: the options of a recipe, a store and a cluster, and how a mistake is told."""
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from data_prep.errors import UserError
+from train import pipeline, recipe
+from train.pipeline import Plan
+
+console = Console(width=None if sys.stdout.isatty() else 160)  # in a log nothing is to be cut at 80 columns
+errors = Console(stderr=True)
+
+RecipeFile = Annotated[Path, typer.Argument(help="Recipe, such as recipes/quickstart.yaml", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Change one field of the recipe; may be repeated"),
+]
+StoreRoot = Annotated[
+    Path | None, typer.Option("--store", help="Where stages are kept [env ROUNDS_STORE, else ./store]")
+]
+ClusterFile = Annotated[
+    Path | None, typer.Option("--cluster", help="Where and how fast stages run, such as recipes/clusters/local.yaml")
+]
+
+
+def told(command: Callable) -> Callable:
+    """Turn a `UserError` into its message and exit code 1, and an interruption into a hint."""
+
+    @wraps(command)
+    def wrapped(*args, **kwargs):
+        try:
+            return command(*args, **kwargs)
+        except (UserError, OSError) as error:
+            errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            errors.print("\nstopped; the same command goes on from here", style="yellow")
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
+def plan_of(file: Path, overrides: list[str] | None, root: Path) -> Plan:
+    """Read a recipe and list its stages. Raises `UserError` with the file's name."""
+    loaded = recipe.load(file, tuple(overrides or ()))
+    try:
+        return pipeline.build_plan(loaded, root, file.resolve().parent)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None

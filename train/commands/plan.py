@@ -1,0 +1,37 @@
+"""`rounds plan`: every stage of a run, and what is done or to do."""
+
+from typing import Annotated
+
+import typer
+
+from train import cluster, display, store
+from train.commands import options
+from train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, told
+
+
+@told
+def plan(
+    file: RecipeFile,
+    overrides: Overrides = None,
+    cluster_file: ClusterFile = None,
+    root: StoreRoot = None,
+    keys: Annotated[bool, typer.Option("--keys", help="Print only stage names and keys, one per line")] = False,
+) -> None:
+    """List every stage of a run, parents first, and say which are done, to do, and why.
+
+    Runs nothing and imports no torch.
+
+        rounds plan recipes/quickstart.yaml
+
+        rounds plan recipes/quickstart.yaml --set rounds.second.beta=0.05
+
+        rounds plan recipes/quickstart.yaml --keys
+    """
+    root = root or store.default_root()
+    made = plan_of(file, overrides, root)
+    cluster.load(cluster_file)
+    if keys:
+        for stage in made.stages:
+            print(stage.name, stage.key)
+        return
+    options.console.print(display.plan_table(made, root))
