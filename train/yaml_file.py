@@ -1,9 +1,7 @@
 """YAML to a checked section: overrides applied, and every mistake told with file, line, field and the nearest name."""
 
-import difflib
-import json
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from data_prep.errors import UserError, nearest
 from data_prep.schema import Section
+from train import yaml_layers
+from train.yaml_layers import position
 
 S = TypeVar("S", bound=Section)
 _PATH_FIELDS = ("path", "chat_template")
@@ -19,9 +19,10 @@ PROJECT_RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 
 def load(path: Path, section: type[S], overrides: Iterable[str] = ()) -> S:
-    """Read `path` as `section`. See `train.recipe.load` for how paths and overrides are treated."""
-    data, root = _read(path)
-    data = _absolute(data, path.resolve().parent)
+    """Read `path`, laid over the files that it `extends`, as `section`. See `train.recipe.load` for how paths and overrides
+    are treated."""
+    layers = yaml_layers.read(path, _absolute)
+    data = yaml_layers.merged(layers)
     overrides = tuple(overrides)
     for override in overrides:
         _override(data, override)
@@ -31,19 +32,28 @@ def load(path: Path, section: type[S], overrides: Iterable[str] = ()) -> S:
         found = error.errors(include_url=False)
         # An element that is wrong also makes its list "too short": only the deeper mistake is the person's.
         deeper = [e for e in found if e["type"] != "too_short" or not any(_inside(o["loc"], e["loc"]) for o in found)]
-        raise UserError(_told(deeper, section, path, root, overrides)) from None
+        raise UserError(
+            _told(deeper, section, lambda loc: yaml_layers.locate(layers, data, loc), data, overrides)
+        ) from None
 
 
 def explain(error: ValidationError, section: type[Section], where: str) -> str:
     """Tell the mistakes in a section that stands by itself, such as the settings of one filter."""
-    return _told(error.errors(include_url=False), section, Path(where), None, ())
+    return _told(error.errors(include_url=False), section, lambda _: where, None, ())
 
 
-def _told(
-    found: Iterable[Any], section: type[Section], path: Path, root: yaml.Node | None, overrides: tuple[str, ...]
-) -> str:
+def extended(path: Path) -> list[Path]:
+    """List the files that `path` extends, directly or through others, top to bottom."""
+    return [layer.path for layer in yaml_layers.read(path, _absolute)[1:]]
+
+
+Locate = Callable[[tuple], str]
+"""From the location of a field to "FILE:LINE"."""
+
+
+def _told(found: Iterable[Any], section: type[Section], locate: Locate, data: Any, overrides: tuple[str, ...]) -> str:
     """Give each mistake one line, and none twice."""
-    return "\n".join(dict.fromkeys(_explain(entry, section, path, root, overrides) for entry in found))
+    return "\n".join(dict.fromkeys(_explain(entry, section, locate, data, overrides) for entry in found))
 
 
 class FieldError(ValueError):
@@ -67,36 +77,6 @@ def find(name: str, beside: Path) -> Path | None:
 
 def _inside(loc: tuple, outer: tuple) -> bool:
     return len(loc) > len(outer) and loc[: len(outer)] == outer
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, but a field that is given twice is a mistake, not silently the last one."""
-
-    def construct_mapping(self, node, deep=False):
-        written = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        twice = next((name for name in written if written.count(name) > 1), None)
-        if twice is not None and not node.__dict__.get("merged"):
-            raise yaml.constructor.ConstructorError(None, None, f"field {twice!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-    def flatten_mapping(self, node):
-        super().flatten_mapping(node)
-        node.__dict__["merged"] = True  # a field of its own beside one that an anchor brings in is no mistake
-
-
-def _read(path: Path) -> tuple[Any, yaml.Node | None]:
-    if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
-        raise UserError(f"{path}: no such file" + (f"; did you mean {path.parent / near[0]}?" if near else ""))
-    try:
-        text = path.read_text(encoding="utf-8")
-        data, root = _Loader(text).get_single_data(), yaml.compose(text, Loader=yaml.SafeLoader)
-        json.dumps(data, default=str)  # an alias inside its own anchor has no end
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: expected a mapping of fields, found {type(data).__name__}")
-    return data, root
 
 
 def _absolute(data: Any, folder: Path) -> Any:
@@ -132,7 +112,7 @@ def _override(data: dict, text: str) -> None:
     for depth, part in enumerate(parents):
         node = _enter(node, part, f"--set {text}: {'.'.join(parents[: depth + 1])}")
     if isinstance(node, list):
-        node[_position(node, last, f"--set {text}")] = value
+        node[position(node, last, f"--set {text}")] = value
     elif isinstance(node, dict):
         node[last] = value
     else:
@@ -141,7 +121,7 @@ def _override(data: dict, text: str) -> None:
 
 def _enter(node: Any, part: str, where: str) -> Any:
     if isinstance(node, list):
-        return node[_position(node, part, where)]
+        return node[position(node, part, where)]
     if not isinstance(node, dict):
         raise UserError(f"{where}: the field above it is {node!r}, which has no fields")
     if not isinstance(node.get(part), dict | list):
@@ -149,24 +129,11 @@ def _enter(node: Any, part: str, where: str) -> Any:
     return node[part]
 
 
-def _position(items: list, part: str, where: str) -> int:
-    names = [item.get("name") if isinstance(item, dict) else item for item in items]
-    if part in names:
-        return names.index(part)
-    if part.isdigit() and int(part) < len(items):
-        return int(part)
-    raise UserError(
-        f"{where}: no element {part!r}; {nearest(part, [str(n) for n in names if n])} or 0..{len(items) - 1}"
-    )
-
-
-def _explain(
-    error: Any, section: type[BaseModel], path: Path, root: yaml.Node | None, overrides: tuple[str, ...]
-) -> str:
+def _explain(error: Any, section: type[BaseModel], locate: Locate, data: Any, overrides: tuple[str, ...]) -> str:
     loc = (*error["loc"], *getattr(error.get("ctx", {}).get("error"), "loc", ()))
     field = ".".join(str(part) for part in loc) or "the whole"
-    set_here = [override for override in overrides if _sets(override, loc, root)]
-    where = f"--set {set_here[-1]}: {field}" if set_here else f"{path}{_line(root, loc)}: {field}"
+    set_here = [override for override in overrides if _sets(override, loc, data)]
+    where = f"--set {set_here[-1]}: {field}" if set_here else f"{locate(loc)}: {field}"
     kind, found = error["type"], error["input"]
     if kind == "extra_forbidden":
         return f"{where}: unknown field. {nearest(str(loc[-1]), _fields_at(section, loc[:-1]))}"
@@ -184,23 +151,20 @@ def _explain(
     return f"{where}: {message}; found {found!r} ({type(found).__name__})"
 
 
-def _sets(override: str, loc: tuple, root: yaml.Node | None) -> bool:
+def _sets(override: str, loc: tuple, data: Any) -> bool:
     """Tell whether an override gave the field that a mistake is in; lists are entered by position or by name."""
-    node = root
-    for part, given in zip(loc, override.partition("=")[0].split("."), strict=False):
-        names = {str(part)}
-        if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            names |= (
-                {v.value for k, v in getattr(node, "value", []) if getattr(k, "value", None) == "name"}
-                if isinstance(node, yaml.MappingNode)
-                else set()
-            )
-        elif isinstance(node, yaml.MappingNode):
-            node = next((value for key, value in node.value if key.value == str(part)), None)
+    node, dotted = data, override.partition("=")[0].split(".")
+    for part, given in zip(loc, dotted, strict=False):
+        names, item = {str(part)}, None
+        if isinstance(node, list) and isinstance(part, int) and part < len(node):
+            item = node[part]
+            names |= {str(item.get("name"))} if isinstance(item, dict) else set()
+        elif isinstance(node, dict):
+            item = node.get(part)
         if given not in names:
             return False
-    return len(loc) >= override.partition("=")[0].count(".") + 1
+        node = item
+    return len(loc) >= len(dotted)
 
 
 def _fields_at(model: Any, loc: tuple) -> list[str]:
@@ -226,18 +190,3 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [section for argument in typing.get_args(annotation) for section in _sections(argument)]
-
-
-def _line(root: yaml.Node | None, loc: tuple) -> str:
-    """Return ":LINE" of the deepest part of a location that is in the file."""
-    node, line = root, None
-    for part in loc:
-        if isinstance(node, yaml.MappingNode):
-            found = [(key, value) for key, value in node.value if key.value == str(part)]
-            if not found:
-                continue  # a union's tag, or a field that is missing
-            line, node = found[0][0].start_mark.line + 1, found[0][1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-    return f":{line}" if line else ""

@@ -45,6 +45,10 @@ class Source:
     """Further hub datasets that the source reads: id -> pinned commit."""
     columns: tuple[str, ...] = ()
     """Columns that a row must have."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Rows of a split, as its card or paper gives them: planning counts with them before anything is fetched."""
+    mean_tokens: tuple[float, float] | None = None
+    """Mean tokens of a row's prompt and of one of its answers, in Llama-3's tokenizer; for planning only."""
     evaluation_only: tuple[str, ...] = ()
     """Splits that only evaluation and decontamination may read."""
     kind_by_format: Mapping[str, Kind] = field(default_factory=dict)

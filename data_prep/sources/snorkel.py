@@ -52,4 +52,13 @@ SOURCE = Source(
     verified=False,
     columns=("prompt_id", "chosen", "rejected"),
     evaluation_only=("test_iteration_1", "test_iteration_2", "test_iteration_3"),
+    sizes={
+        "train_iteration_1": 19_766,
+        "train_iteration_2": 19_958,
+        "train_iteration_3": 19_996,
+        "test_iteration_1": 994,
+        "test_iteration_2": 1_000,
+        "test_iteration_3": 1_000,
+    },
+    mean_tokens=(130, 270),  # UltraFeedback's prompts; for the answers, its figure too
 )

@@ -40,4 +40,5 @@ SOURCE = Source(
     files=("data/train_sft-*", "data/test_sft-*"),
     columns=("prompt_id", "messages"),
     evaluation_only=("test_sft",),
+    sizes={"train_sft": 207_865, "test_sft": 23_110},
 )
