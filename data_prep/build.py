@@ -9,7 +9,7 @@ import json
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from data_prep import filters, progress, sources
 from data_prep.errors import UserError
 from data_prep.files import ROW
-from data_prep.mix import choose, mix
+from data_prep.mix import choose, mix, repeated_id
 from data_prep.records import (
     SCHEMAS,
     Kind,
@@ -113,12 +113,14 @@ def data(params: dict[str, Any], inputs: dict[str, Path], out: Path, machine: An
     """Filter the rows of several sources, in mix order, and write the mix of what is left.
 
     `params`: `mix`, `filters`, `seed`, and `kind`, "conversation" or "pair". `inputs`: folders of `source` stages as
-    `source.<name>`, and as `heldout.<name>` those of the run's evaluation sets. Questions become conversations where
-    the kind is conversation. Raises `UserError` for another kind of record, and when nothing is left.
+    `source.<name>`, and as `heldout.<name>` those of the sets that no row may come from. The rows written name as their
+    source the recipe's `<name>`. Questions become conversations where the kind is conversation. Raises `UserError` for
+    another kind of record, and when nothing is left.
     """
     kind: Kind = params["kind"]
     items = [MixItem.model_validate(item) for item in params["mix"]]
-    heldout = [record for _, path in _named(inputs, "heldout.") for record in read_records(path)]
+    # Under the recipe's own name for the set, so that what is found is counted by benchmark.
+    heldout = [replace(each, source=name) for name, path in _named(inputs, "heldout.") for each in read_records(path)]
     uses = [FilterUse.model_validate(use) for use in params["filters"]]
     rules = [(use.name, filters.build(use, heldout)) for use in uses]
     paths = dict(_named(inputs, "source."))
@@ -131,13 +133,14 @@ def data(params: dict[str, Any], inputs: dict[str, Path], out: Path, machine: An
     spool.close()
     ids = {name: each.ids for name, each in filtered.items()}
     by_filter = _by_filter([each.drops for each in filtered.values()], [use.name for use in uses])
-    places = mix(ids, items, params["seed"])
+    places = mix(ids, items, params["seed"]) if any(ids.values()) else []
     if not places:
         raise UserError(f"the mix of {', '.join(ids)} is empty: every row was dropped: {by_filter}")
     starts = dict(zip(ids, _starts([len(each) for each in ids.values()]), strict=True))
-    spool.write([starts[name] + place for name, place in places], out / RECORDS)
+    copies = {at: repeated_id(ids[name][place], repeat) for at, (name, place, repeat) in enumerate(places) if repeat}
+    spool.write([starts[name] + place for name, place, _ in places], out / RECORDS, copies)
     spool.path.unlink()
-    kept = Counter(name for name, _ in places)
+    kept = Counter(each.name for each in places)
     logger.info("mix: %d records, %s, dropped %s", len(places), dict(kept), by_filter)
     return {
         "in": {name: len(each.ids) + each.drops.total() for name, each in filtered.items()},
@@ -145,6 +148,7 @@ def data(params: dict[str, Any], inputs: dict[str, Path], out: Path, machine: An
         "dropped_by_source": {name: _by_filter([each.drops], []) for name, each in filtered.items()},
         "masked": _by_filter([each.masked for each in filtered.values()], []),
         "out": {name: kept[name] for name in ids},
+        "repeats": dict(Counter(each.name for each in places if each.repeat)),
         "records": len(places),
     }
 
@@ -215,7 +219,7 @@ def _filter(
         for name, path in paths.items():
             for table, records in _rendered(path, kind):
                 verdicts = _verdicts(records, rules)
-                spool.add(_kept(table, verdicts, kind))
+                spool.add(_from(name, _kept(table, verdicts, kind)))
                 for verdict in verdicts:
                     _count(verdict, name, filtered[name], dropped, masked)
                 done += len(records)
@@ -228,6 +232,12 @@ def _kept(table: pa.Table, verdicts: Sequence[_Verdict], kind: Kind) -> pa.Table
     if any(verdict.masked for verdict in verdicts):
         return to_table([verdict.record for verdict in verdicts if verdict.dropped is None], kind)
     return table.filter(pa.array([verdict.dropped is None for verdict in verdicts]))
+
+
+def _from(name: str, table: pa.Table) -> pa.Table:
+    """Name the source as the recipe does: two files, or two splits of one set, are told apart from here on."""
+    place = table.schema.get_field_index("source")
+    return table.set_column(place, "source", pa.repeat(pa.scalar(name), table.num_rows))
 
 
 def _count(verdict: _Verdict, source: str, into: _Filtered, dropped: IO[str], masked: IO[str]) -> None:

@@ -68,6 +68,10 @@ class MixItem(Section):
     """Keep at most this many rows of it after filtering."""
     keep_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Keep this share of its rows after filtering, before `max_rows`."""
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    """How often the rows kept come in the mix: 2.5 is each twice and half of them once more, under ids of their own."""
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the mix, in rows, that this source is to have; others are cut, never repeated, to make that so."""
 
 
 Filters = tuple[Annotated[FilterUse, BeforeValidator(_named)], ...]

@@ -5,7 +5,7 @@ In: Arrow tables of one schema, then an order of row numbers. Out: a parquet fil
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,16 +29,26 @@ class Spool:
         """Complete the file."""
         self._writer.close()
 
-    def write(self, order: Sequence[int], path: Path) -> None:
-        """Write the rows of these numbers, in this order, as parquet. The file appears only when complete."""
+    def write(self, order: Sequence[int], path: Path, renamed: Mapping[int, str] | None = None) -> None:
+        """Write the rows of these numbers, in this order, as parquet. The file appears only when complete.
+
+        `renamed` gives the id of a row by its place in the order, where that is to be another than it was added with.
+        """
         partial = path.with_name(path.name + ".partial")
         with pa.memory_map(str(self.path)) as source, pq.ParquetWriter(partial, self.schema, compression="zstd") as out:
             reader = pa.ipc.open_file(source)
             batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
             starts = list(itertools.accumulate((batch.num_rows for batch in batches[:-1]), initial=0))
             for start in range(0, len(order), BATCH_ROWS):
-                out.write_table(_gather(batches, starts, order[start : start + BATCH_ROWS]))
+                table = _gather(batches, starts, order[start : start + BATCH_ROWS])
+                out.write_table(_with_ids(table, start, renamed) if renamed else table)
         partial.rename(path)
+
+
+def _with_ids(table: pa.Table, start: int, renamed: Mapping[int, str]) -> pa.Table:
+    old = table.column("id").to_pylist()
+    new = [renamed.get(start + place, name) for place, name in enumerate(old)]
+    return table.set_column(table.schema.get_field_index("id"), "id", pa.array(new, pa.string()))
 
 
 def _gather(batches: Sequence[pa.RecordBatch], starts: Sequence[int], numbers: Sequence[int]) -> pa.Table:

@@ -145,7 +145,7 @@ class _Builder:
             "seed": self.recipe.seed,
             "kind": kind,
         }
-        return Stage(f"data.{name}", "data", params, inputs, 2)
+        return Stage(f"data.{name}", "data", params, inputs, 3)
 
     def check_mix(self, mix: Mix, where: str, kinds: tuple[str, ...]) -> None:
         """Refuse a source of the wrong kind, or one that stands twice in a mix."""
@@ -182,7 +182,7 @@ class _Builder:
         sft = self.recipe.sft
         assert sft
         pack = Stage("pack", "pack", {"max_length": sft.max_length},
-                     {"tokenizer": base, "data": self.sft_data()}, 1)  # fmt: skip
+                     {"tokenizer": base, "data": self.sft_data()}, 2)  # fmt: skip
         params = {"training": _dump(sft, Training), "seed": self.recipe.seed}
         return Stage("sft", "sft", params, {"policy": base, "rows": pack}, 1, row="train")
 
@@ -194,7 +194,7 @@ class _Builder:
         reference = references[item.reference]
         data = self.data(item.name, item, "pair")
         pairs = Stage(f"tokenize.{item.name}", "tokenize", {"max_length": item.max_length},
-                      {"tokenizer": base, "data": data}, 1)  # fmt: skip
+                      {"tokenizer": base, "data": data}, 2)  # fmt: skip
         scored = Stage(f"reference.{item.name}", "reference", {}, {"policy": reference, "pairs": pairs}, 2, row="train")
         params = {
             "training": _dump(item, Training),

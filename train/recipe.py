@@ -120,7 +120,7 @@ class Sft(Training):
     """Supervised fine-tuning on the answers of conversations."""
 
     data: Mix
-    """Sources under `sources`, each a name or {name, max_rows, keep_fraction}."""
+    """Sources under `sources`, each a name or {name, max_rows, keep_fraction, epochs, share}."""
     filters: Filters | None = None
     """Filters for this set in place of the recipe's own."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
@@ -169,7 +169,7 @@ class Round(Training):
     name: Name
     """Unique in the recipe; later rounds may name it as their reference."""
     data: Mix
-    """Sources of pairs under `sources`, each a name or {name, max_rows, keep_fraction}."""
+    """Sources of pairs under `sources`, each a name or {name, max_rows, keep_fraction, epochs, share}."""
     filters: Filters | None = None
     """Filters for this set in place of the recipe's own."""
     reference: str = "previous"

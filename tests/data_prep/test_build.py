@@ -136,6 +136,7 @@ def test_data_filters_in_order_mixes_and_counts(tmp_path: Path) -> None:
         },
         "masked": {},
         "out": {"one": 2, "two": 1},
+        "repeats": {},
         "records": 3,
     }
     assert lines(out / "dropped.jsonl") == [
@@ -144,8 +145,8 @@ def test_data_filters_in_order_mixes_and_counts(tmp_path: Path) -> None:
     ]
     found = {record.id: record for record in read_records(out / "records.parquet")}
     assert set(found) == {"1", "4", "5"}
-    assert found["1"] == one[0]
-    assert found["5"] == Conversation("5", "exam", (Message("user", "Which?"), Message("assistant", "that")))
+    assert found["1"] == replace(one[0], source="one")
+    assert found["5"] == Conversation("5", "two", (Message("user", "Which?"), Message("assistant", "that")))
     files = {"records.parquet", "dropped.jsonl", "masked.jsonl", "progress.json"}
     assert {path.name for path in out.iterdir()} == files
 
@@ -169,7 +170,8 @@ def test_a_changed_record_goes_on_to_later_filters_and_is_what_is_written(tmp_pa
     filtered = build._filter({"one": path}, "conversation", [("loud", loud), ("no_three", no_three)], spool, tmp_path)
     spool.close()
     spool.write(range(3), tmp_path / "out.parquet")
-    assert list(read_records(tmp_path / "out.parquet")) == [talk("1", "why?", "[X]"), rows[1], rows[3]]
+    kept = [talk("1", "why?", "[X]"), rows[1], rows[3]]
+    assert list(read_records(tmp_path / "out.parquet")) == [replace(each, source="one") for each in kept]
     assert seen == [talk("1", "why?", "[X]"), rows[1], talk("3", "why?", "[X]"), rows[3]]
     assert (filtered["one"].ids, filtered["one"].drops, filtered["one"].masked) == (
         ["1", "2", "4"],
@@ -192,6 +194,20 @@ def test_data_of_pairs_opens_as_a_dataset(tmp_path: Path) -> None:
     assert table[0]["prompt"][0]["role"] == "user"
 
 
+def test_repeated_rows_have_ids_of_their_own_and_the_name_of_their_source(tmp_path: Path) -> None:
+    inputs = {f"source.{name}": folder(tmp_path / name, [talk(f"{name}{n}", f"{name} {n}?", "Yes.") for n in range(4)],
+                                       "conversation") for name in ("one", "two")}  # fmt: skip
+    out = tmp_path / "out"
+    out.mkdir()
+    result = build.data(params({"name": "one", "epochs": 2.5}, {"name": "two", "share": 0.2}), inputs, out, None)
+    found = list(read_records(out / "records.parquet"))
+    assert (result["out"], result["repeats"], result["records"]) == ({"one": 10, "two": 2}, {"one": 6}, 12)
+    assert len({record.id for record in found}) == 12
+    texts = [record.messages for record in found if isinstance(record, Conversation) and record.id.startswith("one1")]
+    assert len(texts) in (2, 3) and len(set(texts)) == 1
+    assert {record.source for record in found} == {"one", "two"}
+
+
 def test_data_refuses_what_it_cannot_mix(tmp_path: Path) -> None:
     pairs = [Pair("1", "file", (Message("user", "Why?"),), "Yes.", "No.")]
     inputs = {
@@ -205,7 +221,7 @@ def test_data_refuses_what_it_cannot_mix(tmp_path: Path) -> None:
         build.data(params("pairs"), inputs, out, None)
     with pytest.raises(UserError, match="twice in one mix"):
         build.data(params("talk", "talk"), inputs, out, None)
-    with pytest.raises(UserError, match=r"mix of talk is empty.*overlaps_file': 1"):
+    with pytest.raises(UserError, match=r"mix of talk is empty.*overlaps_talk': 1"):
         build.data(params("talk", filters=["decontaminate"]), inputs, out, None)
 
 

@@ -129,6 +129,10 @@ def test_fill_is_the_share_of_the_rows_that_holds_tokens(packed: tuple[list[dict
     assert counts["fill"] == round(tokens / (ROW * len(rows)), 4)
     assert 0.5 < counts["fill"] <= 1
     assert sum(counts["length_histogram"].values()) == counts["conversations"]
+    made = counts["by_source"]["made"]
+    assert (made["rows"], made["tokens"]) == (counts["conversations"], tokens)
+    assert made["answer_tokens"] == counts["answer_tokens"]
+    assert made["histogram"] == counts["length_histogram"]
 
 
 def test_what_does_not_fit_is_dropped_whole_and_counted(

@@ -101,6 +101,10 @@ def test_the_stage_keeps_drops_and_counts(run_stage: Run, shelf: Path, put: Call
     for name in ("prompt", "chosen", "rejected"):
         lengths = [len(row[f"{name}_ids"]) for row in rows.values()]
         assert counts[f"mean_{name}_tokens"] == round(sum(lengths) / len(lengths), 1)
+    made = counts["by_source"]["made"]
+    assert (made["rows"], made["dropped"], made["longest"]) == (17, counts["dropped"], 120)
+    assert made["answer_tokens"] == sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows.values())
+    assert sum(made["histogram"].values()) == 17
 
 
 def test_no_pair_left_is_a_user_error(run_stage: Run, shelf: Path, put: Callable, pairs: list[Pair]):

@@ -6,7 +6,7 @@ nothing is learnt: prompts, and the first token of each conversation) and `seq_l
 """
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from data_prep.errors import UserError
 from data_prep.schema import Section
 from train import chat, models, policy
 from train.cluster import Row
+from train.lengths import Lengths, bucket
 
 _BATCH = 1000
 _SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
-_LENGTH_EDGES = [32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768]
 
 
 class Params(Section):
@@ -53,6 +53,7 @@ def _tokenise(asked: Params, tokenizer: Any, source: Path, out: Path) -> dict[st
     total, dropped = pq.read_metadata(source).num_rows, Counter()
     counts = {"conversations": 0, "tokens": 0, "answer_tokens": 0}
     histogram: Counter[str] = Counter()
+    by_source: defaultdict[str, Lengths] = defaultdict(Lengths)
     done = 0
     with (
         pq.ParquetWriter(out / "cache" / "tokens.parquet", _SCHEMA) as writer,
@@ -64,7 +65,9 @@ def _tokenise(asked: Params, tokenizer: Any, source: Path, out: Path) -> dict[st
             for conversation, result in zip(batch, encoded, strict=True):
                 reason = result if isinstance(result, str) else _unusable(result, asked.max_length)
                 if reason or isinstance(result, str):
+                    reason = str(reason)
                     dropped[reason] += 1
+                    by_source[conversation.source].dropped[reason] += 1
                     log.write(
                         json.dumps({"id": conversation.id, "source": conversation.source, "reason": reason}) + "\n"
                     )
@@ -75,11 +78,13 @@ def _tokenise(asked: Params, tokenizer: Any, source: Path, out: Path) -> dict[st
                 counts["conversations"] += 1
                 counts["tokens"] += len(labels)
                 counts["answer_tokens"] += sum(result.answer_mask)
-                histogram[_bucket(len(labels))] += 1
+                histogram[bucket(len(labels))] += 1
+                by_source[conversation.source].add(len(labels), len(labels), sum(result.answer_mask))
             writer.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA))
             done += len(batch)
             progress.write(out, done, total, "conversations")
-    return {**counts, "dropped": dict(dropped), "length_histogram": dict(histogram)}
+    return {**counts, "dropped": dict(dropped), "length_histogram": dict(histogram),
+            "by_source": {name: lengths.counts() for name, lengths in sorted(by_source.items())}}  # fmt: skip
 
 
 def _unusable(encoded: chat.Encoded, max_length: int) -> str | None:
@@ -97,7 +102,3 @@ def _batches(items: Iterator[Any]) -> Iterator[list[records.Conversation]]:
             batch = []
     if batch:
         yield batch
-
-
-def _bucket(length: int) -> str:
-    return f"<={next((edge for edge in _LENGTH_EDGES if length <= edge), 'more')}"

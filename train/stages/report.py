@@ -21,6 +21,7 @@ from markupsafe import Markup
 from data_prep.schema import Section
 from train import figures, store
 from train.cluster import Row
+from train.lengths import edge
 from train.scores import NEUTRAL, Z95, Finished, Judged, Step, find_steps, higher_is_better, is_main, judge, policy_of
 
 _SHOWN_PROMPTS, _MORE_PROMPTS, _MAX_CHARACTERS = 4, 20, 1500
@@ -285,7 +286,7 @@ def _sets(steps: Sequence[Step], stages: Mapping[str, Finished]) -> list[dict[st
             found[tokens.folder.name]["steps"].append(step.name)
             continue
         rows = [_set_row(name, data.counts) for name in data.counts.get("in", {})]
-        lengths = sorted(tokens.counts.get("length_histogram", {}).items(), key=lambda item: _edge(item[0]))
+        lengths = sorted(tokens.counts.get("length_histogram", {}).items(), key=lambda item: edge(item[0]))
         label = f"Conversations of {step.name} by length"
         found[tokens.folder.name] = {
             "steps": [step.name],
@@ -304,13 +305,8 @@ def _set_row(name: str, counts: Mapping[str, Any]) -> dict[str, Any]:
     filters = counts.get("dropped_by_source", {}).get(name, {})
     drops = [(f, reason, n) for f, reasons in filters.items() for reason, n in reasons.items()]
     dropped, came, out = sum(n for _, _, n in drops), counts["in"][name], counts["out"].get(name, 0)
-    return {"name": name, "in": came, "drops": drops, "dropped": dropped, "left_out": came - dropped - out, "out": out}
-
-
-def _edge(bucket: str) -> float:
-    """Return the upper edge of a bucket such as `<=128`; `<=more` has none."""
-    digits = bucket.removeprefix("<=")
-    return int(digits) if digits.isdigit() else math.inf
+    left_out = came - dropped - out + counts.get("repeats", {}).get(name, 0)
+    return {"name": name, "in": came, "drops": drops, "dropped": dropped, "left_out": left_out, "out": out}
 
 
 def _final(steps: Sequence[Step], stages: Mapping[str, Finished]) -> str | None:

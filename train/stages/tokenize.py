@@ -10,7 +10,7 @@ same budget. A pair whose sides are equal after that is dropped.
 """
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from data_prep.errors import UserError
 from data_prep.schema import Section
 from train import chat, models, policy
 from train.cluster import Row
+from train.lengths import Lengths
 
 _BATCH = 500
 _MIN_ANSWER_TOKENS = 32
@@ -43,6 +44,7 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
     tokenizer = models.load_tokenizer(policy.read(inputs["tokenizer"]))
     pairs = list(records.read_records(inputs["data"] / "records.parquet"))
     dropped, kept, cut, tokens = Counter(), 0, 0, Counter()
+    by_source: defaultdict[str, Lengths] = defaultdict(Lengths)
     with pq.ParquetWriter(out / "pairs.parquet.partial", _SCHEMA) as writer, (out / "dropped.jsonl").open("w") as log:
         for start in range(0, len(pairs), _BATCH):
             rows, batch = [], pairs[start : start + _BATCH]
@@ -50,19 +52,23 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
                 fitted = encoded if isinstance(encoded, str) else fit(encoded, asked.max_length)
                 if isinstance(fitted, str):
                     dropped[fitted] += 1
+                    by_source[pair.source].dropped[fitted] += 1
                     log.write(json.dumps({"id": pair.id, "source": pair.source, "reason": fitted}) + "\n")
                     continue
                 cut += fitted != encoded
                 kept += 1
                 rows.append({"id": pair.id, "group": pair.group, **asdict(fitted)})
                 tokens.update({name: len(ids) for name, ids in asdict(fitted).items()})
+                prompt, sides = len(fitted.prompt_ids), (len(fitted.chosen_ids), len(fitted.rejected_ids))
+                by_source[pair.source].add(prompt + max(sides), 2 * prompt + sum(sides), sum(sides))
             writer.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA))
             progress.write(out, min(start + _BATCH, len(pairs)), len(pairs), "pairs")
     if not kept:
         raise UserError(f"no pair is left to train on; dropped: {dict(dropped)}")
     (out / "pairs.parquet.partial").rename(out / "pairs.parquet")
     means = {f"mean_{name.removesuffix('_ids')}_tokens": round(total / kept, 1) for name, total in tokens.items()}
-    return {"pairs": kept, "cut": cut, "dropped": dict(dropped), **means}
+    return {"pairs": kept, "cut": cut, "dropped": dict(dropped), **means,
+            "by_source": {name: lengths.counts() for name, lengths in sorted(by_source.items())}}  # fmt: skip
 
 
 def fit(pair: chat.EncodedPair, max_length: int) -> chat.EncodedPair | str:

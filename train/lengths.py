@@ -1,0 +1,47 @@
+"""Lengths in tokens, by source: what `pack` and `tokenize` count, for the manifest, the report and `rounds data stats`."""
+
+import math
+from bisect import bisect_left
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+EDGES = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+
+
+@dataclass
+class Lengths:
+    """Rows, tokens and a histogram of the rows of one source, and what was dropped of it by reason."""
+
+    rows: int = 0
+    tokens: int = 0
+    answer_tokens: int = 0
+    longest: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    histogram: Counter[str] = field(default_factory=Counter)
+
+    def add(self, length: int, tokens: int, answer_tokens: int) -> None:
+        """Count one row that is kept: its length as the model reads it, and its tokens, of a pair those of both sides."""
+        self.rows += 1
+        self.tokens += tokens
+        self.answer_tokens += answer_tokens
+        self.longest = max(self.longest, length)
+        self.histogram[bucket(length)] += 1
+
+    def counts(self) -> dict[str, Any]:
+        """Return the counts as JSON, the histogram from short to long."""
+        histogram = {name: self.histogram[name] for name in sorted(self.histogram, key=edge)}
+        return {"rows": self.rows, "tokens": self.tokens, "answer_tokens": self.answer_tokens, "longest": self.longest,
+                "dropped": dict(self.dropped), "histogram": histogram}  # fmt: skip
+
+
+def bucket(length: int) -> str:
+    """Name the bucket of a length: `<=128`, or `<=more` above the last edge."""
+    place = bisect_left(EDGES, length)
+    return f"<={EDGES[place] if place < len(EDGES) else 'more'}"
+
+
+def edge(name: str) -> float:
+    """Return the upper edge of a bucket such as `<=128`; `<=more` has none."""
+    digits = name.removeprefix("<=")
+    return int(digits) if digits.isdigit() else math.inf
