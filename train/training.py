@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import set_seed
 
 from data_prep import progress
 from data_prep.errors import UserError
-from train import models, policy, tracking
+from train import adapters, models, tracking
 from train.cluster import Row
 from train.recipe import Lora, Training
 
@@ -65,18 +64,10 @@ def prepare(row: Row, seed: int) -> None:
     set_seed(seed)
 
 
-def lora_config(lora: Lora | None) -> LoraConfig | None:
-    """Turn a recipe's LoRA section into PEFT's."""
-    if lora is None:
-        return None
-    modules = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    return LoraConfig(task_type="CAUSAL_LM", **{**lora.model_dump(), "target_modules": modules})
-
-
-def run(trainer: Trainer, out: Path, start: Path, is_adapter: bool) -> dict[str, Any]:
+def run(trainer: Trainer, out: Path, start: Path, lora: Lora | None) -> dict[str, Any]:
     """Train from the last complete checkpoint, if any, and save the policy. Returns counts for `done.json`.
 
-    `start` is the stage folder of the policy that training started from.
+    `start` is the stage folder of the policy that training started from; with `lora` an adapter was trained.
     """
     trainer.add_callback(_Watcher(out))
     last = last_checkpoint(out / "checkpoints")
@@ -85,7 +76,7 @@ def run(trainer: Trainer, out: Path, start: Path, is_adapter: bool) -> dict[str,
     began = time.monotonic()
     result = trainer.train(resume_from_checkpoint=str(last) if last else None)
     _check_finite(trainer)
-    _save(trainer, out, start, is_adapter)
+    _save(trainer, out, start, lora)
     _write_metrics(out, trainer.state.log_history)
     return {
         "steps": trainer.state.global_step,
@@ -142,9 +133,9 @@ def _check_finite(trainer: Trainer) -> None:
             raise UserError(f"training ended with non-finite weights in {name}: lower learning_rate, or check the data")
 
 
-def _save(trainer: Trainer, out: Path, start: Path, is_adapter: bool) -> None:
+def _save(trainer: Trainer, out: Path, start: Path, lora: Lora | None) -> None:
     """Write the new policy under a temporary name first, so that a folder of that name is always whole."""
-    name = "adapter" if is_adapter else "model"
+    name = "model" if lora is None else "adapter"
     partial = out / f"{name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     trainer.save_model(str(partial))
@@ -152,7 +143,7 @@ def _save(trainer: Trainer, out: Path, start: Path, is_adapter: bool) -> None:
         (partial / extra).unlink(missing_ok=True)
     shutil.rmtree(out / name, ignore_errors=True)
     partial.rename(out / name)
-    (policy.write_adapter if is_adapter else policy.write_weights)(out, start)
+    adapters.write_policy(out, start, lora)
 
 
 def _write_metrics(out: Path, history: list[dict[str, Any]]) -> None:

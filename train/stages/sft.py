@@ -12,7 +12,7 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from data_prep.schema import Section
-from train import models, policy, training
+from train import adapters, models, policy, training
 from train.cluster import Row
 from train.recipe import Training
 
@@ -30,9 +30,9 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
     tokenizer = models.load_tokenizer(start)
     rows = Dataset.from_parquet(str(inputs["rows"] / "rows.parquet"), cache_dir=str(out / "cache"))
     assert isinstance(rows, Dataset)
-    lora = training.lora_config(asked.training.lora)
+    lora = asked.training.lora
     trainer = SFTTrainer(
-        model=models.load_model(start, machine),
+        model=adapters.load_start(start, machine, lora, out / "cache"),
         args=SFTConfig(
             **training.arguments(asked.training, machine, asked.seed, out),
             max_length=None,
@@ -41,9 +41,10 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
         train_dataset=rows,
         processing_class=tokenizer,
         data_collator=PackedRows(int(tokenizer.pad_token_id), flat=machine.attn_implementation == "flash_attention_2"),  # type: ignore[arg-type]
-        peft_config=lora,
+        peft_config=adapters.config(lora),
     )
-    counts = training.run(trainer, out, inputs["policy"], is_adapter=lora is not None)
+    adapters.restore(trainer.model, start, lora)
+    counts = training.run(trainer, out, inputs["policy"], lora)
     return {**counts, "rows": len(rows)}
 
 
