@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data_prep import sources
-from train import policy, store
+from train import expected, policy, store
 from train.graph import Stage
 from train.pipeline import Plan
 
@@ -28,20 +28,20 @@ _SECONDS_BETWEEN_LINES = 15.0
 
 
 def plan_table(plan: Plan, root: Path) -> Table:
-    """List stages with key, state and size. Reads the store; computes nothing."""
+    """List stages with key, state and size, done or expected. Reads the store; computes nothing."""
     table = Table(
         title=f"{plan.recipe.name}: {len(plan.stages)} stages", title_justify="left", box=None, header_style="bold"
     )
     for heading in ("stage", "key", "state", "size"):
         table.add_column(heading, overflow="fold")
-    before = store.last_run(root, plan.recipe.name)
+    before, sizes = store.last_run(root, plan.recipe.name), expected.sizes(plan, root)
     for stage in plan.stages:
         record = store.done(store.folder(root, stage))
         if record:
             state = Text("skipped" if record["status"] == "skipped" else "done", "green")
         else:
             state = Text("to do" + _why(stage, before.get(stage.name)), "yellow")
-        table.add_row(stage.name, stage.key, state, _size(stage, plan, root))
+        table.add_row(stage.name, stage.key, state, _size(stage, plan, root, sizes.get(stage.name)))
     return table
 
 
@@ -76,31 +76,29 @@ def _differences(path: str, old: Any, new: Any) -> list[str]:
     return [f"{path} {texts[0]} -> {texts[1]}"]
 
 
-def _size(stage: Stage, plan: Plan, root: Path) -> str:
-    """Say how large a stage is or will be, as far as finished stages tell."""
+def _size(stage: Stage, plan: Plan, root: Path, size: expected.Size | None) -> str:
+    """Say how large a stage is, or will be as far as finished stages and published sizes tell."""
     counts = (store.done(store.folder(root, stage)) or {}).get("counts", {})
-    known = {parent_name: (store.done(store.folder(root, parent)) or {}).get("counts", {})
-             for parent_name, parent in stage.inputs.items() if isinstance(parent, Stage)}  # fmt: skip
-    if stage.function in ("source", "data") and "records" in counts:
-        return f"{counts['records']:,} rows"
-    if stage.function == "pack" and "rows" in counts:
-        return f"{counts['rows']:,} packed rows, {counts['tokens']:,} tokens"
-    if stage.function in ("tokenize", "reference") and "pairs" in counts:
-        return f"{counts['pairs']:,} pairs"
+    if "parameters" in counts:
+        return f"{counts['parameters']:,} parameters"
+    if size is None:
+        return ""
     if stage.function in ("sft", "dpo"):
-        rows = known.get("rows", {}).get("rows") or known.get("pairs", {}).get("pairs")
-        return (
-            ""
-            if rows is None
-            else f"{_steps(rows, stage.params['training']):,} steps of {stage.params['training']['global_batch_size']}"
-        )
-    return f"{counts['parameters']:,} parameters" if "parameters" in counts else ""
+        return _steps(stage, plan, size)
+    about = "" if size.counted else "about " if stage.function == "pack" else "up to "
+    if stage.function == "pack":
+        return f"{about}{size.rows:,} packed rows, {size.tokens:,.0f} tokens"
+    return f"{about}{size.rows:,} {'pairs' if stage.function in ('tokenize', 'reference') else 'rows'}"
 
 
-def _steps(rows: int, training: dict) -> int:
-    """Optimizer steps as transformers' Trainer counts them: the last, smaller batch of an epoch is a step too."""
-    per_epoch = -(-rows // training["global_batch_size"])
-    return -(-int(per_epoch * training["num_train_epochs"] * 1000) // 1000)
+def _steps(stage: Stage, plan: Plan, size: expected.Size) -> str:
+    steps = expected.steps(size.rows, stage.params["training"])
+    text = f"{steps:,} steps of {stage.params['training']['global_batch_size']}"
+    if not size.counted:
+        unsure = f"; {size.assumed_share:.0%} of its rows taken as {expected.MEAN_TOKENS} tokens"
+        text += f" if no row is dropped{unsure if size.assumed_share else ''}"
+    published = plan.recipe.published_steps.get(stage.name.removeprefix("dpo."))
+    return f"{text} (published: {published:,})" if published else text
 
 
 def sources_table() -> Table:

@@ -313,7 +313,7 @@ class _Builder:
 
     def report_params(self) -> dict[str, Any]:
         """Give the report the whole recipe less local paths: it is what the reader wants to see."""
-        return {"recipe": _without_paths(self.recipe.model_dump(mode="json", exclude={"wandb"}))}
+        return {"recipe": _without_paths(self.recipe.model_dump(mode="json", exclude={"wandb", "published_steps"}))}
 
 
 def _same_rows(one: SourceUse, other: SourceUse | None) -> bool:

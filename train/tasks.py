@@ -1,8 +1,9 @@
 """lm-eval tasks by name, without importing lm-eval: ours in recipes/eval_tasks, and those that lm-eval ships."""
 
-import glob
 import importlib.util
+import os
 import re
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -53,15 +54,24 @@ def own_names() -> list[str]:
     return sorted(path.stem for path in (yaml_file.PROJECT_RECIPES / "eval_tasks").glob("*.yaml"))
 
 
+@cache
 def _is_bundled(name: str) -> bool:
     """Look for a task, group or tag of that name in lm-eval's files. Reads names only: lm-eval itself takes 10 s."""
-    spec = importlib.util.find_spec("lm_eval")
-    if spec is None or spec.origin is None:
-        raise UserError("lm-eval is not installed, so its tasks cannot be checked; install the project's dependencies")
-    folder = Path(spec.origin).parent / "tasks"
-    if next(folder.rglob(f"{glob.escape(name)}.yaml"), None):
+    files = _bundled_files()
+    if any(path.endswith(f"{os.sep}{name}.yaml") for path in files):
         return True
     pattern = re.compile(
         rf"""^["']?(task|group|tag)["']?\s*:\s*["']?{re.escape(name)}["']?\s*$""".encode(), re.MULTILINE
     )
-    return any(pattern.search(path.read_bytes()) for path in folder.rglob("*.yaml"))
+    # Folders are named after what is in them: the likeliest files first, of 13,000.
+    likely = sorted(files, key=lambda path: name.partition("_")[0] not in path)
+    return any(pattern.search(Path(path).read_bytes()) for path in likely)
+
+
+@cache
+def _bundled_files() -> list[str]:
+    spec = importlib.util.find_spec("lm_eval")
+    if spec is None or spec.origin is None:
+        raise UserError("lm-eval is not installed, so its tasks cannot be checked; install the project's dependencies")
+    top = Path(spec.origin).parent / "tasks"
+    return [f"{folder}{os.sep}{file}" for folder, _, files in os.walk(top) for file in files if file.endswith(".yaml")]

@@ -47,8 +47,9 @@ class Source:
     """Columns that a row must have."""
     sizes: Mapping[str, int] = field(default_factory=dict)
     """Rows of a split, as its card or paper gives them: planning counts with them before anything is fetched."""
-    mean_tokens: tuple[float, float] | None = None
-    """Mean tokens of a row's prompt and of one of its answers, in Llama-3's tokenizer; for planning only."""
+    mean_tokens: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Mean tokens of a row's prompt (all before the last answer) and of one answer, in Llama-3's tokenizer, by split; for
+    planning only. Either counted on a sample, or from the bytes that the set's card gives at 4.5 bytes a token."""
     evaluation_only: tuple[str, ...] = ()
     """Splits that only evaluation and decontamination may read."""
     kind_by_format: Mapping[str, Kind] = field(default_factory=dict)

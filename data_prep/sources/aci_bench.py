@@ -66,4 +66,5 @@ SOURCE = Source(
     verified=False,
     columns=("encounter_id", "dialogue", "note"),
     evaluation_only=("test1", "test2", "test3"),
+    mean_tokens={"train": (1570, 599)},
 )

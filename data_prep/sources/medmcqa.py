@@ -77,4 +77,5 @@ SOURCE = Source(
     revision=REVISION,
     columns=("id", "question", *OPTIONS, "cop"),
     evaluation_only=("validation",),
+    mean_tokens={"train": (66, 7)},
 )

@@ -60,4 +60,5 @@ SOURCE = Source(
     revision=REVISION,
     columns=("id", "sent1", *ENDINGS, "label"),
     evaluation_only=("test",),
+    mean_tokens={"train": (216, 8)},
 )

@@ -116,4 +116,5 @@ SOURCE = Source(
     files=FILES,
     columns=("question", "subject", "choices", "answer"),
     evaluation_only=("test",),
+    mean_tokens={"validation": (121, 9)},
 )

@@ -93,5 +93,6 @@ SOURCE = Source(
     to_record=to_record,
     columns=("ID", "section_header", "section_text", "dialogue"),
     evaluation_only=("test1", "test2"),
+    mean_tokens={"train": (173, 56)},
     check_use=check,
 )

@@ -60,5 +60,9 @@ SOURCE = Source(
         "test_iteration_2": 1_000,
         "test_iteration_3": 1_000,
     },
-    mean_tokens=(130, 270),  # UltraFeedback's prompts; for the answers, its figure too
+    mean_tokens={
+        "train_iteration_1": (150, 375),
+        "train_iteration_2": (150, 430),
+        "train_iteration_3": (150, 535),
+    },
 )

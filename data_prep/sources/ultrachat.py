@@ -41,4 +41,5 @@ SOURCE = Source(
     columns=("prompt_id", "messages"),
     evaluation_only=("test_sft",),
     sizes={"train_sft": 207_865, "test_sft": 23_110},
+    mean_tokens={"train_sft": (1000, 300)},
 )

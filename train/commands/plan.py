@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from train import cluster, display, store
+from train import cluster, display, store, yaml_file
 from train.commands import options
 from train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, told
 
@@ -34,4 +34,6 @@ def plan(
         for stage in made.stages:
             print(stage.name, stage.key)
         return
+    for under in yaml_file.extended(file):
+        options.console.print(f"extends {under}", highlight=False)
     options.console.print(display.plan_table(made, root))
