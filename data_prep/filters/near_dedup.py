@@ -10,7 +10,6 @@ sorted arrays are joined. The runs themselves, 4 bytes each and about 1.6 kB for
 nameless temporary file (set TMPDIR to choose the disk).
 """
 
-import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from itertools import chain, repeat
@@ -25,7 +24,8 @@ from data_prep.filters import Filter
 from data_prep.records import Record, answers_of, prompt_of
 from data_prep.schema import Section
 
-_WORD = re.compile(rb"[0-9a-z\x80-\xff]+")
+# Lower-case letters, digits and the bytes of longer characters make words; the rest stands between them.
+_TO_WORDS = bytes(code if code >= 128 or chr(code).isdigit() or chr(code).islower() else 32 for code in range(256))
 # 21 bands of 6: of two records alike to 0.8, 99.8 % meet in a band (1 - (1 - 0.8^6)^21); of two alike to 0.5, 28 %.
 _BANDS, _ROWS = 21, 6
 _SEED = 42
@@ -82,7 +82,7 @@ def _hashed(records: Sequence[Record], size: int) -> tuple[np.ndarray, np.ndarra
     for record in records:
         prompt = " ".join(turn.content for turn in prompt_of(record) if turn.role != "system")
         for part, text in enumerate((prompt, *answers_of(record))):
-            words = _WORD.findall(text.casefold().encode("utf-8", "surrogatepass"))
+            words = text.casefold().encode("utf-8", "surrogatepass").translate(_TO_WORDS).split()
             codes.extend(map(crc32, words, repeat(part)))
             codes.extend(repeat(part, size - len(words)))
             ends.append(len(codes))
