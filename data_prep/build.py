@@ -7,32 +7,22 @@ a filter changed and the kinds of what was masked. Both return counts for `done.
 
 import json
 import logging
+import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep import filters, progress, sources
+from data_prep import progress, sources
 from data_prep.errors import UserError
 from data_prep.files import ROW
 from data_prep.mix import choose, mix, repeated_id
-from data_prep.records import (
-    SCHEMAS,
-    Kind,
-    Question,
-    Record,
-    read_batches,
-    read_kind,
-    read_records,
-    to_table,
-    write_records,
-)
-from data_prep.render import to_conversation
+from data_prep.records import SCHEMAS, Kind, Record, read_kind, read_records, write_records
 from data_prep.schema import FilterUse, MixItem, SourceUse
+from data_prep.sieve import Sieve, Sifted, sift
 from data_prep.spool import Spool
 
 RECORDS, DROPPED, MASKED = "records.parquet", "dropped.jsonl", "masked.jsonl"
@@ -46,15 +36,6 @@ class _Tally:
     dropped: Counter[str] = field(default_factory=Counter)
     bad_reasons: Counter[str] = field(default_factory=Counter)
     first_bad: str = ""
-
-
-@dataclass
-class _Verdict:
-    """What the filters made of one record: `record` as the last of them left it, and why it goes, if it does."""
-
-    record: Record
-    dropped: tuple[str, str] | None = None
-    masked: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 @dataclass
@@ -119,17 +100,15 @@ def data(params: dict[str, Any], inputs: dict[str, Path], out: Path, machine: An
     """
     kind: Kind = params["kind"]
     items = [MixItem.model_validate(item) for item in params["mix"]]
-    # Under the recipe's own name for the set, so that what is found is counted by benchmark.
-    heldout = [replace(each, source=name) for name, path in _named(inputs, "heldout.") for each in read_records(path)]
     uses = [FilterUse.model_validate(use) for use in params["filters"]]
-    rules = [(use.name, filters.build(use, heldout)) for use in uses]
+    sieve = Sieve(uses, dict(_named(inputs, "heldout.")), kind)
     paths = dict(_named(inputs, "source."))
     if len({item.name for item in items}) < len(items):
         raise UserError(f"a source stands twice in one mix: {', '.join(item.name for item in items)}")
     for item in items:
         _check_kind(item.name, read_kind(paths[item.name]), kind)
-    spool = Spool(out / "kept.arrow", SCHEMAS[kind])
-    filtered = _filter({item.name: paths[item.name] for item in items}, kind, rules, spool, out)
+    spool, ordered = Spool(out / "kept.arrow", SCHEMAS[kind]), {item.name: paths[item.name] for item in items}
+    filtered = _filter(ordered, sift(ordered, sieve, _processes(machine)), spool, out)
     spool.close()
     ids = {name: each.ids for name, each in filtered.items()}
     by_filter = _by_filter([each.drops for each in filtered.values()], [use.name for use in uses])
@@ -209,74 +188,35 @@ def _check_kind(name: str, found: Kind, kind: Kind) -> None:
         raise UserError(f"source {name!r} holds records of kind {found}; this mix takes {' or '.join(usable)}")
 
 
-def _filter(
-    paths: Mapping[str, Path], kind: Kind, rules: Sequence[tuple[str, filters.Filter]], spool: Spool, out: Path
-) -> dict[str, _Filtered]:
-    """Put the rows that every filter keeps into the spool, as the filters left them; return ids and counts by source."""
+def _filter(paths: Mapping[str, Path], sifted: Iterable[Sifted], spool: Spool, out: Path) -> dict[str, _Filtered]:
+    """Put the rows that every filter keeps into the spool; return ids and counts by source.
+
+    A row's line in `dropped.jsonl` or `masked.jsonl` holds names of filters, reasons and kinds, no text.
+    """
     filtered = {name: _Filtered() for name in paths}
     done, total = 0, sum(pq.read_metadata(path).num_rows for path in paths.values())
     with (out / DROPPED).open("w", encoding="utf-8") as dropped, (out / MASKED).open("w", encoding="utf-8") as masked:
-        for name, path in paths.items():
-            for table, records in _rendered(path, kind):
-                verdicts = _verdicts(records, rules)
-                spool.add(_from(name, _kept(table, verdicts, kind)))
-                for verdict in verdicts:
-                    _count(verdict, name, filtered[name], dropped, masked)
-                done += len(records)
-                progress.write(out, done, total, "rows")
+        for batch in sifted:
+            into = filtered[batch.source]
+            spool.add(batch.kept)
+            for place, (rule, reason) in sorted(batch.dropped.items()):
+                into.drops[rule, reason] += 1
+                line = {"id": batch.ids[place], "source": batch.source, "filter": rule, "reason": reason}
+                dropped.write(json.dumps(line) + "\n")
+            for place, rules in sorted(batch.masked.items()):
+                for rule, counts in rules.items():
+                    into.masked.update({(rule, kind): count for kind, count in counts.items()})
+                    line = {"id": batch.ids[place], "source": batch.source, "filter": rule, "masked": counts}
+                    masked.write(json.dumps(line) + "\n")
+            into.ids += [name for place, name in enumerate(batch.ids) if place not in batch.dropped]
+            done += len(batch.ids)
+            progress.write(out, done, total, "rows")
     return filtered
 
 
-def _kept(table: pa.Table, verdicts: Sequence[_Verdict], kind: Kind) -> pa.Table:
-    """Return the rows of a batch that are kept: the table's own where no filter changed one."""
-    if any(verdict.masked for verdict in verdicts):
-        return to_table([verdict.record for verdict in verdicts if verdict.dropped is None], kind)
-    return table.filter(pa.array([verdict.dropped is None for verdict in verdicts]))
-
-
-def _from(name: str, table: pa.Table) -> pa.Table:
-    """Name the source as the recipe does: two files, or two splits of one set, are told apart from here on."""
-    place = table.schema.get_field_index("source")
-    return table.set_column(place, "source", pa.repeat(pa.scalar(name), table.num_rows))
-
-
-def _count(verdict: _Verdict, source: str, into: _Filtered, dropped: IO[str], masked: IO[str]) -> None:
-    """Count what became of one record and write its line, which holds names of filters, reasons and kinds, no text."""
-    line = {"id": verdict.record.id, "source": source}
-    if verdict.dropped is not None:
-        into.drops[verdict.dropped] += 1
-        rule, reason = verdict.dropped
-        dropped.write(json.dumps({**line, "filter": rule, "reason": reason}) + "\n")
-        return
-    into.ids.append(verdict.record.id)
-    for rule, counts in verdict.masked.items():
-        into.masked.update({(rule, kind): count for kind, count in counts.items()})
-        masked.write(json.dumps({**line, "filter": rule, "masked": counts}) + "\n")
-
-
-def _rendered(path: Path, kind: Kind) -> Iterator[tuple[pa.Table, list[Record]]]:
-    """Yield a file's batches as records of this kind: questions as conversations."""
-    if read_kind(path) == kind:
-        yield from read_batches(path)
-        return
-    for _, questions in read_batches(path):
-        records: list[Record] = [to_conversation(each) for each in questions if isinstance(each, Question)]
-        yield to_table(records, kind), records
-
-
-def _verdicts(records: Sequence[Record], rules: Sequence[tuple[str, filters.Filter]]) -> list[_Verdict]:
-    """Ask each filter about the records that all before it keep, as those before it left them."""
-    verdicts = [_Verdict(record) for record in records]
-    for name, rule in rules:
-        left = [verdict for verdict in verdicts if verdict.dropped is None]
-        for verdict, answer in zip(left, rule([each.record for each in left]), strict=True):
-            if isinstance(answer, filters.Changed):
-                assert answer.record.id == verdict.record.id
-                verdict.record = answer.record
-                verdict.masked[name] = dict(answer.counts)
-            elif answer is not None:
-                verdict.dropped = (name, answer)
-    return verdicts
+def _processes(machine: Any) -> int:
+    """Return how many processes may work: `threads` of the cluster's row, or every core that this process may use."""
+    return getattr(machine, "threads", None) or len(os.sched_getaffinity(0))
 
 
 def _by_filter(counts: Sequence[Counter[tuple[str, str]]], names: Sequence[str]) -> dict[str, dict[str, int]]:

@@ -4,19 +4,24 @@ In: nothing. Out: frozen records without I/O (`Conversation`, `Pair`, `Question`
 `datasets.load_dataset("parquet", ...)` and pandas open as they are. A file holds one kind of record.
 """
 
+import dataclasses
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.errors import UserError
 
 Role = Literal["system", "user", "assistant"]
 BATCH_ROWS = 4096
+# Of rows of the usual length 4,096 hold 9 million characters; a batch of giants must not hold a gigabyte.
+BATCH_CHARACTERS = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +109,17 @@ def stable_hash(*parts: object) -> int:
 
 def write_records(path: Path, records: Iterable[Record], kind: Kind) -> int:
     """Write records of one kind as parquet, in batches, and return how many. The file appears only when complete."""
-    schema, count, batch = SCHEMAS[kind], 0, []
+    schema, count, size, batch = SCHEMAS[kind], 0, 0, []
     partial = path.with_name(path.name + ".partial")
     with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
         for record in records:
             batch.append(record)
             count += 1
-            if len(batch) == BATCH_ROWS:
+            size += sum(len(turn.content) for turn in prompt_of(record)) + sum(map(len, answers_of(record)))
+            if len(batch) == BATCH_ROWS or size > BATCH_CHARACTERS:
                 writer.write_table(to_table(batch, kind))
                 batch.clear()
+                size = 0
         if batch:
             writer.write_table(to_table(batch, kind))
     partial.rename(path)
@@ -122,8 +129,8 @@ def write_records(path: Path, records: Iterable[Record], kind: Kind) -> int:
 def to_table(records: Sequence[Record], kind: Kind) -> pa.Table:
     """Return records of one kind as an Arrow table in the columns of their file."""
     schema = SCHEMAS[kind]
-    return pa.Table.from_pylist(
-        [{name: _plain(getattr(each, name)) for name in schema.names} for each in records], schema
+    return pa.Table.from_arrays(
+        [_column([getattr(each, at.name) for each in records], at) for at in schema], schema=schema
     )
 
 
@@ -138,31 +145,42 @@ def read_kind(path: Path) -> Kind:
 
 def read_records(path: Path) -> Iterator[Record]:
     """Yield the records of a file that `write_records` wrote, in order, holding one batch in memory at a time."""
-    for _, records in read_batches(path):
-        yield from records
+    for group in range(batches_in(path)):
+        yield from read_batch(path, group)[1]
 
 
-def read_batches(path: Path) -> Iterator[tuple[pa.Table, list[Record]]]:
-    """Yield a file's batches, each as an Arrow table and as its records, for a stage that passes most rows on as is."""
+def batches_in(path: Path) -> int:
+    """Return how many batches a file has: its row groups, of `BATCH_ROWS` rows each where `write_records` wrote it."""
+    return pq.read_metadata(path).num_row_groups
+
+
+def read_batch(path: Path, number: int) -> tuple[pa.Table, list[Record]]:
+    """Return a batch of a file as a table and as its records, for a stage that passes most rows on as they are."""
     kind = read_kind(path)
-    cls = _CLASSES[kind]
-    for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS):
-        records = [cls(**{name: _frozen(value) for name, value in row.items()}) for row in batch.to_pylist()]
-        yield pa.Table.from_batches([batch]).cast(SCHEMAS[kind]), records
+    with pq.ParquetFile(path) as file:
+        table = file.read_row_group(number).cast(SCHEMAS[kind]).combine_chunks()
+    return table, list(
+        map(_CLASSES[kind], *(_values(table[field.name]) for field in dataclasses.fields(_CLASSES[kind])))
+    )
 
 
-def messages_from(rows: Sequence[dict[str, Any]]) -> tuple[Message, ...]:
-    """Make messages from `{"role": ..., "content": ...}` dictionaries that are known to be well formed."""
-    return tuple(Message(role=row["role"], content=row["content"]) for row in rows)
+def _column(values: list[Any], field: pa.Field) -> pa.Array:
+    """Build a column; that of messages from flat lists of roles and contents, which is three times as fast."""
+    if field.type != _MESSAGES:
+        return pa.array(values, field.type)
+    messages = list(itertools.chain.from_iterable(values))
+    texts = [pa.array([getattr(each, name) for each in messages], pa.string()) for name in ("role", "content")]
+    ends = itertools.accumulate(map(len, values), initial=0)
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.StructArray.from_arrays(texts, ["role", "content"]))
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple) and value and isinstance(value[0], Message):
-        return [{"role": message.role, "content": message.content} for message in value]
-    return value
-
-
-def _frozen(value: Any) -> Any:
-    if not isinstance(value, list):
-        return value
-    return messages_from(value) if value and isinstance(value[0], dict) else tuple(value)
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    if column.type != _MESSAGES:
+        return list(map(tuple, column.to_pylist())) if pa.types.is_list(column.type) else column.to_pylist()
+    messages = [
+        message
+        for chunk in column.chunks
+        for message in map(Message, *(part.to_pylist() for part in chunk.flatten().flatten()))
+    ]
+    ends = itertools.accumulate(pc.call_function("list_value_length", [column]).to_pylist(), initial=0)
+    return [tuple(messages[start:end]) for start, end in itertools.pairwise(ends)]

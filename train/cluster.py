@@ -17,7 +17,8 @@ class Row(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU where torch sees one."""
     threads: Annotated[int, Field(gt=0)] | None = None
-    """CPU threads of torch; None takes every core. Another count can change the last bit of a result."""
+    """CPU threads of torch, and processes of data preparation; None takes every core. Another count of threads can change
+    the last bit of a result, another count of processes changes nothing."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of forward and backward passes; bf16 is autocast over fp32 weights."""
     micro_batch_size: Annotated[int, Field(gt=0)] = 8

@@ -2,9 +2,9 @@
 
 A filter's file holds `Settings` (a frozen pydantic section: the fields a recipe may set) and
 `build(settings, heldout) -> Filter`. A `Filter` is called with a list of records and answers, for each, None to keep it,
-a stable reason to drop it, or `Changed` to keep another record in its place. It is called once per batch, in order,
-over all rows of a data stage, so it may remember what it has seen. `heldout` are the run's own evaluation records, for
-the filter that needs them. A filter that needs an optional package has `check(settings)` too, which raises `UserError`
+a stable reason to drop it, or `Changed` to keep another record in its place. Batches go to several processes, so its
+answer may depend on nothing but the record; a filter that must know the rows before is a `Remembering`. `heldout` are
+the run's own evaluation records, for the filter that needs them. A filter that needs an optional package has `check(settings)` too, which raises `UserError`
 where that is not installed; it is called while planning, so it imports none of it.
 """
 
@@ -12,6 +12,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from data_prep.errors import UserError, nearest
 from data_prep.records import Record
@@ -30,6 +31,25 @@ class Changed:
 
 
 Verdict = str | Changed | None
+
+
+@dataclass(frozen=True, slots=True)
+class Remembering:
+    """A filter whose answer depends on the rows before, in two halves.
+
+    `prepare(records)` does in any process what needs no memory, mostly hashing, and returns what `decide` needs to know.
+    `decide(prepared, places)` is called in the order of the rows, in one process, and answers None or a reason for each
+    of these places in what was prepared: those whose rows the filters before have kept.
+    """
+
+    prepare: Callable[[Sequence[Record]], Any]
+    decide: Callable[[Any, Sequence[int]], Sequence[str | None]]
+
+    def __call__(self, records: Sequence[Record]) -> Sequence[Verdict]:
+        """Answer as any filter does, in this process."""
+        return self.decide(self.prepare(records), range(len(records)))
+
+
 Filter = Callable[[Sequence[Record]], Sequence[Verdict]]
 
 

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Literal
 
-from data_prep.filters import Filter
+from data_prep.filters import Filter, Remembering
 from data_prep.records import Record, answers_of, prompt_of
 from data_prep.schema import Section
 from data_prep.turns import normalised
@@ -24,16 +24,16 @@ def build(settings: Section, heldout: Sequence[Record]) -> Filter:
     """Return a filter that remembers 16 bytes for each record it has kept."""
     assert isinstance(settings, Settings)
     whole = settings.on == "record"
-    reason, seen = "duplicate" if whole else "duplicate_prompt", set()
+    reason, seen = "duplicate" if whole else "duplicate_prompt", set[bytes]()
 
-    def verdict(record: Record) -> str | None:
-        key = _key(record, whole)
-        if key in seen:
-            return reason
-        seen.add(key)
-        return None
+    def decide(keys: Sequence[bytes], places: Sequence[int]) -> list[str | None]:
+        found: list[str | None] = []
+        for place in places:
+            found.append(reason if keys[place] in seen else None)
+            seen.add(keys[place])
+        return found
 
-    return lambda records: [verdict(record) for record in records]
+    return Remembering(lambda records: [_key(record, whole) for record in records], decide)
 
 
 def _key(record: Record, whole: bool) -> bytes:

@@ -12,6 +12,7 @@ nameless temporary file (set TMPDIR to choose the disk).
 
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Annotated
 from zlib import crc32
@@ -20,7 +21,7 @@ import numpy as np
 from pydantic import Field
 from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  # a compiled module without stubs
 
-from data_prep.filters import Filter
+from data_prep.filters import Filter, Remembering
 from data_prep.records import Record, answers_of, prompt_of
 from data_prep.schema import Section
 
@@ -49,29 +50,45 @@ def build(settings: Section, heldout: Sequence[Record]) -> Filter:
     assert isinstance(settings, Settings)
     seen, kept = _Buckets(), _Runs()
 
-    def verdicts(records: Sequence[Record]) -> list[str | None]:
-        runs, offsets = _hashed(records, settings.run_words)
-        bands = _bands(runs, offsets)
+    def decide(prepared: _Prepared, places: Sequence[int]) -> list[str | None]:
+        bands = prepared.bands[list(places)]
         earlier = seen.find(bands)
         batch: dict[int, list[int]] = {}
         found: list[str | None] = []
-        for row, keys in enumerate(bands.tolist()):
-            mine = np.sort(runs[offsets[row] : offsets[row + 1]].astype(np.uint32))
-            mine = mine[np.append(True, mine[1:] != mine[:-1])]
+        for row, (place, keys) in enumerate(zip(places, bands.tolist(), strict=True)):
+            mine = prepared.runs[prepared.offsets[place] : prepared.offsets[place + 1]]
             near = dict.fromkeys(chain(earlier.get(row, ()), *(batch.get(key, ()) for key in keys)))
             if any(kept.alike(mine, other, settings.jaccard) for other in near):
                 found.append("near_duplicate")
                 continue
             found.append(None)
-            place = kept.add(mine)
+            number = kept.add(mine)
             for key in keys:
                 if len(others := batch.setdefault(key, [])) < _MOST:
-                    others.append(place)
-        left = np.array([reason is None for reason in found], bool)
-        seen.add(bands[left])
+                    others.append(number)
+        seen.add(bands[np.array([reason is None for reason in found], bool)])
         return found
 
-    return verdicts
+    return Remembering(lambda records: _prepare(records, settings.run_words), decide)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """For each record the keys of its bands, and its runs, sorted and each once: those from one offset to the next."""
+
+    bands: np.ndarray
+    runs: np.ndarray
+    offsets: np.ndarray
+
+
+def _prepare(records: Sequence[Record], run_words: int) -> _Prepared:
+    runs, offsets = _hashed(records, run_words)
+    # Sorted by record, then run: one sort of 64-bit numbers, the record in the upper half.
+    owner = np.repeat(np.arange(len(records), dtype=np.uint64), np.diff(offsets)) << np.uint64(32)
+    owned = np.sort(owner | runs.astype(np.uint32))
+    owned = owned[np.diff(owned, prepend=~owned[:1]) != 0]
+    starts = np.searchsorted(owned, np.arange(len(records) + 1, dtype=np.uint64) << np.uint64(32))
+    return _Prepared(_bands(runs, offsets), owned.astype(np.uint32), starts)
 
 
 def _hashed(records: Sequence[Record], size: int) -> tuple[np.ndarray, np.ndarray]:

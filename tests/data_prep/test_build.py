@@ -1,7 +1,6 @@
 """The two stages end to end on small files: what they write, what they count, and what they refuse."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,7 @@ import pytest
 
 from data_prep import build
 from data_prep.errors import UserError
-from data_prep.filters import Changed, Verdict
-from data_prep.records import (
-    SCHEMAS,
-    Conversation,
-    Message,
-    Pair,
-    Question,
-    Record,
-    read_kind,
-    read_records,
-    write_records,
-)
-from data_prep.spool import Spool
+from data_prep.records import Conversation, Message, Pair, Question, read_kind, read_records, write_records
 
 QA = {"source": "file", "format": "question_answer"}
 
@@ -149,37 +136,6 @@ def test_data_filters_in_order_mixes_and_counts(tmp_path: Path) -> None:
     assert found["5"] == Conversation("5", "two", (Message("user", "Which?"), Message("assistant", "that")))
     files = {"records.parquet", "dropped.jsonl", "masked.jsonl", "progress.json"}
     assert {path.name for path in out.iterdir()} == files
-
-
-def test_a_changed_record_goes_on_to_later_filters_and_is_what_is_written(tmp_path: Path) -> None:
-    def loud(records: Sequence[Record]) -> list[Verdict]:
-        new = [
-            replace(each, messages=talk("", "why?", "[X]").messages)
-            for each in records
-            if isinstance(each, Conversation)
-        ]
-        return [Changed(record, {"x": 2}) if record.id in "13" else None for record in new]
-
-    def no_three(records: Sequence[Record]) -> list[Verdict]:
-        seen.extend(records)
-        return ["three" if record.id == "3" else None for record in records]
-
-    rows, seen = [talk(name, "why?", "secret") for name in "1234"], []
-    path = folder(tmp_path / "one", rows, "conversation") / "records.parquet"
-    spool = Spool(tmp_path / "kept.arrow", SCHEMAS["conversation"])
-    filtered = build._filter({"one": path}, "conversation", [("loud", loud), ("no_three", no_three)], spool, tmp_path)
-    spool.close()
-    spool.write(range(3), tmp_path / "out.parquet")
-    kept = [talk("1", "why?", "[X]"), rows[1], rows[3]]
-    assert list(read_records(tmp_path / "out.parquet")) == [replace(each, source="one") for each in kept]
-    assert seen == [talk("1", "why?", "[X]"), rows[1], talk("3", "why?", "[X]"), rows[3]]
-    assert (filtered["one"].ids, filtered["one"].drops, filtered["one"].masked) == (
-        ["1", "2", "4"],
-        {("no_three", "three"): 1},
-        {("loud", "x"): 2},
-    )
-    assert lines(tmp_path / "masked.jsonl") == [{"id": "1", "source": "one", "filter": "loud", "masked": {"x": 2}}]
-    assert lines(tmp_path / "dropped.jsonl") == [{"id": "3", "source": "one", "filter": "no_three", "reason": "three"}]
 
 
 def test_data_of_pairs_opens_as_a_dataset(tmp_path: Path) -> None:
