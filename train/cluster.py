@@ -1,14 +1,43 @@
 """Where and how fast each kind of stage runs: the rows of `recipes/clusters/*.yaml`. Nothing here is in a stage key."""
 
+import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from data_prep.schema import Section
 from train import yaml_file
 
 RowName = Literal["cpu", "train", "infer"]
+FROM_RECIPE = {
+    "train_batch_size": "global_batch_size",
+    "train_micro_batch_size_per_gpu": "micro_batch_size of the row",
+    "gradient_accumulation_steps": "global_batch_size",
+    "gradient_clipping": "max_grad_norm",
+    "optimizer": "optim, learning_rate, ...",
+    "scheduler": "lr_scheduler_type, warmup_steps",
+    "bf16": "precision of the row",
+    "fp16": "precision of the row",
+}
+"""What a DeepSpeed file may not say, and who says it: two places would come to differ."""
+
+
+def _deepspeed(value: Any) -> Any:
+    """Read the file that a row names, so that a job on another node carries its content."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(Path(value).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"{value}: {error.strerror}; give a file of recipes/deepspeed") from None
+        except ValueError as error:
+            raise ValueError(f"{value}: not valid JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise ValueError(f"expected a JSON object in the DeepSpeed file, found {type(value).__name__}")
+    for name in value or {}:
+        if name in FROM_RECIPE:
+            raise ValueError(f"leave {name!r} out of the DeepSpeed file: it follows from {FROM_RECIPE[name]}")
+    return value
 
 
 class Row(Section):
@@ -16,11 +45,19 @@ class Row(Section):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU where torch sees one."""
+    nodes: Annotated[int, Field(gt=0)] = 1
+    """Machines that one training stage runs on. More than one needs a SLURM cluster."""
+    processes: Annotated[int, Field(gt=0)] = 1
+    """Processes per node that train together, one per GPU. The answer does not depend on it: the batch is global."""
+    deepspeed: Annotated[dict[str, Any] | None, BeforeValidator(_deepspeed)] = None
+    """A file such as `deepspeed/zero3.json`, beside the cluster file, above it, or of the project: how DeepSpeed spreads
+    weights, gradients and optimizer over the processes. None keeps a whole copy in each (torch's DDP)."""
     threads: Annotated[int, Field(gt=0)] | None = None
     """CPU threads of torch, and processes of data preparation; None takes every core. Another count of threads can change
     the last bit of a result, another count of processes changes nothing."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of forward and backward passes; bf16 is autocast over fp32 weights."""
+    """Arithmetic of forward and backward passes. bf16 is autocast over fp32 weights, and the policy is saved in fp32; under
+    DeepSpeed the weights themselves are bf16, with fp32 masters in the optimizer, and the policy is saved in bf16."""
     micro_batch_size: Annotated[int, Field(gt=0)] = 8
     """Rows or pairs per device and pass; accumulation makes up the recipe's global batch."""
     eval_batch_size: Annotated[int, Field(gt=0)] = 32
@@ -31,9 +68,33 @@ class Row(Section):
     """Recompute activations in the backward pass: about 30 % slower, far less memory."""
     save_steps: Annotated[int, Field(gt=0)] = 100
     """Write a checkpoint every this many optimizer steps."""
+    save_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Write one also when the last is this old; a queue that may take the nodes away any time wants about 20."""
     save_total_limit: Annotated[int, Field(ge=2)] = 2
     """Checkpoints kept while a stage trains; all are removed when it is done. Two at least: the older one is removed before
     the newer is known to be whole."""
+
+    @property
+    def world_size(self) -> int:
+        """Processes over all nodes."""
+        return self.nodes * self.processes
+
+    @property
+    def zero_stage(self) -> int:
+        """Return DeepSpeed's ZeRO stage: 1 shards the optimizer, 2 the gradients too, 3 the weights too; 0 nothing."""
+        return (self.deepspeed or {}).get("zero_optimization", {}).get("stage", 0)
+
+    @model_validator(mode="after")
+    def _offload_needs_zero(self) -> "Row":
+        zero = (self.deepspeed or {}).get("zero_optimization", {})
+        if self.deepspeed is not None and zero.get("stage") not in (0, 1, 2, 3):
+            raise ValueError(
+                f"a DeepSpeed file needs zero_optimization.stage 0, 1, 2 or 3; found {zero.get('stage')!r}"
+            )
+        if zero.get("stage") == 3 and zero.get("stage3_gather_16bit_weights_on_model_save") is False:
+            raise ValueError("zero_optimization.stage3_gather_16bit_weights_on_model_save must not be false: without it no policy "
+                             "could be saved in one piece")  # fmt: skip
+        return self
 
 
 class Cluster(Section):

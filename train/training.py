@@ -1,49 +1,61 @@
 """What SFT and DPO share: trainer arguments from a recipe section and a cluster row, resuming, watching, saving.
 
-Checkpoints are written under `checkpoints/` of the stage's folder. One is resumed only when it carries its `complete`
-mark, which is written after everything else; a half-written one is passed over for the one before.
+A stage calls, on every rank and in this order: `prepare`, `start_from` (weights that can be loaded as they lie on disk),
+`arguments`, `load` (under ZeRO-3 each rank keeps only its share, which needs the arguments to have been made), and `run`.
+
+Checkpoints are written under `checkpoints/` of the stage's folder. One is resumed only when it carries its `complete` mark,
+which rank 0 writes after every rank has written its part; a half-written one is passed over for the one before.
 """
 
+import copy
 import json
 import logging
 import math
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback
+from peft import LoraConfig
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import set_seed
 
 from data_prep import progress
 from data_prep.errors import UserError
-from train import adapters, models, tracking
+from train import models, policy, ranks, tracking
 from train.cluster import Row
+from train.order import Arrange, GlobalBatches
+from train.policy import Policy
 from train.recipe import Lora, Training
+from train.sizes import micro_batches
 
 logger = logging.getLogger(__name__)
 
 COMPLETE = "rounds-complete.json"
+OWN_FIELDS = {"global_batch_size", "max_length", "lora", "stop_on_loss_above", "stop_after_steps"}
+"""Fields of `recipe.Training` that are turned into something else here, or read by the watcher."""
 
 
 def arguments(training: Training, row: Row, seed: int, out: Path) -> dict[str, Any]:
     """Return the arguments that SFTConfig and DPOConfig share.
 
-    The micro-batch is the largest that divides the recipe's global batch and is no larger than the cluster row's, so that
-    accumulation makes up exactly the batch of the recipe.
+    Accumulation makes up exactly the batch of the recipe; see `sizes.micro_batches`.
     """
-    device = models.device_of(row)
-    micro = max(n for n in range(1, row.micro_batch_size + 1) if training.global_batch_size % n == 0)
-    knobs = training.model_dump(exclude={"global_batch_size", "max_length", "lora"})
+    micro, accumulation = micro_batches(training.global_batch_size, row)
+    knobs = training.model_dump(exclude=OWN_FIELDS)
     return {
         **knobs,
         "output_dir": str(out / "checkpoints"),
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": training.global_batch_size // micro,
-        "use_cpu": device == "cpu",
+        "gradient_accumulation_steps": accumulation,
+        "use_cpu": models.device_of(row) == "cpu",
         "bf16": row.precision == "bf16",
         "activation_checkpointing": row.activation_checkpointing,
+        "deepspeed": deepspeed_config(training, row),
+        "average_tokens_across_devices": True,  # SFT's loss is a mean over the tokens of the whole global batch
+        "ddp_find_unused_parameters": False,
         "seed": seed,
         "data_seed": seed,
         "save_strategy": "steps",
@@ -58,26 +70,107 @@ def arguments(training: Training, row: Row, seed: int, out: Path) -> dict[str, A
     }
 
 
+def deepspeed_config(training: Training, row: Row) -> dict[str, Any] | None:
+    """Return the row's DeepSpeed file, with what follows from the recipe left for transformers to fill in."""
+    if row.deepspeed is None:
+        return None
+    config = copy.deepcopy(row.deepspeed)
+    zero = config["zero_optimization"]
+    if zero["stage"] == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True  # in the compute dtype, whatever the name says
+    if "offload_optimizer" in zero and not training.optim.startswith("adamw"):
+        config["zero_force_ds_cpu_optimizer"] = False  # DeepSpeed's own CPU optimizer is an Adam
+    return {
+        **config,
+        "bf16": {"enabled": "auto"},
+        "gradient_clipping": "auto",
+        "gradient_accumulation_steps": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "train_batch_size": "auto",
+    }
+
+
 def prepare(row: Row, seed: int) -> None:
     """Set threads and seeds before a model is made."""
     models.set_threads(row)
     set_seed(seed)
 
 
-def run(trainer: Trainer, out: Path, start: Path, lora: Lora | None) -> dict[str, Any]:
+def start_from(start: Policy, row: Row, out: Path) -> Policy:
+    """Return a policy of plain weights, equal to `start`.
+
+    Under ZeRO-3 no rank ever holds the whole model, so adapters cannot be merged while loading: rank 0 does it beforehand.
+    """
+    if row.zero_stage != 3 or not start.adapters:
+        return start
+    merged = out / "cache" / "merged"
+    with ranks.first():
+        if ranks.rank() == 0 and not merged.is_dir():
+            partial = merged.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            models.load_model(start, row, _dtype(row)).save_pretrained(partial)
+            partial.rename(merged)
+    return Policy(str(merged), None, (), start.tokenizer)
+
+
+def load(start: Policy, row: Row) -> PreTrainedModel:
+    """Load the weights to train. With ZeRO-3 the trainer's arguments must have been made before: they switch sharding on."""
+    return models.load_model(start, row, _dtype(row))
+
+
+def _dtype(row: Row) -> torch.dtype:
+    return torch.bfloat16 if row.deepspeed is not None and row.precision == "bf16" else torch.float32
+
+
+def lora_config(lora: Lora | None) -> LoraConfig | None:
+    """Turn a recipe's LoRA section into PEFT's."""
+    if lora is None:
+        return None
+    modules = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    return LoraConfig(task_type="CAUSAL_LM", **{**lora.model_dump(), "target_modules": modules})
+
+
+class StageTrainer(Trainer):
+    """Mixed into TRL's trainers: our order of rows, checkpoints without what nobody reads, and more numbers per step."""
+
+    arrange: Arrange | None = None
+    """How the rows of a global batch are put together into micro-batches; None leaves them as they come."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> GlobalBatches:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        args = self.args
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        assert dataset is not None and args.data_seed is not None
+        return GlobalBatches(len(dataset), batch, args.data_seed, self.arrange)  # type: ignore[arg-type]
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the policy; in a checkpoint of DeepSpeed, which has its own shards, not the gathered weights besides.
+
+        For 70B that would be 140 GB through rank 0 at every checkpoint, and resuming does not read it.
+        """
+        if not (_internal_call and self.is_deepspeed_enabled):
+            super().save_model(output_dir, _internal_call)
+
+
+def run(trainer: Trainer, out: Path, start: Path, is_adapter: bool, training: Training, row: Row) -> dict[str, Any]:
     """Train from the last complete checkpoint, if any, and save the policy. Returns counts for `done.json`.
 
-    `start` is the stage folder of the policy that training started from; with `lora` an adapter was trained.
+    `start` is the stage folder of the policy that training started from. Raises `ranks.Stopped` when it was asked to stop.
     """
-    trainer.add_callback(_Watcher(out))
-    last = last_checkpoint(out / "checkpoints")
+    watcher = Watcher(out, training, row)
+    trainer.add_callback(watcher)
+    last = resumable(out / "checkpoints", row)
     if last:
         logger.info("going on from %s", last.name)
     began = time.monotonic()
     result = trainer.train(resume_from_checkpoint=str(last) if last else None)
-    _check_finite(trainer)
-    _save(trainer, out, start, lora)
-    _write_metrics(out, trainer.state.log_history)
+    if watcher.stopped and trainer.state.global_step < trainer.state.max_steps:
+        raise ranks.Stopped(
+            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, as asked; a checkpoint is written"
+        )
+    _save(trainer, out, start, is_adapter)
+    if ranks.rank() == 0:
+        _write_metrics(out, trainer.state.log_history)
     return {
         "steps": trainer.state.global_step,
         "train_loss": result.training_loss,
@@ -90,33 +183,121 @@ def run(trainer: Trainer, out: Path, start: Path, lora: Lora | None) -> dict[str
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the newest checkpoint that was written to its end, or None."""
     complete = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
-    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return max(complete, key=_step, default=None)
 
 
-class _Watcher(TrainerCallback):
-    """Tells progress and metrics to the stage's folder and to wandb, and marks checkpoints complete."""
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
+
+def resumable(folder: Path, row: Row) -> Path | None:
+    """Return the checkpoint to go on from, and remove half-written ones: kept, they would push out complete ones.
+
+    Raises `UserError` where the ranks that wrote it cannot be replaced by those of this row.
+    """
+    with ranks.first():
+        last = last_checkpoint(folder)
+        if ranks.rank() == 0:
+            for path in folder.glob("checkpoint-*"):
+                if not (path / COMPLETE).is_file():
+                    logger.info("removing %s, which was not written to its end", path.name)
+                    shutil.rmtree(path)
+    if last:
+        _check_ranks(last, row)
+    return last
+
+
+def _check_ranks(checkpoint: Path, row: Row) -> None:
+    """DeepSpeed's shards fit only the number of ranks that wrote them; DDP's checkpoints fit any."""
+    wrote = json.loads((checkpoint / COMPLETE).read_text())
+    if "deepspeed" not in wrote:
+        return
+    here = {"deepspeed": row.deepspeed is not None, "zero_stage": row.zero_stage, "world_size": row.world_size}
+    there = {name: wrote[name] for name in here}
+    if not (here["deepspeed"] or there["deepspeed"]) or here == there:
+        return
+    raise UserError(
+        f"{checkpoint.parent} was written by {_ranks_told(there)}, and this cluster file says {_ranks_told(here)}: DeepSpeed's "
+        f"shards fit only the ranks that wrote them. Go on with a cluster file that says the former, or remove "
+        f"{checkpoint.parent} to train this stage from its start"
+    )
+
+
+def _ranks_told(how: dict[str, Any]) -> str:
+    sharded = f"DeepSpeed ZeRO-{how['zero_stage']}" if how["deepspeed"] else "no DeepSpeed"
+    return f"{how['world_size']} processes with {sharded}"
+
+
+class Watcher(TrainerCallback):
+    """Tells progress and metrics to the stage's folder and to wandb, stops what diverges or is asked to stop, and marks
+    checkpoints complete. On every rank, since ranks must agree when to save and when to stop."""
+
+    def __init__(self, out: Path, training: Training, row: Row) -> None:
+        self.out, self.training, self.row = out, training, row
+        self.stopped = False
+        self.saved = time.monotonic()
+        self.above = 0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        progress.write(self.out, state.global_step, state.max_steps, "steps")
+        self._tell(state)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Save when time is up; save and stop when a file `stop` lies in the stage's folder. Rank 0 looks, all do it."""
+        minutes = self.row.save_minutes
+        due = minutes is not None and time.monotonic() - self.saved > 60 * minutes
+        wanted = ranks.agree(2 if (self.out / "stop").exists() else 1 if due else 0)
+        control.should_save = control.should_save or wanted > 0
+        self.stopped = wanted == 2
+        control.should_training_stop = control.should_training_stop or self.stopped
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         numbers = {key: value for key, value in (logs or {}).items() if isinstance(value, int | float)}
         if "loss" not in numbers:
             return
-        if not math.isfinite(numbers["loss"]):
-            raise UserError(f"the loss became {numbers['loss']} at step {state.global_step}: lower learning_rate, or check the "
-                            f"data of this stage")  # fmt: skip
-        shown = {name: numbers[key] for key, name in _SHOWN.items() if key in numbers}
-        progress.write(self.out, state.global_step, state.max_steps, "steps", **shown)
-        tracking.log(numbers, state.global_step)
+        self._stop_what_diverges(numbers, state, control)
+        if ranks.rank() == 0:
+            shown = {name: numbers[key] for key, name in _SHOWN.items() if key in numbers}
+            self._tell(state, **shown)
+            tracking.log(numbers, state.global_step)
+
+    def _stop_what_diverges(self, numbers: Mapping[str, float], state: Any, control: Any) -> None:
+        """Raise `UserError` for a loss or gradient that is no number, or a loss above the recipe's bound for too long.
+
+        No checkpoint is written while the loss is above: the last good one stays.
+        """
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(numbers.get(name, 0.0)):
+                raise UserError(f"the {name.replace('grad_norm', 'gradient norm')} became {numbers[name]} at step "
+                                f"{state.global_step}: lower learning_rate, or check the data of this stage. {self._kept()}")  # fmt: skip
+        bound = self.training.stop_on_loss_above
+        self.above = self.above + 1 if bound is not None and numbers["loss"] > bound else 0
+        if self.above:
+            control.should_save = False
+        if self.above >= self.training.stop_after_steps:
+            raise UserError(
+                f"the loss was above stop_on_loss_above = {bound} for {self.above} steps, at step {state.global_step} "
+                f"{numbers['loss']:.4g}: the run diverges. Lower learning_rate or beta, or raise the bound. {self._kept()}"
+            )
+
+    def _kept(self) -> str:
+        last = last_checkpoint(self.out / "checkpoints")
+        return f"The last good checkpoint is {last}" if last else "No checkpoint was written before"
 
     def on_save(self, args, state, control, **kwargs):
+        """Mark a checkpoint as complete once every rank has written its part."""
+        ranks.barrier()
+        self.saved = time.monotonic()
+        if ranks.rank() != 0:
+            return
+        mark = {"step": state.global_step, "world_size": self.row.world_size, "deepspeed": self.row.deepspeed is not None,
+                "zero_stage": self.row.zero_stage}  # fmt: skip
         folder = self.out / "checkpoints" / f"checkpoint-{state.global_step}"
-        (folder / COMPLETE).write_text(json.dumps({"step": state.global_step}))
+        (folder / COMPLETE).write_text(json.dumps(mark))
         _write_metrics(self.out, state.log_history)
+
+    def _tell(self, state: Any, **numbers: float) -> None:
+        if ranks.rank() == 0:
+            progress.write(self.out, state.global_step, state.max_steps, "steps", **numbers)
 
 
 _SHOWN = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy", "learning_rate": "lr"}
@@ -127,23 +308,39 @@ def _model(trainer: Trainer) -> torch.nn.Module:
     return trainer.model
 
 
-def _check_finite(trainer: Trainer) -> None:
-    for name, parameter in _model(trainer).named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise UserError(f"training ended with non-finite weights in {name}: lower learning_rate, or check the data")
+def _save(trainer: Trainer, out: Path, start: Path, is_adapter: bool) -> None:
+    """Write the new policy under a temporary name first, so that a folder of that name is always whole.
 
-
-def _save(trainer: Trainer, out: Path, start: Path, lora: Lora | None) -> None:
-    """Write the new policy under a temporary name first, so that a folder of that name is always whole."""
-    name = "model" if lora is None else "adapter"
+    One folder in one piece, whatever the ranks: under ZeRO-3 rank 0 gathers the weights one after the other on its CPU.
+    """
+    name = "adapter" if is_adapter else "model"
     partial = out / f"{name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    if ranks.rank() == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+    ranks.barrier()
     trainer.save_model(str(partial))
+    ranks.barrier()
+    if ranks.rank() != 0:
+        return
+    _check_finite(partial)
     for extra in ("training_args.bin", "README.md"):  # a pickle and a stub that nothing here reads
         (partial / extra).unlink(missing_ok=True)
     shutil.rmtree(out / name, ignore_errors=True)
     partial.rename(out / name)
-    adapters.write_policy(out, start, lora)
+    (policy.write_adapter if is_adapter else policy.write_weights)(out, start)
+
+
+def _check_finite(folder: Path) -> None:
+    """Read the saved weights back, one tensor at a time: under ZeRO-3 no rank has them whole."""
+    from safetensors import safe_open
+
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118
+                if not torch.isfinite(weights.get_tensor(name)).all():
+                    raise UserError(
+                        f"training ended with non-finite weights in {name}: lower learning_rate, or check the data"
+                    )
 
 
 def _write_metrics(out: Path, history: list[dict[str, Any]]) -> None:

@@ -1,7 +1,8 @@
-"""Run one stage in this process: claim its folder, call its function, write `done.json` last.
+"""Run one stage: claim its folder, call its function, write `done.json` last.
 
 The same entry serves every launcher: it needs the stage's folder, prepared by `store.prepare`, and a cluster row. A launcher
-that starts a fresh interpreter calls `python -m train.worker JOB.json`, where the file holds a `Job`.
+that starts a fresh interpreter calls `python -m train.worker JOB.json`, where the file holds a `Job`; torchrun starts the same
+line as every rank. Rank 0 then claims the folder and writes to it; the others only compute, and log to `logs/rank-N.txt`.
 """
 
 import importlib
@@ -10,6 +11,7 @@ import logging
 import os
 import shutil
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -18,12 +20,13 @@ from typing import Any
 
 from data_prep.errors import UserError
 from data_prep.schema import Section
-from train import policy, store, tracking
+from train import policy, ranks, store, tracking
 from train.cluster import Row
 
 logger = logging.getLogger("rounds")
 
 _DATA_STAGES = {"source": "data_prep.build", "data": "data_prep.build"}
+_SECONDS_BETWEEN_LOOKS = 0.5
 
 
 class Job(Section):
@@ -45,37 +48,66 @@ def function_of(name: str) -> Callable[[dict, dict[str, Path], Path, Row], dict]
 def run(job: Job) -> None:
     """Compute the stage unless it is done; when another run holds it, wait and take its answer.
 
-    On failure `failed.json` says why, and the exception goes on to the caller.
+    On failure `failed.json` says why, and the exception goes on to the caller. As a rank other than 0 it computes along.
     """
+    others = ranks.Others() if ranks.world_size() > 1 else None
+    if others and ranks.rank() > 0:
+        if others.wait():
+            _compute_along(job, others)
+        return
     with store.claim(job.folder):
-        if store.done(job.folder):
+        record = None if store.done(job.folder) else _claimed(job, others)
+        if record is None:
+            if others:
+                others.tell(go=False)
             return
-        (job.folder / "failed.json").unlink(missing_ok=True)
-        (job.folder / "progress.json").unlink(missing_ok=True)
-        spec = store.spec(job.folder)
-        inputs = store.inputs(job.folder)
-        started = time.time()
-        try:
-            record = _skip(spec, inputs)
-            if record and spec["function"] in ("sft", "dpo"):
-                policy.write_same(job.folder, inputs["policy"])  # what follows, a gate or the export, goes on with that
-            record = record or _compute(spec, inputs, job)
-        except Exception as error:  # not an interruption: that is no failure, and the next run goes on
-            _record_failure(job.folder, error)
-            raise
         _remove_side_folders(job.folder)
         digests = {
             str(path.relative_to(job.folder)): store.file_digest(path) for path in store.result_files(job.folder)
         }
-        store.write_json(
-            job.folder / "done.json",
-            {"status": "done", **record, "seconds": round(time.time() - started, 3), "finished": time.time(),
-             "digests": digests},
-        )  # fmt: skip
-        logger.info("done in %.1f s: %s", time.time() - started, json.dumps(record.get("counts", {}))[:2000])
+        store.write_json(job.folder / "done.json", {**record, "finished": time.time(), "digests": digests})
+        logger.info("done in %.1f s: %s", record["seconds"], json.dumps(record.get("counts", {}))[:2000])
 
 
-def _compute(spec: dict, inputs: dict[str, Path], job: Job) -> dict[str, Any]:
+def _claimed(job: Job, others: ranks.Others | None) -> dict[str, Any]:
+    """Compute a stage that this process holds, and return what `done.json` will say."""
+    for name in ("failed.json", "progress.json"):
+        (job.folder / name).unlink(missing_ok=True)
+    spec = store.spec(job.folder)
+    inputs = store.inputs(job.folder)
+    started = time.time()
+    try:
+        record = _skip(spec, inputs)
+        if others:
+            others.tell(go=record is None)
+        if record and spec["function"] in ranks.TOGETHER:
+            policy.write_same(job.folder, inputs["policy"])  # what follows, a gate or the export, goes on with that
+        if record is None:
+            _check_inputs(spec, inputs, job)
+            if others:
+                others.join(job.row)
+            record = {"counts": _compute(spec, inputs, job)}
+    except ranks.Stopped:
+        raise
+    except Exception as error:  # not an interruption: that is no failure, and the next run goes on
+        _record_failure(job, error)
+        raise
+    return {"status": "done", **record, "seconds": round(time.time() - started, 3)}
+
+
+def _compute_along(job: Job, others: ranks.Others) -> None:
+    """Do a rank's share of a stage that rank 0 holds."""
+    try:
+        others.join(job.row)
+        _compute(store.spec(job.folder), store.inputs(job.folder), job.model_copy(update={"wandb": None}))
+    except ranks.Stopped:
+        raise
+    except Exception as error:
+        _record_failure(job, error)
+        raise
+
+
+def _check_inputs(spec: dict, inputs: dict[str, Path], job: Job) -> None:
     for name, folder in inputs.items():
         entry = spec["inputs"][name]
         if "stage" in entry and not store.done(folder):
@@ -85,10 +117,13 @@ def _compute(spec: dict, inputs: dict[str, Path], job: Job) -> dict[str, Any]:
             and store.asset(job.folder.parent, folder, tuple(entry["patterns"])).digest != entry["digest"]
         ):
             raise UserError(f"input {name}: {folder} has changed since the run was planned; run the recipe again")
-    logger.info("stage %s (%s) starts", spec["name"], job.folder.name)
+
+
+def _compute(spec: dict, inputs: dict[str, Path], job: Job) -> dict[str, Any]:
+    where = f", rank {ranks.rank()} of {ranks.world_size()} on {ranks.node()}" if ranks.world_size() > 1 else ""
+    logger.info("stage %s (%s) starts%s", spec["name"], job.folder.name, where)
     with tracking.job(job.wandb, spec, job.folder):
-        counts = function_of(spec["function"])(spec["params"], inputs, job.folder, job.row)
-    return {"counts": counts}
+        return function_of(spec["function"])(spec["params"], inputs, job.folder, job.row)
 
 
 def _skip(spec: dict, inputs: dict[str, Path]) -> dict[str, Any] | None:
@@ -105,20 +140,38 @@ def _skip(spec: dict, inputs: dict[str, Path]) -> dict[str, Any] | None:
     return None
 
 
-def _record_failure(folder: Path, error: Exception) -> None:
-    if isinstance(error, UserError):
-        logger.error("%s", error)
-    else:
-        logger.error("%s", traceback.format_exc())
-    known = isinstance(error, UserError)
-    text = (
-        str(error) if known else f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-    )
-    failure = {"message": text, "user_error": known, "time": time.time()}
+def _record_failure(job: Job, error: Exception) -> None:
+    """Say why in `failed.json`. Of several ranks the first cause stays: the others mostly fail because of it."""
+    known, lost = isinstance(error, UserError), ranks.is_lost_contact(error)
+    first_line = str(error).splitlines()[0] if str(error) else "no message"
+    text = str(error) if known else _out_of_memory(error) or f"{type(error).__name__}: {first_line}"
+    failure: dict[str, Any] = {"message": text, "user_error": known, "time": time.time()}
+    if ranks.world_size() > 1:
+        failure |= {"log": str(log_of(job.folder)), "lost_contact": lost}
+        failure["message"] = text if known else f"rank {ranks.rank()} on {ranks.node()}: {text}"
+    path = job.folder / "failed.json"
+    before = store.read_json(path)
+    if before and (lost or not before.get("lost_contact")):
+        return
     try:
-        store.write_json(folder / "failed.json", failure)
+        store.write_json(path, failure)
     except OSError:  # the disk is full, perhaps: the caller still hears of the first error
-        logger.error("could not write %s", folder / "failed.json")
+        logger.error("could not write %s", path)
+
+
+def _out_of_memory(error: Exception) -> str | None:
+    cuda, text = type(error).__name__ == "OutOfMemoryError", str(error)
+    if not (cuda or isinstance(error, MemoryError) or "DefaultCPUAllocator" in text):
+        return None
+    return (
+        f"out of {'GPU ' if cuda else ''}memory: lower micro_batch_size, set activation_checkpointing: true, or shard more "
+        f"(deepspeed, more processes) in the cluster file ({text.splitlines()[0][:200] if text else 'no message'})"
+    )
+
+
+def log_of(folder: Path) -> Path:
+    """Return the file that this rank's output goes to."""
+    return folder / "log.txt" if ranks.rank() == 0 else folder / "logs" / f"rank-{ranks.rank()}.txt"
 
 
 def _remove_side_folders(folder: Path) -> None:
@@ -128,14 +181,29 @@ def _remove_side_folders(folder: Path) -> None:
 
 def main(job: Job) -> None:
     """Entry of a fresh process: everything printed goes to the stage's log, and the exit code tells the outcome."""
-    _write_to(job.folder / "log.txt")
+    log = log_of(job.folder)
+    log.parent.mkdir(exist_ok=True)
+    write_to(log)
     try:
         run(job)
-    except BaseException:
-        sys.exit(1)
+        ranks.leave()
+    except ranks.Stopped as stopped:
+        logger.info("%s", stopped)
+        _exit(ranks.EXIT_STOPPED)
+    except BaseException as error:
+        logger.error("%s", error if isinstance(error, UserError) else traceback.format_exc())
+        _exit(1)
 
 
-def _write_to(log: Path) -> None:
+def _exit(code: int) -> None:
+    """End this process. A rank does not tidy up: taking down a group whose other ranks are gone can hang."""
+    if ranks.world_size() == 1:
+        sys.exit(code)
+    logging.shutdown()
+    os._exit(code)
+
+
+def write_to(log: Path) -> None:
     """Send this process's output, its libraries' and its children's to the log file."""
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
@@ -144,5 +212,18 @@ def _write_to(log: Path) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
 
 
+def end_with_parent() -> None:
+    """Leave at once when the process that started this one is gone: an orphan would hold the stage against the next run."""
+    parent = os.getppid()
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        os._exit(1)
+
+    threading.Thread(target=look, daemon=True).start()
+
+
 if __name__ == "__main__":
+    end_with_parent()
     main(Job.model_validate_json(Path(sys.argv[1]).read_text()))

@@ -14,7 +14,8 @@ from train import yaml_layers
 from train.yaml_layers import position
 
 S = TypeVar("S", bound=Section)
-_PATH_FIELDS = ("path", "chat_template")
+_SHARED_FIELDS = ("chat_template", "deepspeed")
+_PATH_FIELDS = ("path", *_SHARED_FIELDS)
 PROJECT_RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 
@@ -89,7 +90,7 @@ def _absolute(data: Any, folder: Path) -> Any:
 
 
 def _resolve(field: str, value: str, folder: Path) -> str:
-    if field == "chat_template" and (shared := find(value, folder)):
+    if field in _SHARED_FIELDS and (shared := find(value, folder)):
         return str(shared)
     try:
         return str((folder / Path(value).expanduser()).resolve())

@@ -2,7 +2,6 @@
 
 import importlib
 from dataclasses import fields
-from inspect import signature
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,21 +9,20 @@ import pytest
 import yaml
 from peft import LoraConfig
 from pydantic import BaseModel
-from transformers import BitsAndBytesConfig
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 from trl import DPOConfig, SFTConfig
 
-from train import adapters, recipe, training
+from train import recipe, training
 from train.cluster import Row
 from train.pipeline import Plan, build_plan
-from train.recipe import QUANTISATION, Lora, Round, Sft, Training
+from train.recipe import Lora, Round, Sft, Training
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
 
 # Ours: read by a stage of our own, or turned into what the trainers have by `training.arguments`.
-OWN_TRAINING = {"global_batch_size", "lora"}
+OWN_TRAINING = {"global_batch_size", "lora", "stop_on_loss_above", "stop_after_steps"}
 OWN_SFT = {"data", "filters"}
 OWN_ROUND = {"name", "data", "filters", "reference", "gate"}
 LOSS_TYPES = ["sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
@@ -45,8 +43,7 @@ def test_every_dpo_knob_is_trls():
 
 
 def test_every_lora_knob_is_pefts():
-    assert set(Lora.model_fields) - {"start"} - set(QUANTISATION) <= names(LoraConfig)
-    assert set(QUANTISATION) <= set(signature(BitsAndBytesConfig).parameters)
+    assert set(Lora.model_fields) <= names(LoraConfig)
 
 
 def test_what_is_ours_is_not_a_trainers_by_accident():
@@ -102,12 +99,12 @@ def test_the_loss_types_are_all_that_trl_computes():
 
 
 def test_lora_becomes_pefts_config():
-    made = adapters.config(Lora(r=3, lora_alpha=6, lora_dropout=0.1, target_modules=("q_proj", "v_proj")))
+    made = training.lora_config(Lora(r=3, lora_alpha=6, lora_dropout=0.1, target_modules=("q_proj", "v_proj")))
     assert made is not None and (made.r, made.lora_alpha, made.lora_dropout) == (3, 6, 0.1)
     assert made.target_modules == {"q_proj", "v_proj"} and made.task_type == "CAUSAL_LM"
-    everything = adapters.config(Lora())
+    everything = training.lora_config(Lora())
     assert everything is not None and everything.target_modules == "all-linear"
-    assert adapters.config(None) is None
+    assert training.lora_config(None) is None
 
 
 # Params of planned stages

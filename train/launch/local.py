@@ -1,27 +1,33 @@
 """Run a plan on this machine, in order, each stage in a process of its own.
 
 The processes are forked from one that has already imported torch and TRL, so a stage starts at once and still leaves
-nothing behind in memory. When the launcher dies, however it dies, the running stage ends within a second.
+nothing behind in memory. Where the cluster row says more than one process, that process is torchrun's agent, and the ranks
+are fresh interpreters. When the launcher dies, however it dies, the running stage ends within a second or two.
 """
 
 import multiprocessing
 import os
-import shutil
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from data_prep.errors import UserError
-from train import store, worker
+from train import ranks, store, worker
 from train.cluster import Cluster
 from train.graph import Asset, Stage
+from train.launch import failures
 
 POLL_SECONDS = 0.2
 _PRELOAD = ["train.launch.preload"]
-_FULL_BYTES = 1 << 20
+_PORTS_TRIED = 3
+TORCHRUN_LOG = "logs/torchrun.txt"
 _LIGHT = {"source", "data", "gate"}
 """Stages that need no torch; when only these are left, nothing is preloaded."""
 
@@ -57,36 +63,90 @@ def run(
             store.prepare(root, stage)  # done or not: where the user's files are now is read from here
     for stage in todo:
         folder = store.prepare(root, stage)
+        row = cluster.row(stage.row)
+        if stage.function in ranks.TOGETHER and row.nodes > 1:
+            raise UserError(f"the cluster row `{stage.row}` says nodes: {row.nodes}; this machine is one node: use a SLURM cluster "
+                            "file, or set nodes: 1")  # fmt: skip
+        (folder / "stop").unlink(missing_ok=True)
         watch(Event("starts", stage, folder))
-        job = worker.Job(folder=folder.resolve(), row=cluster.row(stage.row), wandb=wandb)
-        process = context.Process(target=_child, args=(job,), name=stage.name)
+        job = worker.Job(folder=folder.resolve(), row=row, wandb=wandb)
+        exit_code, output = _run_one(context, job, stage, watch)
+        if not store.done(folder):
+            if (folder / "stop").exists() and exit_code and not (folder / "failed.json").exists():
+                raise StageFailed(
+                    f"{stage.name} stopped, as the file {folder / 'stop'} asked; the same command goes on from there"
+                )
+            raise StageFailed(failures.why(stage.name, folder, exit_code, output))
+        watch(Event("done", stage, folder))
+
+
+def _run_one(context: Any, job: worker.Job, stage: Stage, watch: Callable[[Event], None]) -> tuple[int | None, str]:
+    """Run a stage to its end, alone or as several ranks. Returns the exit code and what torchrun said."""
+    together = ranks.processes(stage.function, job.row) != (1, 1)
+    output = ""
+    for _ in range(_PORTS_TRIED if together else 1):
+        process = context.Process(target=_agent if together else _child, args=(job,), name=stage.name)
         process.start()
         try:
-            _follow(process, stage, folder, watch)
+            _follow(process, stage, job.folder, watch)
         finally:
             if process.is_alive():
                 process.terminate()
                 process.join()
-        if not store.done(folder):
-            raise StageFailed(_why(stage, folder, process.exitcode))
-        watch(Event("done", stage, folder))
+        output = (job.folder / TORCHRUN_LOG).read_text(errors="replace") if together else ""
+        if not failures.port_taken(output):
+            break
+    return process.exitcode, output
 
 
 def _follow(process: BaseProcess, stage: Stage, folder: Path, watch: Callable[[Event], None]) -> None:
-    holder = None
+    holder, waiting = None, False
     while process.is_alive():
         process.join(POLL_SECONDS)
-        record = store.read_json(folder / "holder.json") or {}
-        waiting = record.get("pid") not in (None, process.pid)
-        if waiting and holder != record["pid"]:
-            watch(Event("waits", stage, folder))
-        holder = record.get("pid") if waiting else None
+        pid = (store.read_json(folder / "holder.json") or {}).get("pid")
+        if pid != holder:
+            holder, waiting = pid, pid is not None and not _is_ours(pid, process.pid)
+            if waiting:
+                watch(Event("waits", stage, folder))
         watch(Event("moves", stage, folder))
+
+
+def _is_ours(pid: int, process: int | None) -> bool:
+    """Tell whether a process is ours or, as a rank is of torchrun, one that ours started."""
+    try:
+        return pid == process or any(parent.pid == process for parent in psutil.Process(pid).parents())
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _child(job: worker.Job) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    # One process uses one GPU; of several, Trainer would make replicas.
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     worker.main(job)
+
+
+def _agent(job: worker.Job) -> None:
+    """Be torchrun's agent for one node: start the ranks, and end them all when one fails or the launcher is gone."""
+    from torch.distributed import run as torchrun
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    store.write_json(job.folder / "job.json", job.model_dump(mode="json"))
+    log = job.folder / TORCHRUN_LOG
+    log.parent.mkdir(exist_ok=True)
+    log.unlink(missing_ok=True)
+    worker.write_to(log)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // job.row.processes)))
+    torchrun.main(
+        ["--nnodes=1", f"--nproc-per-node={job.row.processes}", "--node-rank=0", "--master-addr=127.0.0.1",
+         f"--master-port={_free_port()}", "--max-restarts=0", "-m", "train.worker", str(job.folder / "job.json")]
+    )  # fmt: skip
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _end_with_parent() -> None:
@@ -103,22 +163,3 @@ def _set_environment() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TQDM_DISABLE", "1")  # progress goes to progress.json; bars would only fill the log
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault(
-        "CUDA_VISIBLE_DEVICES", "0"
-    )  # one process uses one GPU; of several, Trainer would make replicas
-
-
-def _why(stage: Stage, folder: Path, exit_code: int | None) -> str:
-    failure = store.read_json(folder / "failed.json")
-    if failure is None:
-        cause = (
-            f"its process was ended by signal {-exit_code}" if exit_code and exit_code < 0 else f"exit code {exit_code}"
-        )
-        if exit_code == -9:
-            cause += " (killed; out of memory, perhaps)"
-        if shutil.disk_usage(folder).free < _FULL_BYTES:
-            cause += "; the store's disk is full"
-        return f"{stage.name} did not finish: {cause}. Log: {folder / 'log.txt'}. The same command goes on from here."
-    if failure["user_error"]:
-        return f"{stage.name}: {failure['message']}"
-    return f"{stage.name} failed: {failure['message']}. The traceback is in {folder / 'log.txt'}."

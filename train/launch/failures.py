@@ -1,0 +1,55 @@
+"""Why a stage did not finish, as one message: what its ranks said, and what torchrun said of those that could not speak."""
+
+import re
+import shutil
+from pathlib import Path
+
+from train import store
+
+_FULL_BYTES = 1 << 20
+_ENDED = re.compile(r"failed \(exitcode: (-\d+)\) local_rank: (\d+) \(pid: (\d+)\)")
+_PORT_TAKEN = "EADDRINUSE"
+
+
+def why(name: str, folder: Path, exit_code: int | None, torchrun_output: str = "") -> str:
+    """Explain the end of stage `name`. `torchrun_output` is what the agents of its nodes printed, if there were any.
+
+    A rank that is killed writes nothing, and the others only that they lost contact: then the agent knows the cause.
+    """
+    failure = store.read_json(folder / "failed.json")
+    killed = _ENDED.search(torchrun_output)
+    if killed and (failure is None or failure.get("lost_contact")):
+        signal, local_rank, pid = (abs(int(part)) for part in killed.groups())
+        logs = folder / "logs"
+        return (
+            f"{name} did not finish: the rank with local rank {local_rank} (process {pid}) was ended by signal {signal}"
+            f"{_KILLED if signal == 9 else ''}. Logs: {folder / 'log.txt'} (rank 0), {logs}. "
+            "The same command goes on from the last checkpoint."
+        )
+    if failure is None:
+        if _PORT_TAKEN in torchrun_output:
+            return (
+                f"{name} did not start: the port for its ranks was taken by another program. Run the same command again"
+            )
+        return f"{name} did not finish: {_cause(folder, exit_code)}. Log: {folder / 'log.txt'}. The same command goes on from here."
+    if failure["user_error"]:
+        return f"{name}: {failure['message']}"
+    log = failure.get("log", folder / "log.txt")
+    return f"{name} failed: {failure['message']}. The traceback is in {log}."
+
+
+_KILLED = " (killed; out of memory, perhaps)"
+
+
+def _cause(folder: Path, exit_code: int | None) -> str:
+    cause = f"its process was ended by signal {-exit_code}" if exit_code and exit_code < 0 else f"exit code {exit_code}"
+    if exit_code == -9:
+        cause += _KILLED
+    if shutil.disk_usage(folder).free < _FULL_BYTES:
+        cause += "; the store's disk is full"
+    return cause
+
+
+def port_taken(torchrun_output: str) -> bool:
+    """Tell whether the ranks could not meet because another program held their port."""
+    return _PORT_TAKEN in torchrun_output

@@ -1,0 +1,30 @@
+"""How a recipe's global batch is divided over the ranks of a cluster row. No torch: planning refuses what does not divide."""
+
+from data_prep.errors import UserError
+from train.cluster import Row
+
+
+def micro_batches(global_batch_size: int, row: Row) -> tuple[int, int]:
+    """Return (micro-batch, accumulation) with micro-batch x accumulation x ranks = the global batch.
+
+    The micro-batch is the largest that divides and is no larger than the row's. Raises `UserError` where the ranks do not
+    divide the batch, naming the nearest numbers that do.
+    """
+    ranks = row.world_size
+    if global_batch_size % ranks:
+        raise UserError(
+            f"global_batch_size {global_batch_size} does not divide over {row.nodes} nodes x {row.processes} processes = {ranks} "
+            f"ranks: {_nearest(global_batch_size, row)}"
+        )
+    share = global_batch_size // ranks
+    micro = max(n for n in range(1, min(row.micro_batch_size, share) + 1) if share % n == 0)
+    return micro, share // micro
+
+
+def _nearest(global_batch_size: int, row: Row) -> str:
+    ranks = row.world_size
+    below, above = global_batch_size // ranks * ranks, -(-global_batch_size // ranks) * ranks
+    batches = " or ".join(str(n) for n in (below, above) if n)
+    processes = [n for n in range(1, row.processes + 1) if global_batch_size % (n * row.nodes) == 0]
+    fewer = f", or in the cluster file processes: {processes[-1]} on {row.nodes} nodes" if processes else ""
+    return f"set global_batch_size to {batches}{fewer}"
