@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from data_prep.schema import Section
 from train import yaml_file
+from train.devices import GpuName
 
 RowName = Literal["cpu", "train", "infer"]
 FROM_RECIPE = {
@@ -45,6 +46,8 @@ class Row(Section):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU where torch sees one."""
+    gpu: GpuName | None = None
+    """Kind of the GPUs, such as `h100-80`: `rounds plan` then says what a stage needs of them. Nothing else reads it."""
     nodes: Annotated[int, Field(gt=0)] = 1
     """Machines that one training stage runs on. More than one needs a SLURM cluster."""
     processes: Annotated[int, Field(gt=0)] = 1

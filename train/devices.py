@@ -1,0 +1,36 @@
+"""What a GPU has: memory, and arithmetic per second. Dense figures of the vendors' data sheets, without sparsity.
+
+`utilisation` is the share of it that training reaches in practice, counted over all arithmetic that is done, recomputation
+included. It is what `rounds plan` assumes and no promise; docs/planner.md holds it against published throughputs.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+GpuName = Literal["h200-141", "h100-80", "a100-80", "a100-40", "l40s-48", "a10g-24", "l4-24", "rtx4090-24"]
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One kind of GPU."""
+
+    memory: float
+    """GiB that torch sees as a whole."""
+    bf16: float
+    """TFLOP/s of dense bf16 products with fp32 sums."""
+    fp32: float
+    """TFLOP/s of fp32, without TF32."""
+    utilisation: float = 0.4
+
+
+GPUS: dict[GpuName, Gpu] = {
+    "h200-141": Gpu(139.8, 989, 67),
+    "h100-80": Gpu(79.1, 989, 67),
+    # An A100 has less arithmetic for its bandwidth, so more of it is reached.
+    "a100-80": Gpu(79.1, 312, 19.5, utilisation=0.5),
+    "a100-40": Gpu(39.4, 312, 19.5, utilisation=0.5),
+    "l40s-48": Gpu(44.4, 362, 91.6),
+    "a10g-24": Gpu(22.1, 70, 31.2, utilisation=0.5),
+    "l4-24": Gpu(22.1, 121, 30.3),
+    "rtx4090-24": Gpu(23.5, 165, 82.6),
+}
