@@ -21,6 +21,7 @@ from data_prep.errors import UserError
 from data_prep.files import ROW
 from data_prep.mix import choose, mix, repeated_id
 from data_prep.records import SCHEMAS, Kind, Record, read_kind, read_records, write_records
+from data_prep.rewrite import rewrite
 from data_prep.schema import FilterUse, MixItem, SourceUse
 from data_prep.sieve import Sieve, Sifted, sift
 from data_prep.spool import Spool
@@ -50,9 +51,9 @@ class _Filtered:
 def source(params: dict[str, Any], inputs: dict[str, Path], out: Path, machine: Any) -> dict[str, Any]:
     """Fetch one set and write its rows as records.
 
-    `params`: `use` (a `SourceUse` without `path`), `source_version`, `repository`, `revision`. `inputs` may hold
-    `path`, a local copy. Raises `UserError` when more than `use.max_bad_share` of the rows do not fit, or no record
-    is left.
+    `params`: `use` (a `SourceUse` without `path`), `source_version`, `repository`, `revision`, and where rows are changed
+    `system_prompt` and `phi`, a `FilterUse`. `inputs` may hold `path`, a local copy. Raises `UserError` when more than
+    `use.max_bad_share` of the rows do not fit, or no record is left.
     """
     use = SourceUse.model_validate(
         {
@@ -78,12 +79,16 @@ def source(params: dict[str, Any], inputs: dict[str, Path], out: Path, machine: 
             f"{where}: none of {tally.rows} rows of split {use.split!r} became a record {dict(tally.dropped)}"
         )
     chosen = _keep(out / RECORDS, use, kind, count)
-    logger.info("%s: %d rows, %d records, dropped %s", where, tally.rows, chosen, dict(tally.dropped))
+    left, masked = _rewritten(params, kind, chosen, tally, out)
+    if not left:
+        raise UserError(f"{where}: filter phi dropped all {chosen} rows {dict(tally.dropped)}; `phi: mask` keeps them")
+    logger.info("%s: %d rows, %d records, dropped %s", where, tally.rows, left, dict(tally.dropped))
     return {
         "rows": tally.rows,
-        "records": chosen,
+        "records": left,
         "dropped": dict(tally.dropped),
         "not_chosen": count - chosen,
+        "phi": masked,
         "licence": use.licence or origin.licence or None,
         "repository": params.get("repository"),
         "revision": params.get("revision"),
@@ -175,6 +180,28 @@ def _keep(path: Path, use: SourceUse, kind: Kind, count: int) -> int:
         return count
     places = set(choose([record.id for record in read_records(path)], use.max_rows, "source", use.seed))
     return write_records(path, (each for place, each in enumerate(read_records(path)) if place in places), kind)
+
+
+def _rewritten(
+    params: Mapping[str, Any], kind: Kind, count: int, tally: _Tally, out: Path
+) -> tuple[int, dict[str, Any] | None]:
+    """Apply what is done to every row of the source; return how many are left, and the counts of `phi` where it is on."""
+    phi = FilterUse.model_validate(params["phi"]) if params.get("phi") else None
+    system_prompt = params.get("system_prompt")
+    if not (phi or system_prompt):
+        return count, None
+    found = rewrite(
+        out / RECORDS, kind, system_prompt=system_prompt, phi=phi, dropped=out / DROPPED, masked=out / MASKED
+    )
+    tally.dropped.update(found.dropped)
+    if phi is None:
+        return found.records, None
+    return found.records, {
+        "action": phi.settings.get("action", "mask"),
+        "rows": found.masked_rows,
+        "kinds": dict(sorted(found.masked.items())),
+        "dropped": sum(found.dropped.values()),
+    }
 
 
 def _named(inputs: Mapping[str, Path], prefix: str) -> list[tuple[str, Path]]:

@@ -1,5 +1,6 @@
 """The parts of a recipe that speak of data: sources, filters and mixes. Defaults live here and nowhere else."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -16,6 +17,28 @@ class Section(BaseModel):
 def _named(value: Any) -> Any:
     """Let a recipe write a plain name where a section with nothing but a name would do."""
     return {"name": value} if isinstance(value, str) else value
+
+
+class FilterUse(Section):
+    """One filter and its settings. The settings are checked by the filter's own `Settings`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+    """Name of a file in data_prep/filters."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings given beside the name."""
+        return dict(self.model_extra or {})
+
+
+def _phi(value: Any) -> Any:
+    """YAML 1.1 reads `phi: off` as false. A word is the action of the filter, a mapping its settings."""
+    if value is False or value == "off":
+        return "off"
+    settings = {"action": value} if isinstance(value, str) else value
+    return {**settings, "name": "phi"} if isinstance(settings, Mapping) else value
 
 
 class SourceUse(Section):
@@ -40,23 +63,16 @@ class SourceUse(Section):
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Rows that do not fit the source's schema are dropped and counted; above this share the stage stops."""
     licence: str | None = None
-    """`file` only: the licence of your rows, for the model card."""
+    """`file` only: the licence of your rows, such as `CC BY 4.0`; without one the recipe must list the source under
+    `allow_unlicensed`."""
+    phi: Annotated[FilterUse | Literal["off"] | None, BeforeValidator(_phi)] = None
+    """What may identify a person in these rows: `mask` it, `drop` the row, `off`, or settings of data_prep/filters/phi.py
+    such as {action: mask, min_score: 0.4}. None is `mask` for source `file` and `off` for published sets."""
+    system_prompt: str | None = None
+    """File with a system prompt, such as `prompts/exam.md`, for rows that bring none; relative to the recipe, or one of the
+    project's own. Its text is part of the stage key."""
     seed: int = 0
     """For generated sources, and for the choice of rows under `max_rows`."""
-
-
-class FilterUse(Section):
-    """One filter and its settings. The settings are checked by the filter's own `Settings`."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    name: str
-    """Name of a file in data_prep/filters."""
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings given beside the name."""
-        return dict(self.model_extra or {})
 
 
 class MixItem(Section):

@@ -17,8 +17,9 @@ from pydantic import ValidationError
 
 from data_prep import filters, sources
 from data_prep.errors import UserError, nearest
-from data_prep.schema import Mix, Section, SourceUse
-from train import store, tasks, yaml_file
+from data_prep.render import system_prompt
+from data_prep.schema import FilterUse, Mix, Section, SourceUse
+from train import benchmarks, store, tasks, yaml_file
 from train.graph import Asset, Stage, parents_first
 from train.policy import MODEL_FILES
 from train.recipe import Evaluate, Gate, Hub, Local, Recipe, Round, Sft, Tiny, Training
@@ -30,6 +31,8 @@ class Plan:
 
     recipe: Recipe
     stages: tuple[Stage, ...]
+    held_out: benchmarks.HeldOut
+    """What training rows are compared with, and what they cannot be compared with."""
 
     def stage(self, name: str) -> Stage:
         """Return the stage of that name."""
@@ -62,7 +65,7 @@ def build_plan(recipe: Recipe, root: Path, recipe_folder: Path) -> Plan:
     export = build.export(policy, rounds, evaluations)
     stages = parents_first([*evaluations.values(), export]) if recipe.evaluate else parents_first([export])
     report = Stage("report", "report", build.report_params(), {s.name: s for s in stages}, after_stop=True)
-    return Plan(recipe, (*stages, report))
+    return Plan(recipe, (*stages, report), build.held_out)
 
 
 class _Builder:
@@ -71,14 +74,19 @@ class _Builder:
     def __init__(self, recipe: Recipe, root: Path, recipe_folder: Path) -> None:
         self.recipe, self.root, self.recipe_folder = recipe, root, recipe_folder
         self.made: dict[str, Stage] = {}
+        self.held_out = benchmarks.held_out(recipe)
+        self.uses = {**self.held_out.uses, **recipe.sources}
+        for name in recipe.allow_unlicensed:
+            if name not in recipe.sources:
+                raise UserError(f"allow_unlicensed: no source is named {name!r}. {nearest(name, recipe.sources)}")
 
     def source(self, name: str, wanted_by: str, training: bool) -> Stage:
         """Fetch one named set of rows; refuse to train on a split that is for evaluation."""
-        if name not in self.recipe.sources:
+        if name not in self.uses:
             raise UserError(
                 f"{wanted_by}: no source is named {name!r} in the recipe. {nearest(name, self.recipe.sources)}"
             )
-        use = self.recipe.sources[name]
+        use = self.uses[name]
         registered = _checked_source(name, use)
         if training and use.split in registered.evaluation_only:
             raise UserError(
@@ -87,14 +95,47 @@ class _Builder:
         if name not in self.made:
             params = {
                 # A licence that is stated later, or better, must not train everything again.
-                "use": use.model_dump(mode="json", exclude={"path", "licence"}),
+                "use": use.model_dump(mode="json", exclude={"path", "licence", "phi", "system_prompt"}),
                 "source_version": registered.version,
                 "repository": registered.repository,
                 "revision": None if use.path else use.revision or registered.revision,
+                **self.changes(name, use, registered),
             }
             inputs = {"path": self.asset(use.path, f"sources.{name}.path")} if use.path else {}
+            self.check_licence(name, use, registered)
             self.made[name] = Stage(f"source.{name}", "source", params, inputs, 1)
         return self.made[name]
+
+    def check_licence(self, name: str, use: SourceUse, registered: sources.Source) -> None:
+        """Refuse rows whose licence nobody has stated, unless the recipe takes that upon itself."""
+        if not (use.licence or registered.licence or name in self.recipe.allow_unlicensed):
+            how = (
+                "state `licence:`, or"
+                if registered.kind_by_format
+                else "its publisher states none; to use it all the same,"
+            )
+            raise UserError(f"sources.{name}.licence: no licence is known for these rows: {how} list the source under "
+                            f"`allow_unlicensed: [{name}]`")  # fmt: skip
+
+    def changes(self, name: str, use: SourceUse, registered: sources.Source) -> dict[str, Any]:
+        """Return what is done to every row of a source: a system prompt said first, and the mask over who a person is."""
+        found: dict[str, Any] = {}
+        if use.system_prompt:
+            try:
+                found["system_prompt"] = system_prompt(Path(use.system_prompt))
+            except UserError as error:
+                raise UserError(f"sources.{name}.system_prompt: {error}") from None
+        phi = FilterUse.model_validate({"name": "phi"}) if use.phi is None and registered.kind_by_format else use.phi
+        if isinstance(phi, FilterUse):
+            try:
+                _checked_filter(phi)
+            except UserError as error:
+                chosen = "" if use.phi else " (on by default for your own files)"
+                raise UserError(
+                    f"sources.{name}.phi{chosen}: {error}. `phi: off` leaves the rows as they are"
+                ) from None
+            found["phi"] = phi.model_dump(mode="json")
+        return found
 
     def asset(self, path: str, field: str, patterns: tuple[str, ...] = ("*",)) -> Asset:
         """Digest one of the user's files, or a folder's files that fit a pattern."""
@@ -137,7 +178,7 @@ class _Builder:
         self.check_mix(mix, f"{where}.data", ("conversation", "question") if kind == "conversation" else (kind,))
         if any(use.name == "decontaminate" for use in used):
             inputs |= {
-                f"heldout.{source}": self.source(source, "evaluate", training=False) for source in self.heldout()
+                f"heldout.{source}": self.source(source, "evaluate", training=False) for source in self.held_out.uses
             }
         params = {
             "mix": [item.model_dump(mode="json") for item in mix],
@@ -168,14 +209,6 @@ class _Builder:
         """Make the instruction set."""
         assert self.recipe.sft
         return self.data("sft", self.recipe.sft, "conversation")
-
-    def heldout(self) -> list[str]:
-        """Name the sources that evaluation reads and training must not."""
-        evaluate = self.recipe.evaluate
-        if evaluate is None:
-            return []
-        named = [task.source for task in evaluate.tasks] + [evaluate.preferences, evaluate.conversations]
-        return list(dict.fromkeys(name for name in named if name))
 
     def sft(self, base: Stage) -> Stage:
         """Tokenise and pack on a CPU, then train."""

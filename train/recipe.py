@@ -283,6 +283,11 @@ class Recipe(Section):
     """Named sets of rows; each is fetched once, by a stage of its own."""
     filters: Filters = (FilterUse(name="exact_dedup"), FilterUse(name="decontaminate"))
     """Filters for every training set, in order, each a name or {name, its settings}."""
+    benchmarks: tuple[Name, ...] | None = None
+    """Registered sets whose test splits no training row may come from, besides all that the recipe evaluates on. None: the
+    usual medical exams and preference sets, where the recipe reads the hub; see train/benchmarks.py."""
+    allow_unlicensed: tuple[Name, ...] = ()
+    """Names under `sources` that may be used though no licence is stated for them; any other such source is refused."""
     sft: Sft | None = None
     """Supervised fine-tuning; without it the rounds start from the base model."""
     rounds: tuple[Round, ...] = ()

@@ -14,7 +14,8 @@ from train import yaml_layers
 from train.yaml_layers import position
 
 S = TypeVar("S", bound=Section)
-_SHARED_FIELDS = ("chat_template", "deepspeed")
+_SHARED_FIELDS = ("chat_template", "deepspeed", "system_prompt")
+"""Files that may be the project's own, under recipes/, where there is none of that name beside the recipe."""
 _PATH_FIELDS = ("path", *_SHARED_FIELDS)
 PROJECT_RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 

@@ -1,7 +1,10 @@
 """PubMedQA, the 1,000 expert-labelled questions: yes, no or maybe, answered from an abstract without its conclusion.
 
-In: hub `qiaojin/PubMedQA`, configuration `pqa_labeled`; or, as a local file, `ori_pqal.json` of the GitHub repository
-(object PMID -> row). Out: `Question`. Licence: MIT (the abstracts come from PubMed). https://pubmedqa.github.io
+In: hub `bigbio/pubmed_qa`, configuration `pubmed_qa_labeled_fold0_source`, splits `train` (450 rows), `validation` (50) and
+`test` (500, evaluation only: the official test half, which EleutherAI's harness scores); split `labeled`, all 1,000, from hub
+`qiaojin/PubMedQA`, configuration `pqa_labeled`, evaluation only. Or as a local file rows of that split, such as
+`ori_pqal.json` of the GitHub repository (object PMID -> row). Out: `Question`. Licence: MIT (the abstracts come from
+PubMed). https://pubmedqa.github.io
 Example row, of our own:
 
     {"pubid": 1, "question": "Does a nurse's call before surgery reduce cancellations?",
@@ -9,36 +12,44 @@ Example row, of our own:
      others, 15."], "labels": ["BACKGROUND", "RESULTS"]},
      "long_answer": "A call before surgery reduced cancellations.", "final_decision": "yes"}
 
-The hub set has the one split `train` and does not mark the official test half (500 PMIDs), so the one split offered
-here, `labeled`, is for evaluation only. `long_answer` is the conclusion: it gives the answer away and is never shown.
-The revision is the one that several public projects pin; it could not be checked against the hub from here.
+`long_answer` is the conclusion: it gives the answer away and is never shown. Rows of fold 0 have no PMID: they are named by
+their question. Its commit, which added the files of the fold, was read on a stored copy of its page on the hub; that of
+`labeled` is the one that several public projects pin, and could not be checked.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
 from data_prep import hub
-from data_prep.records import Message, Question
+from data_prep.records import Message, Question, stable_hash
 from data_prep.schema import SourceUse
 from data_prep.sources import Row, RowError, Source
 from data_prep.turns import identity, required, text
 
-REPOSITORY = "qiaojin/PubMedQA"
-REVISION = "9001f2853fb87cab8d220904e0de81ac6973b318"
+REPOSITORY = "bigbio/pubmed_qa"
+REVISION = "32707c4b9e3a7d8f5c34eae183a1924620839768"
+FOLD = "pubmed_qa_labeled_fold0_source"
+LABELED = "qiaojin/PubMedQA"
+LABELED_REVISION = "9001f2853fb87cab8d220904e0de81ac6973b318"
 CHOICES = ("yes", "no", "maybe")
 INSTRUCTION = "Answer yes, no or maybe."
 
 
 def rows(use: SourceUse) -> Iterator[Row | RowError]:
-    """Yield the rows of `pqa_labeled`, in the columns of the copy that is read."""
-    return hub.rows(use, REPOSITORY, revision=REVISION, split="train", config="pqa_labeled")
+    """Yield the rows of the split, in the columns of the copy that is read."""
+    if use.split != "labeled":
+        return hub.rows(use, REPOSITORY, revision=REVISION, split=use.split, config=FOLD)
+    # A recipe's `revision` is a commit of the other repository.
+    use = use.model_copy(update={"revision": None})
+    return hub.rows(use, LABELED, revision=LABELED_REVISION, split="train", config="pqa_labeled")
 
 
 def to_record(row: Row, index: int, use: SourceUse) -> Question:
     """Ask the question after the abstract's sections; `not_a_decision` where the label is none of the three."""
     row = _hub_columns(row) if "QUESTION" in row else row
-    name = identity(required(row, "pubid"), "pubid")
-    prompt = f"{_abstract(required(row, 'context'))}\n\nQuestion: {text(required(row, 'question'), 'question')}"
+    question = text(required(row, "question"), "question")
+    name = identity(required(row, "pubid"), "pubid") if "pubid" in row else f"{stable_hash(question):016x}"
+    prompt = f"{_abstract(required(row, 'context'))}\n\nQuestion: {question}"
     decision = text(required(row, "final_decision"), "final_decision").strip().lower()
     if decision not in CHOICES:
         raise RowError("not_a_decision")
@@ -70,12 +81,14 @@ SOURCE = Source(
     name="pubmedqa",
     description="yes/no/maybe questions on PubMed abstracts, 1,000 labelled by experts",
     licence="mit",
-    splits={"labeled": "question"},
+    splits={"train": "question", "validation": "question", "test": "question", "labeled": "question"},
     rows=rows,
     to_record=to_record,
     repository=REPOSITORY,
     revision=REVISION,
     verified=False,
-    columns=("pubid", "question", "context", "final_decision"),
-    evaluation_only=("labeled",),
+    companions={LABELED: LABELED_REVISION},
+    columns=("question", "context", "final_decision"),
+    evaluation_only=("test", "labeled"),
+    sizes={"train": 450, "validation": 50, "test": 500, "labeled": 1_000},
 )

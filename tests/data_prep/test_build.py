@@ -55,6 +55,7 @@ def test_source_counts_what_it_drops_and_never_writes_its_text(tmp_path: Path) -
         "records": 6,
         "dropped": {"duplicate_id": 1, "empty_answer": 1, "not_json": 1},
         "not_chosen": 0,
+        "phi": None,
         "licence": "mine",
         "repository": None,
         "revision": None,

@@ -89,8 +89,27 @@ def test_what_is_wrong_with_a_row_is_named(change: dict, reason: str) -> None:
         pubmedqa.to_record(ROWS[0] | change, 0, SourceUse(source="pubmedqa", split="labeled"))
 
 
-def test_its_only_split_is_for_evaluation() -> None:
-    assert set(pubmedqa.SOURCE.splits) == set(pubmedqa.SOURCE.evaluation_only)
+def test_the_rows_of_fold_0_are_the_same_questions_named_by_their_text(tmp_path: Path, write_parquet, convert) -> None:
+    rows = [
+        {
+            "QUESTION": row["question"],
+            "CONTEXTS": row["context"]["contexts"],
+            "LABELS": row["context"]["labels"],
+            "final_decision": row["final_decision"],
+        }
+        for row in ROWS
+    ]
+    write_parquet(tmp_path / "pubmed_qa_labeled_fold0_source" / "train-00000-of-00001.parquet", rows)
+    records, reasons = convert(SourceUse(source="pubmedqa", split="train", path=str(tmp_path)))
+    whole = write_parquet(tmp_path / "rows.parquet", ROWS)
+    labeled, _ = convert(SourceUse(source="pubmedqa", split="labeled", path=str(whole)))
+    assert not reasons
+    assert [record.prompt for record in records] == [record.prompt for record in labeled]
+    assert len({record.id for record in records}) == len(ROWS)
+
+
+def test_the_official_test_half_and_all_rows_together_are_for_evaluation() -> None:
+    assert set(pubmedqa.SOURCE.splits) - set(pubmedqa.SOURCE.evaluation_only) == {"train", "validation"}
 
 
 def test_the_real_half(shared_data: Path, convert) -> None:

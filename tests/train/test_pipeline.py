@@ -334,7 +334,15 @@ def own_rows(tmp_path: Path) -> Callable[[str, str], dict]:
         return {
             "name": "own",
             "base": {"kind": "local", "path": str(place / "model")},
-            "sources": {"rows": {"source": "file", "path": str(place / "rows.jsonl"), "format": "question_answer"}},
+            "sources": {
+                "rows": {
+                    "source": "file",
+                    "path": str(place / "rows.jsonl"),
+                    "format": "question_answer",
+                    "licence": "ours",
+                    "phi": "off",
+                }
+            },
             "filters": [],
             "sft": {"data": ["rows"], "max_length": 64, "global_batch_size": 2, "learning_rate": 1e-3},
         }

@@ -4,9 +4,10 @@ from typing import Annotated
 
 import typer
 
-from train import cluster, display, store, yaml_file
+from train import benchmarks, cluster, display, store, yaml_file
 from train.commands import options
 from train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, told
+from train.pipeline import Plan
 
 
 @told
@@ -37,3 +38,13 @@ def plan(
     for under in yaml_file.extended(file):
         options.console.print(f"extends {under}", highlight=False)
     options.console.print(display.plan_table(made, root))
+    for line in _notes(made):
+        options.console.print(line, style="yellow" if line.startswith("warning") else "", highlight=False, markup=False)
+
+
+def _notes(made: Plan) -> list[str]:
+    """Say what the training sets are compared with."""
+    data = {stage.name: stage for stage in made.stages if stage.function == "data"}
+    compared = [name for name, stage in data.items()
+                if any(use["name"] == "decontaminate" for use in stage.params["filters"])]  # fmt: skip
+    return benchmarks.told(made.held_out, compared, [name for name in data if name not in compared])
