@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_prep import filters, progress
-from data_prep.records import Conversation, Kind, Message, Record, read_batches, write_records
+from data_prep.records import Conversation, Kind, Message, Record, batches_in, read_batch, write_records
 from data_prep.schema import FilterUse
 
 
@@ -38,7 +38,8 @@ def rewrite(
     def rows() -> Iterator[Record]:
         done = 0
         with dropped.open("a", encoding="utf-8") as drops, masked.open("w", encoding="utf-8") as masks:
-            for _, records in read_batches(path):
+            for number in range(batches_in(path)):
+                _, records = read_batch(path, number)
                 verdicts = rule(records) if rule else [None] * len(records)
                 for record, verdict in zip(records, verdicts, strict=True):
                     if isinstance(verdict, str):

@@ -67,4 +67,5 @@ SOURCE = Source(
     columns=("encounter_id", "dialogue", "note"),
     evaluation_only=("test1", "test2", "test3"),
     mean_tokens={"train": (1570, 599)},
+    sizes={"train": 67, "valid": 20, "test1": 40, "test2": 40, "test3": 40},
 )

@@ -37,4 +37,5 @@ SOURCE = Source(
     repository=REPOSITORY,
     revision=REVISION,
     columns=_alpaca.COLUMNS,
+    sizes={"train": 821_007},
 )

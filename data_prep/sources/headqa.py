@@ -59,4 +59,5 @@ SOURCE = Source(
     revision=REVISION,
     columns=("name", "qid", "qtext", "ra", "answers"),
     evaluation_only=("test",),
+    sizes={"train": 2_657, "validation": 1_366, "test": 2_742},
 )

@@ -38,4 +38,5 @@ SOURCE = Source(
     repository=REPOSITORY,
     revision=REVISION,
     columns=_alpaca.COLUMNS,
+    sizes={"train": 33_955},
 )

@@ -52,4 +52,5 @@ SOURCE = Source(
     verified=False,
     columns=("Conversation",),
     evaluation_only=("test",),
+    sizes={"train": 107_000, "test": 5_610},
 )

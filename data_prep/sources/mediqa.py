@@ -42,4 +42,5 @@ SOURCE = Source(
     revision=REVISION,
     verified=False,
     columns=_alpaca.COLUMNS,
+    sizes={"train": 2_208},
 )

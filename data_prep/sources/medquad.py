@@ -46,4 +46,5 @@ SOURCE = Source(
     revision=REVISION,
     columns=("Question", "Answer"),
     mean_tokens={"train": (23, 411)},
+    sizes={"train": 16_407},
 )

@@ -95,4 +95,5 @@ SOURCE = Source(
     evaluation_only=("test1", "test2"),
     mean_tokens={"train": (173, 56)},
     check_use=check,
+    sizes={"train": 1_201, "validation": 100, "test1": 200, "test2": 200},
 )

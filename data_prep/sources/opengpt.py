@@ -38,4 +38,5 @@ SOURCE = Source(
     repository=REPOSITORY,
     revision=REVISION,
     columns=("conversations",),
+    sizes={"train": 31_532},
 )

@@ -68,4 +68,5 @@ SOURCE = Source(
     verified=False,
     columns=("claim_id", "claim", "main_text", "label"),
     evaluation_only=("test",),
+    sizes={"train": 9_832, "validation": 1_225, "test": 1_235},
 )

@@ -57,4 +57,5 @@ SOURCE = Source(
     repository=REPOSITORY,
     revision=REVISION,
     columns=_alpaca.COLUMNS,
+    sizes={"train": 2_446},
 )

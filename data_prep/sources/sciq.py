@@ -44,4 +44,5 @@ SOURCE = Source(
     revision=REVISION,
     columns=("question", *CHOICES),
     evaluation_only=("test",),
+    sizes={"train": 11_679, "validation": 1_000, "test": 1_000},
 )
