@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import sources
-from data_prep.schema import SourceUse
+from data_prep.mix import counts as mix_counts
+from data_prep.schema import MixItem, SourceUse
 from train import store
 from train.graph import Stage
 from train.pipeline import Plan
@@ -40,6 +41,9 @@ class Size:
         return self.rows * (self.prompt_tokens + self.answer_tokens)
 
 
+_UNKNOWN = Size(0, MEAN_TOKENS / 2, MEAN_TOKENS / 2, False, 1.0)
+
+
 def sizes(plan: Plan, root: Path) -> dict[str, Size]:
     """Return the size of every stage for which one is known, by the stage's name."""
     found: dict[str, Size] = {}
@@ -50,6 +54,19 @@ def sizes(plan: Plan, root: Path) -> dict[str, Size]:
         size = _size(stage, counts, parents)
         if size is not None:
             found[stage.name] = size
+    return found
+
+
+def mixes(plan: Plan, root: Path) -> dict[str, dict[str, int]]:
+    """Return for every data stage how many rows of each source are, or will be, in its mix, where that is known."""
+    known, found = sizes(plan, root), {}
+    for stage in plan.stages:
+        if stage.function == "data":
+            counts = (store.done(store.folder(root, stage)) or {}).get("counts", {})
+            parents = {name: known[parent.name] for name, parent in stage.inputs.items()
+                       if isinstance(parent, Stage) and parent.name in known}  # fmt: skip
+            rows = counts.get("out") or _rows_of(stage.params["mix"], parents)
+            found |= {stage.name: rows} if rows else {}
     return found
 
 
@@ -90,17 +107,11 @@ def _source(use: Mapping[str, Any], counts: Mapping[str, Any]) -> Size | None:
 
 
 def _mixed(mix: list[dict[str, Any]], counts: Mapping[str, Any], parents: Mapping[str, Size]) -> Size | None:
-    parts = []
-    for item in mix:
-        source = parents.get(f"source.{item['name']}")
-        limit = item.get("max_rows")
-        if source is None:
-            if limit is None:
-                return None
-            source = Size(limit, MEAN_TOKENS / 2, MEAN_TOKENS / 2, False, 1.0)
-        kept = round(source.rows * item.get("keep_fraction", 1.0))
-        parts.append((kept if limit is None else min(kept, limit), source))
-    total = sum(rows for rows, _ in parts)
+    rows = _rows_of(mix, parents)
+    if rows is None:
+        return None
+    total = sum(rows.values())
+    parts = [(count, parents.get(f"source.{name}", _UNKNOWN)) for name, count in rows.items()]
 
     def mean(values: list[float]) -> float:
         return sum(rows * value for (rows, _), value in zip(parts, values, strict=True)) / max(total, 1)
@@ -115,6 +126,15 @@ def _mixed(mix: list[dict[str, Any]], counts: Mapping[str, Any], parents: Mappin
         ),
         counts.get("records"),
     )
+
+
+def _rows_of(mix: list[dict[str, Any]], parents: Mapping[str, Size]) -> dict[str, int] | None:
+    """Return how many rows a mix takes of each source, or None; of a source of unknown size as many as it may at most."""
+    items = [MixItem.model_validate(item) for item in mix]
+    known = {item.name: parents[f"source.{item.name}"].rows if f"source.{item.name}" in parents else item.max_rows
+             for item in items}  # fmt: skip
+    rows = {name: count for name, count in known.items() if count is not None}
+    return mix_counts(rows, items) if len(rows) == len(items) else None
 
 
 def _packed(max_length: int, counts: Mapping[str, Any], data: Size) -> Size:

@@ -2,12 +2,14 @@
 
 `extends: med42-v2-8b.yaml` (or a list, later over earlier; paths are relative to the file that states them) puts a file
 on top of another. Maps merge, lists and scalars replace, and a map with another `kind` replaces too, since its fields
-belong to another section. A map over a list of named elements enters it by name or position, as `--set` does, so
+belong to another section. A map over a list of named elements enters it by name or position, as `--set` does, and adds
+an element of the name after a `+`, so
 
     extends: med42-v2-8b.yaml
     rounds: {second: {beta: 0.05}}
+    sft: {data: {+notes: {max_rows: 9000}}}
 
-changes one field of one round.
+changes one field of one round, and adds a source to the mix.
 """
 
 import difflib
@@ -73,6 +75,9 @@ def _over(under: Any, over: Any, layer: Layer, loc: tuple[str, ...]) -> Any:
         items = list(under)
         for name, value in over.items():
             where = f"{layer.path}{line_of(layer.root, *loc, str(name))}: {'.'.join((*loc, str(name)))}"
+            if str(name).startswith("+"):
+                items.append(_added(str(name).removeprefix("+"), value, items, where))
+                continue
             place = position(under, str(name), where)
             items[place] = _over(items[place], value, layer, (*loc, str(name)))
         return items
@@ -82,6 +87,15 @@ def _over(under: Any, over: Any, layer: Layer, loc: tuple[str, ...]) -> Any:
         return over
     both = {name: _over(under[name], over[name], layer, (*loc, str(name))) for name in over if name in under}
     return {**under, **over, **both}
+
+
+def _added(name: str, value: Any, items: list, where: str) -> Any:
+    """Return a new element of a list. Raises `UserError` where the list has one of that name."""
+    if name in [item.get("name") if isinstance(item, dict) else item for item in items]:
+        raise UserError(f"{where}: there is a {name!r} already; without the `+` it is changed")
+    if not isinstance(value, dict | None):
+        raise UserError(f"{where}: expected the fields of the new element, found {value!r}")
+    return {"name": name, **(value or {})}
 
 
 def position(items: list, part: str, where: str) -> int:
@@ -115,7 +129,7 @@ def _walk(node: yaml.Node | None, data: Any, loc: tuple) -> tuple[int, int, bool
         item = _step(data, part)
         names = {str(part)} | ({str(item.get("name"))} if isinstance(data, list) and isinstance(item, dict) else set())
         if isinstance(node, yaml.MappingNode):
-            found = [(key, value) for key, value in node.value if key.value in names]
+            found = [(key, value) for key, value in node.value if key.value.removeprefix("+") in names]
             if not found:
                 # A union's tag, which is no field, or one that this file leaves to others.
                 data = data if item is None else item

@@ -87,7 +87,7 @@ def test_a_mix_is_sized_by_its_fractions_and_limits(tmp_path: Path):
 def test_what_nobody_knows_has_no_size(tmp_path: Path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"question": "Is it?", "answer": "Yes."}\n')
-    plan = plan_of("med42-v2-8b", tmp_path, f"sources.own={{source: file, path: {rows}, format: question_answer}}",
+    plan = plan_of("med42-v2-8b", tmp_path, f"sources.own={{source: file, path: {rows}, format: question_answer, licence: ours}}",
                    "sft.data=[own]")  # fmt: skip
     sizes = expected.sizes(plan, tmp_path)
     assert "sft" not in sizes and "dpo.first" in sizes

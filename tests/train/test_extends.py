@@ -47,6 +47,16 @@ def test_a_map_over_a_list_enters_it_by_name_or_position(tmp_path: Path):
     assert made.rounds[1].data[0].max_rows == 4
 
 
+def test_a_plus_adds_an_element_to_a_list(tmp_path: Path):
+    over = "extends: base.yaml\nsources: {more: {source: clinic_facts}}\nsft: {data: {+more: {max_rows: 3}}}\n"
+    made = recipe.load(write(tmp_path, top=over))
+    assert made.sft and [(each.name, each.max_rows) for each in made.sft.data][-1] == ("more", 3)
+    wrong = write(tmp_path, top=over.replace("max_rows", "max_row"))
+    assert message_of(wrong).startswith(line(wrong, "+more"))
+    assert "already" in message_of(write(tmp_path, top="extends: base.yaml\nsft: {data: {+facts: {max_rows: 3}}}\n"))
+    assert "fields of the new element" in message_of(write(tmp_path, top=over.replace("{max_rows: 3}", "3")))
+
+
 def test_a_section_of_another_kind_replaces(tmp_path: Path):
     file = write(tmp_path, top=f"extends: base.yaml\nbase: {{kind: hub, id: a/b, revision: '{'0' * 40}'}}\n")
     assert recipe.load(file).base.kind == "hub"

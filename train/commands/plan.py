@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from train import benchmarks, cluster, display, store, yaml_file
+from train import benchmarks, cluster, display, expected, store, yaml_file
 from train.commands import options
 from train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, told
 from train.pipeline import Plan
@@ -38,8 +38,18 @@ def plan(
     for under in yaml_file.extended(file):
         options.console.print(f"extends {under}", highlight=False)
     options.console.print(display.plan_table(made, root))
+    for name, rows in expected.mixes(made, root).items():
+        if len(rows) > 1:
+            options.console.print(f"{name}: {_shares(rows)}", highlight=False, markup=False)
     for line in _notes(made):
         options.console.print(line, style="yellow" if line.startswith("warning") else "", highlight=False, markup=False)
+
+
+def _shares(rows: dict[str, int]) -> str:
+    """Say how large a part of a mix each source is, the largest first."""
+    total = sum(rows.values())
+    largest = sorted(rows.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {count / total:.1%}" for name, count in largest)
 
 
 def _notes(made: Plan) -> list[str]:
