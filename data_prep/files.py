@@ -40,6 +40,14 @@ def read(path: Path, *, header: Sequence[str] = ()) -> Iterator[Row | RowError]:
         raise UserError(f"{path}: the file holds no rows")
 
 
+def find(root: Path, patterns: Sequence[str]) -> list[Path]:
+    """Return the files of a folder that fit one of the patterns, in the order of their paths, or raise `UserError`."""
+    found = sorted({path for pattern in patterns for path in root.glob(pattern) if path.is_file()})
+    if not found:
+        raise UserError(f"{root}: no file fits {', '.join(patterns[:3])}; expected the layout of the repository")
+    return found
+
+
 def _rows(path: Path, header: Sequence[str]) -> Iterator[tuple[int, Any]]:
     if path.suffix == ".parquet":
         return _parquet(path)

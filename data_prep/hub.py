@@ -1,11 +1,12 @@
 """Rows of a dataset that lives on the Hugging Face hub, wherever a copy of it is.
 
 In: a `SourceUse` and what the source knows of its set. Out: raw rows as dictionaries. A copy is one of: the hub itself
-at a pinned commit; `path`, a folder with the hub repository's layout; `path`, a folder written by `save_to_disk`;
-`path`, one file of rows. Code that comes with a dataset is never run. `datasets` is imported only when rows are read.
+at a pinned commit, read from the hub's cache after its files are there; `path`, a folder with the hub repository's
+layout; `path`, a folder written by `save_to_disk`; `path`, one file of rows. Code that comes with a dataset is never
+run. `datasets` and `huggingface_hub` are imported only when rows are read.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,62 +26,112 @@ def reader(
 
 
 def rows(
-    use: SourceUse, repository: str, *, revision: str | None, split: str, config: str | None = None
+    use: SourceUse,
+    repository: str,
+    *,
+    revision: str | None,
+    split: str,
+    config: str | None = None,
+    patterns: Sequence[str] = (),
 ) -> Iterator[Row | RowError]:
     """Yield the raw rows of a set's split, from `use.path` where given, else from the hub.
 
-    `revision` is the commit pinned by the source; `use.revision` takes its place. Raises `UserError` when neither a
-    path nor a revision is known, and when the copy, the configuration or the split cannot be found or read.
+    `revision` is the commit pinned by the source; `use.revision` takes its place. `patterns` name the repository's
+    files that hold the split, where no more of it is to be fetched: they are read file by file, in the order of their
+    paths. Raises `UserError` when neither a path nor a revision is known, and when the copy, the configuration, the
+    split or the files cannot be found or read.
     """
     if use.path is not None:
-        yield from local(Path(use.path), split=split, config=config)
+        yield from local(Path(use.path), split=split, config=config, patterns=patterns)
         return
-    pinned = use.revision or revision
-    if not pinned:
-        raise UserError(
-            f"{repository}: no revision is pinned for this set; give `revision:` (a commit of the hub dataset) or "
-            "`path:` (a local copy) with the source in the recipe"
-        )
-    yield from _batches(_from_hub(repository, config, split, pinned), f"{repository} at {pinned}")
+    folder = download(repository, use.revision or revision, patterns)
+    yield from local(folder, split=split, config=config, patterns=patterns, name=f"{repository} at {folder.name}")
 
 
-def local(path: Path, *, split: str, config: str | None = None) -> Iterator[Row | RowError]:
-    """Yield the rows of a local copy: a file of rows, a folder with the hub's layout, or one from `save_to_disk`."""
+def local(
+    path: Path, *, split: str, config: str | None = None, patterns: Sequence[str] = (), name: str = ""
+) -> Iterator[Row | RowError]:
+    """Yield the rows of a local copy: a file of rows, a folder with the hub's layout, or one from `save_to_disk`.
+
+    `name` is what messages call the copy; its path where none is given.
+    """
+    name = name or str(path)
     if path.is_file():
         yield from files.read(path)
         return
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder; `path:` is a local copy of the set")
-    saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
-    dataset = _from_saved(path, split) if saved else _from_layout(path, config, split)
-    yield from _batches(dataset, str(path))
+    if is_saved(path):
+        yield from _batches(_from_saved(path, split), name)
+    elif patterns:
+        for file in files.find(path, patterns):
+            yield from files.read(file)
+    else:
+        yield from _batches(_from_layout(path, config, split, name), name)
 
 
-def _from_hub(repository: str, config: str | None, split: str, revision: str) -> Any:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
+def is_saved(path: Path) -> bool:
+    """Tell whether a folder was written by `save_to_disk`, of a dataset or of a dictionary of datasets."""
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+
+def download(repository: str, revision: str | None, patterns: Sequence[str] = (), repo_type: str = "dataset") -> Path:
+    """See to it that a repository's files that fit the patterns (all, without any) are in the hub's cache.
+
+    Returns the folder they are in. What is there already is not fetched again. Raises `UserError`, also for a revision
+    that is not known.
+    """
+    if not revision:
+        raise UserError(
+            f"{repository}: no revision is pinned for this set; give `revision:` (a commit of the hub dataset) or "
+            "`path:` (a local copy of the set) with the source in the recipe"
+        )
+    from huggingface_hub import snapshot_download
 
     try:
-        return load_dataset(repository, name=config, split=split, revision=revision)
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        offline = "Unset HF_HUB_OFFLINE if it is set, or give" if isinstance(error, ConnectionError) else "Or give"
+        return Path(
+            snapshot_download(repository, repo_type=repo_type, revision=revision, allow_patterns=list(patterns) or None)
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        what = "`path:` (a local copy of the set)" if repo_type == "dataset" else "`kind: local` and a model folder"
         raise UserError(
-            f"{_what(config, split)} of {repository} at {revision} cannot be loaded from the hub: "
-            f"{_first_line(error)}. {offline} `path:` (a local copy of the set) in the recipe"
+            f"{repository} at {revision} cannot be loaded from the hub: {refusal(error, repository, revision, repo_type)}"
+            f". Or give {what} in the recipe"
         ) from None
 
 
-def _from_layout(path: Path, config: str | None, split: str) -> Any:
-    """Open a folder as the hub would; streamed, so that nothing is copied into the user's cache."""
-    from datasets import load_dataset
+def refusal(error: Exception, repository: str, revision: str, repo_type: str) -> str:
+    """Say in one line why the hub did not give a repository, and what to do about it."""
+    from huggingface_hub import constants, errors
 
-    # A README with `configs:` names the files of a configuration. A copy without it has a folder of that name.
-    inner = config if config and (path / config).is_dir() else None
+    page = f"{constants.ENDPOINT}/{'datasets/' if repo_type == 'dataset' else ''}{repository}"
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+    if isinstance(error, errors.GatedRepoError) or status == 403:
+        return f"access is restricted; accept its licence at {page} and set HF_TOKEN to a token of that account"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"the repository has no commit {revision}; look for it at {page}/commits/main"
+    if isinstance(error, errors.RepositoryNotFoundError) or status == 401:
+        return f"no such repository, or a private one; check the id at {page}, and set HF_TOKEN where it is private"
+    if isinstance(error, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError):
+        if constants.is_offline_mode():
+            return "the hub may not be asked (HF_HUB_OFFLINE is set) and it is not in the cache"
+        return f"{constants.ENDPOINT} cannot be reached and it is not in the cache"
+    return _first_line(error)
+
+
+def _from_layout(path: Path, config: str | None, split: str, name: str) -> Any:
+    """Open a folder as the hub would; streamed, so that nothing is copied into the user's cache."""
+    from datasets import get_dataset_config_names, load_dataset
+
     try:
+        # A README with `configs:` names the files of a configuration. A copy without it has a folder of that name.
+        if config and config in get_dataset_config_names(str(path)):
+            return load_dataset(str(path), name=config, split=split, streaming=True)
+        inner = config if config and (path / config).is_dir() else None
         return load_dataset(str(path), data_dir=inner, split=split, streaming=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"{path}: {_what(config, split)} cannot be loaded: {_first_line(error)}. Expected the layout of the hub "
+            f"{name}: {_what(config, split)} cannot be loaded: {_first_line(error)}. Expected the layout of the hub "
             f"repository, such as data/{split}-00000-of-00001.parquet"
         ) from None
 

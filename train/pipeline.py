@@ -39,13 +39,14 @@ class Plan:
         return next(stage for stage in self.stages if stage.name == name)
 
 
-def build_plan(recipe: Recipe, root: Path, recipe_folder: Path) -> Plan:
+def build_plan(recipe: Recipe, root: Path, recipe_folder: Path, *, read_files: bool = True) -> Plan:
     """List everything that a recipe asks for. Raises `UserError` for a name that refers to nothing.
 
     `root` is the store, where digests of local files are remembered; `recipe_folder` is where shared files such as
-    `eval_tasks/` are looked for first.
+    `eval_tasks/` are looked for first. Without `read_files` the user's own files need not be there: the stages are the
+    same, but their keys mean nothing. That is for asking what a run needs on a machine that does not have it.
     """
-    build = _Builder(recipe, root, recipe_folder)
+    build = _Builder(recipe, root, recipe_folder, read_files)
     policy = base = build.base()
     evaluations: dict[str, Stage] = {"base": build.evaluate("base", base)}
     references = {"base": base}
@@ -71,8 +72,8 @@ def build_plan(recipe: Recipe, root: Path, recipe_folder: Path) -> Plan:
 class _Builder:
     """Makes the stages of one recipe. Each source is one stage, however often it is used."""
 
-    def __init__(self, recipe: Recipe, root: Path, recipe_folder: Path) -> None:
-        self.recipe, self.root, self.recipe_folder = recipe, root, recipe_folder
+    def __init__(self, recipe: Recipe, root: Path, recipe_folder: Path, read_files: bool) -> None:
+        self.recipe, self.root, self.recipe_folder, self.read_files = recipe, root, recipe_folder, read_files
         self.made: dict[str, Stage] = {}
         self.held_out = benchmarks.held_out(recipe)
         self.uses = {**self.held_out.uses, **recipe.sources}
@@ -139,6 +140,8 @@ class _Builder:
 
     def asset(self, path: str, field: str, patterns: tuple[str, ...] = ("*",)) -> Asset:
         """Digest one of the user's files, or a folder's files that fit a pattern."""
+        if not self.read_files:
+            return Asset(Path(path), f"not read: {path}", patterns)
         try:
             return store.asset(self.root, Path(path), patterns)
         except UserError as error:

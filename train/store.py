@@ -18,7 +18,8 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -195,21 +196,28 @@ def asset(root: Path, path: Path, patterns: tuple[str, ...] = ("*",)) -> Asset:
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
         and (file == path or any(file.match(pattern) for pattern in patterns))
     ]
+    parts = [
+        f"{file.relative_to(path) if file != path else ''}:{digest}"
+        for file, digest in zip(files, digests(root, files), strict=True)
+    ]
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return Asset(path, digest, patterns)
+
+
+def digests(root: Path, files: Sequence[Path], fresh: bool = False) -> list[str]:
+    """Return the SHA-256 of each file. They are remembered in the store by size and modification time, so that a large
+    model is read once; `fresh` reads everything again.
+    """
     memory = read_json(root / "digests.json") or {}
-    known = dict(memory)
-    parts = []
-    for file in files:
-        stat = file.stat()
-        stamp = f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-        if stamp not in known:
-            known[stamp] = file_digest(file)
-        parts.append(f"{file.relative_to(path) if file != path else ''}:{known[stamp]}")
+    stamps = [f"{file.resolve()}:{(stat := file.stat()).st_size}:{stat.st_mtime_ns}" for file in files]
+    unknown = {stamp: file for stamp, file in zip(stamps, files, strict=True) if fresh or stamp not in memory}
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:  # hashing leaves the interpreter to the others
+        known = {**memory, **dict(zip(unknown, threads.map(file_digest, unknown.values()), strict=True))}
     if known != memory:
         with contextlib.suppress(OSError):  # a store that cannot be written only costs the memory
             root.mkdir(parents=True, exist_ok=True)
             write_json(root / "digests.json", known)
-    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    return Asset(path, digest, patterns)
+    return [known[stamp] for stamp in stamps]
 
 
 def remember_run(root: Path, name: str, recipe: str, stages: list[Stage]) -> None:

@@ -14,7 +14,16 @@ from data_prep.records import Kind, Record
 from data_prep.schema import SourceUse
 from data_prep.turns import Row, RowError
 
-__all__ = ["Row", "RowError", "Source", "load", "names"]
+__all__ = ["Companion", "Row", "RowError", "Source", "load", "names"]
+
+
+@dataclass(frozen=True)
+class Companion:
+    """A further hub dataset that a source reads, at a pinned commit, and which of its files."""
+
+    repository: str
+    revision: str
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,8 +50,8 @@ class Source:
     """False where id or revision could not be checked when the file was written; `rounds` says so."""
     files: tuple[str, ...] = ()
     """Patterns of the repository's files that the source reads, for `rounds fetch`; empty where it may read all."""
-    companions: Mapping[str, str] = field(default_factory=dict)
-    """Further hub datasets that the source reads: id -> pinned commit."""
+    companions: tuple[Companion, ...] = ()
+    """Further hub datasets that the source reads."""
     columns: tuple[str, ...] = ()
     """Columns that a row must have."""
     sizes: Mapping[str, int] = field(default_factory=dict)

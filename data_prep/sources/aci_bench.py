@@ -19,7 +19,7 @@ from pathlib import Path
 from data_prep import files, hub, render
 from data_prep.records import Conversation
 from data_prep.schema import SourceUse
-from data_prep.sources import Row, RowError, Source, _part
+from data_prep.sources import Row, RowError, Source
 from data_prep.turns import identity, required, text
 
 REPOSITORY = "mkieffer/ACI-Bench"
@@ -37,10 +37,10 @@ GITHUB = {
 def rows(use: SourceUse) -> Iterator[Row | RowError]:
     """Yield the rows of the split, subset by subset where the copy keeps them apart."""
     path = Path(use.path) if use.path is not None else None
-    if path is not None and path.is_file():
-        yield from files.read(path)
+    if path is not None and (path.is_file() or hub.is_saved(path)):
+        yield from hub.local(path, split=use.split)
     elif path is not None and (path / "data" / "challenge_data").is_dir():
-        yield from files.read(_part.find(path, [GITHUB[use.split]])[0])
+        yield from files.read(path / GITHUB[use.split])
     else:
         for subset in SUBSETS:
             yield from hub.rows(use, REPOSITORY, revision=REVISION, split=use.split, config=subset)

@@ -22,7 +22,7 @@ from data_prep import files, hub
 from data_prep.errors import UserError
 from data_prep.records import Question
 from data_prep.schema import SourceUse
-from data_prep.sources import Row, RowError, Source, _part
+from data_prep.sources import Row, RowError, Source
 from data_prep.sources._questions import closed, lettered
 from data_prep.turns import identity, required, text
 
@@ -53,13 +53,13 @@ def rows(use: SourceUse) -> Iterator[Row | RowError]:
     path = Path(use.path) if use.path is not None else None
     if path is not None and (path.suffix == ".csv" or _csv_files(path, use)):
         yield from _first_release(path, use)
-    elif path is not None and (path.is_file() or (path / "dataset_dict.json").is_file()):
+    elif path is not None and (path.is_file() or hub.is_saved(path)):
         yield from _placed(hub.local(path, split=use.split))
     else:
-        root = path or _part.download(REPOSITORY, use.revision or REVISION, FILES)
+        root = path or hub.download(REPOSITORY, use.revision or REVISION, FILES)
         for subject in SUBJECTS:
             # Not through `datasets`, which takes `dev-*` for the validation split.
-            for each in _part.find(root, (f"{subject}/{use.split}-*",)):
+            for each in files.find(root, (f"{subject}/{use.split}-*",)):
                 yield from _placed(files.read(each), subject)
 
 

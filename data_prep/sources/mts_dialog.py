@@ -15,11 +15,11 @@ all. Built from public sample notes with invented conversations: made-up names a
 from collections.abc import Iterator
 from typing import Any
 
-from data_prep import render
+from data_prep import hub, render
 from data_prep.errors import UserError
 from data_prep.records import Conversation
 from data_prep.schema import SourceUse
-from data_prep.sources import Row, RowError, Source, _part
+from data_prep.sources import Row, RowError, Source
 from data_prep.turns import identity, required, text
 
 GITHUB = "https://github.com/abachaa/MTS-Dialog"
@@ -65,7 +65,7 @@ def check(use: SourceUse) -> None:
 def rows(use: SourceUse) -> Iterator[Row | RowError]:
     """Yield the rows of the split."""
     check(use)
-    return _part.rows(use, GITHUB, revision=None, split=use.split, patterns=[FILES[use.split]])
+    return hub.rows(use, GITHUB, revision=None, split=use.split, patterns=[FILES[use.split]])
 
 
 def to_record(row: Row, index: int, use: SourceUse) -> Conversation:

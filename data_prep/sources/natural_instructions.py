@@ -19,10 +19,10 @@ follow the tasks' names, which could not be seen, so `verified` is off.
 
 from collections.abc import Iterator
 
-from data_prep import render
+from data_prep import hub, render
 from data_prep.records import Conversation, stable_hash
 from data_prep.schema import SourceUse
-from data_prep.sources import Row, RowError, Source, _part
+from data_prep.sources import Row, RowError, Source
 from data_prep.turns import required, text
 
 REPOSITORY = "Muennighoff/natural-instructions"
@@ -64,7 +64,7 @@ FILES = {split: tuple(f"{split}/{task}*" for task in TASKS) for split in ("train
 
 def rows(use: SourceUse) -> Iterator[Row | RowError]:
     """Yield the rows of the tasks."""
-    return _part.rows(use, REPOSITORY, revision=REVISION, split=use.split, patterns=FILES[use.split])
+    return hub.rows(use, REPOSITORY, revision=REVISION, split=use.split, patterns=FILES[use.split])
 
 
 def to_record(row: Row, index: int, use: SourceUse) -> Conversation:

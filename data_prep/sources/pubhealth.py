@@ -17,9 +17,10 @@ code is never run here; no commit with plain files could be found, so none is pi
 from collections.abc import Iterator
 from typing import Any
 
+from data_prep import hub
 from data_prep.records import Question
 from data_prep.schema import SourceUse
-from data_prep.sources import Row, RowError, Source, _part
+from data_prep.sources import Row, RowError, Source
 from data_prep.sources._questions import closed
 from data_prep.turns import identity, required, text
 
@@ -35,7 +36,7 @@ FILES = {
 
 def rows(use: SourceUse) -> Iterator[Row | RowError]:
     """Yield the rows of the split."""
-    return _part.rows(use, REPOSITORY, revision=None, split=use.split, patterns=FILES[use.split])
+    return hub.rows(use, REPOSITORY, revision=None, split=use.split, patterns=FILES[use.split])
 
 
 def to_record(row: Row, index: int, use: SourceUse) -> Question:

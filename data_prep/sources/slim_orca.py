@@ -12,7 +12,7 @@ Example row, of our own, and the row of OpenOrca that tells its tag:
 
 The trap: SlimOrca itself says nothing about the part of FLAN. The tag is the start of OpenOrca's id, found by system
 prompt and question; a row that OpenOrca lacks has none and is a bad row of the three splits. A local copy is a folder
-with both files under their names on the hub. Commits, columns and counts were read on stored copies of the hub's pages
+with both files under their names on the hub, or one written by `save_to_disk` with OpenOrca's file put into it. Commits, columns and counts were read on stored copies of the hub's pages
 and in a public survey of the set; that every row finds its tag could not be tried, so `verified` is off.
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 from data_prep import files, hub
 from data_prep.records import Conversation, stable_hash
 from data_prep.schema import SourceUse
-from data_prep.sources import Row, RowError, Source, _part
+from data_prep.sources import Companion, Row, RowError, Source
 from data_prep.sources._chat import from_sharegpt
 from data_prep.turns import required
 
@@ -38,7 +38,7 @@ TAGS = ("t0", "flan", "cot")
 
 def rows(use: SourceUse) -> Iterator[Row | RowError]:
     """Yield all rows, or those with the split's tag; a row whose tag is not known is a `RowError` there."""
-    all_rows = _part.rows(use, REPOSITORY, revision=REVISION, split="train", patterns=[FILE])
+    all_rows = hub.rows(use, REPOSITORY, revision=REVISION, split="train", patterns=[FILE])
     if use.split == "train":
         yield from all_rows
         return
@@ -62,9 +62,9 @@ def _tags(use: SourceUse) -> dict[int, str]:
     """Return the tag of each task of OpenOrca, by a hash of system prompt and question."""
     path = Path(use.path) if use.path is not None else None
     folder = path if path is None or path.is_dir() else path.parent
-    root = folder or _part.download(OPEN_ORCA, OPEN_ORCA_REVISION, [OPEN_ORCA_FILE])
+    root = folder or hub.download(OPEN_ORCA, OPEN_ORCA_REVISION, [OPEN_ORCA_FILE])
     found = {}
-    for row in hub.local(_part.find(root, [OPEN_ORCA_FILE])[0], split="train"):
+    for row in files.read(files.find(root, [OPEN_ORCA_FILE])[0]):
         if not isinstance(row, RowError):
             key = stable_hash(_stripped(row.get("system_prompt")), _stripped(row.get("question")))
             found[key] = str(row.get("id")).split(".")[0]
@@ -91,6 +91,6 @@ SOURCE = Source(
     revision=REVISION,
     verified=False,
     files=(FILE,),
-    companions={OPEN_ORCA: OPEN_ORCA_REVISION},
+    companions=(Companion(OPEN_ORCA, OPEN_ORCA_REVISION, (OPEN_ORCA_FILE,)),),
     columns=("conversations",),
 )

@@ -19,10 +19,10 @@ from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
 from typing import Any
 
-from data_prep import render
+from data_prep import hub, render
 from data_prep.records import Conversation
 from data_prep.schema import SourceUse
-from data_prep.sources import Row, RowError, Source, _part
+from data_prep.sources import Row, RowError, Source
 from data_prep.turns import identity, required, text
 
 REPOSITORY = "HuggingFaceH4/stack-exchange-preferences"
@@ -66,7 +66,7 @@ class _Text(HTMLParser):
 
 def rows(use: SourceUse) -> Iterator[Row | RowError]:
     """Yield the rows of the sites."""
-    return _part.rows(use, REPOSITORY, revision=REVISION, split=use.split, patterns=FILES)
+    return hub.rows(use, REPOSITORY, revision=REVISION, split=use.split, patterns=FILES)
 
 
 def to_record(row: Row, index: int, use: SourceUse) -> Conversation:

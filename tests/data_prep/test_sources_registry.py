@@ -50,7 +50,7 @@ def test_a_source_says_what_it_is(name: str) -> None:
 @pytest.mark.parametrize("name", PUBLIC)
 def test_a_commit_is_whole_and_what_is_not_verified_says_so(name: str) -> None:
     source, text = sources.load(name), docstring(name)
-    for revision in (source.revision, *source.companions.values()):
+    for revision in (source.revision, *(each.revision for each in source.companions)):
         assert revision is None or re.fullmatch(r"[0-9a-f]{40}", revision)
     assert source.revision or source.repository is None or not source.verified
     if not source.verified:

@@ -1,0 +1,69 @@
+"""`rounds fetch`: download everything that a recipe needs, for a machine without internet."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from data_prep.errors import UserError
+from train import fetching, needs, offline, pipeline, recipe, store
+from train.commands import options
+from train.commands.options import Overrides, RecipeFile, told
+
+
+@told
+def fetch(
+    file: RecipeFile,
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Where everything goes", show_default=False)],
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and fetch nothing")] = False,
+) -> None:
+    """Download every dataset, model and evaluation set of a recipe into one folder, with a list of digests.
+
+    Run it where there is internet, take the folder to the machine that has none (rsync -a), and run with --offline
+    there. Stopped, it goes on where it was; a second recipe can be fetched into the same folder. Gated repositories need
+    HF_TOKEN in the environment; it is never written anywhere. Your own files are not touched.
+
+        rounds fetch recipes/med42-v2-8b.yaml --to /media/disk/med42
+
+        rounds run recipes/med42-v2-8b.yaml --offline /media/disk/med42
+    """
+    loaded = recipe.load(file, tuple(overrides or ()))
+    plan = pipeline.build_plan(loaded, store.default_root(), file.resolve().parent, read_files=False)
+    wanted = needs.of(plan.stages)
+    if not wanted:
+        options.console.print(f"{loaded.name} needs nothing from the hub")
+        return
+    to = to.resolve()
+    fetching.prepare(to)
+    found = fetching.survey(wanted, to)
+    options.console.print(_table(found))
+    if dry_run:
+        return
+    for need in wanted:
+        entry = fetching.fetch(need, to, loaded.name)
+        size = sum(each["size"] for each in entry["files"].values())
+        options.console.print(
+            f"{need.kind} {need.name}: {len(entry['files'])} files, {fetching.gib(size)}", highlight=False
+        )
+    options.console.print("\nopening everything without the hub:")
+    well = fetching.rehearse(
+        file, overrides or (), to, lambda line: options.console.print("  " + line, markup=False, highlight=False)
+    )
+    if not well:
+        raise UserError(
+            "all is fetched, but not all of it can be used: mend the recipe (see the lines with PROBLEM), then fetch again"
+        )
+    options.console.print(f"\nlisted in {to / offline.LIST}. Next: rounds run {file} --offline {to}", highlight=False)
+
+
+def _table(found: dict[needs.Need, fetching.Estimate]) -> Table:
+    table = Table(box=None, header_style="bold")
+    for heading in ("kind", "name", "revision", "files", "size", "to fetch", "for"):
+        table.add_column(heading, overflow="fold")
+    for need, each in found.items():
+        stages = ", ".join(need.stages[:3]) + (", ..." if len(need.stages) > 3 else "")
+        table.add_row(need.kind, need.name, (need.revision or "-")[:10], str(each.files), fetching.gib(each.size),
+                      fetching.gib(each.to_fetch), stages)  # fmt: skip
+    return table
