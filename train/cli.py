@@ -1,4 +1,4 @@
-"""The command line: `rounds plan | run | status | show | report | sources`, each a file of `train/commands`.
+"""The command line: `rounds plan | run | status | show | report | sources | fetch`, each a file of `train/commands`.
 
 Only what a command needs is imported, so that planning answers in well under a second and never imports torch.
 """
@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from train.commands import plan, report, run, show, sources, status
+from train.commands import fetch, plan, report, run, show, sources, status
 
 app = typer.Typer(
     help="Train clinical language models in rounds: SFT, then DPO rounds with an evaluation and a gate between them.\n\n"
@@ -24,6 +24,7 @@ app.command("status")(status.status)
 app.command("show")(show.show)
 app.command("report")(report.report)
 app.command("sources")(sources.list_sources)
+app.command("fetch")(fetch.fetch)
 
 
 def main() -> None:

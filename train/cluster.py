@@ -105,9 +105,19 @@ class Cluster(Section):
 
     kind: Literal["local"] = "local"
     """`local` runs the plan on this machine, one stage after the other."""
+    offline: bool = False
+    """Never ask the hub: `fetched` holds all that the recipe needs from it, or the run says at once what is missing."""
+    fetched: Path | None = None
+    """With `offline`: the folder that `rounds fetch RECIPE --to FOLDER` filled, seen by every node. Relative to this file."""
     cpu: Row = Row()
     train: Row = Row()
     infer: Row = Row()
+
+    @model_validator(mode="after")
+    def _fetched_is_for_offline(self) -> "Cluster":
+        if self.fetched is not None and not self.offline:
+            raise yaml_file.FieldError("is used only with `offline: true`", "fetched")
+        return self
 
     def row(self, name: RowName) -> Row:
         """Return the row of that name."""

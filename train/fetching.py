@@ -4,6 +4,7 @@ In: needs, and the folder. Out: the folder as `train.offline` describes it. The 
 repositories, lm-eval the datasets of its tasks. Call `prepare` first, before any of them is imported.
 """
 
+import functools
 import os
 import shutil
 import subprocess
@@ -127,7 +128,7 @@ def _same(asset: dict[str, Any], need: Need) -> bool:
 
 
 def _estimate(need: Need) -> Estimate:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
     disable_progress_bars()
@@ -143,7 +144,8 @@ def _estimate(need: Need) -> Estimate:
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise UserError(hub.refusal(cause, need.name, str(need.revision), need.kind)) from None
     finally:
-        enable_progress_bars()
+        if not constants.HF_HUB_DISABLE_PROGRESS_BARS:
+            enable_progress_bars()
     if not infos:
         raise UserError(f"no file of the repository fits {', '.join(need.patterns[:3])}")
     sizes = [(info.file_size or 0, info.will_download) for info in infos]
@@ -156,7 +158,9 @@ def _fetch_repository(need: Need) -> tuple[list[Path], dict[str, Any]]:
     return sorted(set(fits)), {}
 
 
+@functools.cache
 def _task_manager() -> Any:
+    """lm-eval's index of its 15,000 task files, which takes ten seconds."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager()
@@ -175,8 +179,9 @@ def _datasets_of(name: str, index: Any) -> set[str]:
     if entry is None:
         return set()
     config = entry.cfg or {}
-    inner = config.get("task") if isinstance(config.get("task"), list) else []
-    children = [each if isinstance(each, str) else each.get("task") or each.get("group") for each in inner]
+    inner: Any = config.get("task")
+    members = inner if isinstance(inner, list) else []
+    children = [each if isinstance(each, str) else each.get("task") or each.get("group") for each in members]
     found = {config["dataset_path"]} if isinstance(config.get("dataset_path"), str) else set()
     for child in [*children, *(entry.tags or ())]:
         if isinstance(child, str) and child != name:

@@ -4,6 +4,7 @@
 under the variables of `train.offline.environment`.
 """
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -72,16 +73,16 @@ def _source(stage: Stage) -> str:
 
 def _model(need: Need) -> str:
     from transformers import AutoConfig, AutoTokenizer
-    from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
     folder = hub.download(need.name, need.revision, need.patterns, "model")
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     index = folder / "model.safetensors.index.json"
+    shards = ["model.safetensors"]
     if index.is_file():
-        shards, _ = get_checkpoint_shard_files(str(folder), str(index))
-    else:
-        shards = [cached_file(str(folder), "model.safetensors")]
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    if absent := [name for name in shards if not (folder / name).is_file()]:
+        raise UserError(f"the repository lacks {', '.join(absent[:3])}: weights are read as safetensors only")
     return f"{config.model_type}, {len(tokenizer)} tokens, {len(shards)} files of weights"
 
 

@@ -16,7 +16,7 @@ from train.yaml_layers import position
 S = TypeVar("S", bound=Section)
 _SHARED_FIELDS = ("chat_template", "deepspeed", "system_prompt")
 """Files that may be the project's own, under recipes/, where there is none of that name beside the recipe."""
-_PATH_FIELDS = ("path", *_SHARED_FIELDS)
+_PATH_FIELDS = ("path", "fetched", *_SHARED_FIELDS)
 PROJECT_RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 

@@ -1,10 +1,16 @@
 """`rounds run`: run what is not done yet."""
 
+import os
 import time
+from pathlib import Path
+from typing import Annotated
 
-from train import cluster, display, store, tracking
+import typer
+
+from train import cluster, display, needs, offline, pipeline, recipe, store, tracking
 from train.commands import options
 from train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, told
+from train.graph import Asset
 
 
 @told
@@ -13,6 +19,10 @@ def run(
     overrides: Overrides = None,
     cluster_file: ClusterFile = None,
     root: StoreRoot = None,
+    fetched: Annotated[
+        Path | None, typer.Option("--offline", metavar="FOLDER", help="Use only what `rounds fetch` put there")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Offline: read every fetched file again")] = False,
 ) -> None:
     """Run what is not done yet, with live progress; ends with the scores of each round and the gates' decisions.
 
@@ -22,10 +32,16 @@ def run(
         rounds run recipes/quickstart.yaml
 
         rounds run recipes/quickstart.yaml --set sft.num_train_epochs=4 --store /scratch/store
+
+        rounds run recipes/med42-v2-8b.yaml --offline /scratch/fetched
     """
     root = root or store.default_root()
-    made = plan_of(file, overrides, root)
     machine = cluster.load(cluster_file)
+    if fetched:
+        machine = machine.model_copy(update={"offline": True, "fetched": fetched})
+    if machine.offline:
+        _be_offline(file, overrides, machine.fetched, root, check)
+    made = plan_of(file, overrides, root)
     began = time.monotonic()
     todo = [stage for stage in made.stages if not store.done(store.folder(root, stage))]
     if todo:
@@ -36,3 +52,24 @@ def run(
         with display.Live(options.console, made, root) as live:
             local.run(made.stages, root, machine, settings, live)
     display.summary(options.console, made, root, ran=len(todo), seconds=time.monotonic() - began)
+
+
+def _be_offline(file: Path, overrides: list[str] | None, folder: Path | None, root: Path, fresh: bool) -> None:
+    """Refuse to start unless all that is still to do has its files; then let the libraries use nothing but the folder."""
+    loaded = recipe.load(file, tuple(overrides or ()))
+    plan = pipeline.build_plan(loaded, root, file.resolve().parent, read_files=False)
+    own = {source.path for stage in plan.stages for source in stage.inputs.values() if isinstance(source, Asset)}
+    missing = sorted(str(path) for path in own if not path.exists())
+    stages = plan.stages
+    if not missing:
+        stages = [stage for stage in plan_of(file, overrides, root).stages if not store.done(store.folder(root, stage))]
+    offline.check(
+        needs.of(stages),
+        folder,
+        root,
+        f"rounds fetch {file} --to {folder or 'FOLDER'}",
+        missing_paths=missing,
+        fresh=fresh,
+        watch=options.console.print,
+    )
+    os.environ.update(offline.environment(folder))
