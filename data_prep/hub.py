@@ -92,7 +92,7 @@ def download(repository: str, revision: str | None, patterns: Sequence[str] = ()
         return Path(
             snapshot_download(repository, repo_type=repo_type, revision=revision, allow_patterns=list(patterns) or None)
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # the client's transport has its own, outside OSError
         what = "`path:` (a local copy of the set)" if repo_type == "dataset" else "`kind: local` and a model folder"
         raise UserError(
             f"{repository} at {revision} cannot be loaded from the hub: {refusal(error, repository, revision, repo_type)}"
@@ -100,8 +100,9 @@ def download(repository: str, revision: str | None, patterns: Sequence[str] = ()
         ) from None
 
 
-def refusal(error: Exception, repository: str, revision: str, repo_type: str) -> str:
+def refusal(error: BaseException, repository: str, revision: str, repo_type: str) -> str:
     """Say in one line why the hub did not give a repository, and what to do about it."""
+    import httpx2  # what huggingface_hub speaks with
     from huggingface_hub import constants, errors
 
     page = f"{constants.ENDPOINT}/{'datasets/' if repo_type == 'dataset' else ''}{repository}"
@@ -116,7 +117,9 @@ def refusal(error: Exception, repository: str, revision: str, repo_type: str) ->
         if constants.is_offline_mode():
             return "the hub may not be asked (HF_HUB_OFFLINE is set) and it is not in the cache"
         return f"{constants.ENDPOINT} cannot be reached and it is not in the cache"
-    return _first_line(error)
+    if isinstance(error, httpx2.TransportError):
+        return f"the connection broke ({_first_line(error)}); the same command goes on from here"
+    return f"{type(error).__name__}: {_first_line(error)}"
 
 
 def _from_layout(path: Path, config: str | None, split: str, name: str) -> Any:

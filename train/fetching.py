@@ -128,9 +128,10 @@ def _same(asset: dict[str, Any], need: Need) -> bool:
 
 
 def _estimate(need: Need) -> Estimate:
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+    from huggingface_hub import constants, errors, snapshot_download
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars, logging
 
+    logging.set_verbosity_error()  # a retry is no traceback for the person at the terminal
     disable_progress_bars()
     try:
         infos = snapshot_download(
@@ -140,9 +141,9 @@ def _estimate(need: Need) -> Estimate:
             allow_patterns=list(need.patterns) or None,
             dry_run=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        raise UserError(hub.refusal(cause, need.name, str(need.revision), need.kind)) from None
+    except Exception as error:  # the client's transport has its own, outside OSError
+        cause = error.__cause__ if isinstance(error, errors.DryRunError) else error  # which says less than its cause
+        raise UserError(hub.refusal(cause or error, need.name, str(need.revision), need.kind)) from None
     finally:
         if not constants.HF_HUB_DISABLE_PROGRESS_BARS:
             enable_progress_bars()
@@ -196,7 +197,7 @@ def _estimate_task(need: Need, datasets: dict[str, set[str]], folder: Path) -> E
     for repository in sorted(datasets[need.name]):
         try:
             info = HfApi().dataset_info(repository, files_metadata=True)
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:
             raise UserError(hub.refusal(error, repository, "main", "dataset")) from None
         files += len(info.siblings or ())
         size += sum(each.size or 0 for each in info.siblings or ())

@@ -9,7 +9,7 @@ Example row, of our own:
     {"dataset": "virtassist", "encounter_id": "D2N900", "dialogue": "[doctor] how is the knee ?\\n[patient] it still
      hurts on stairs .", "note": "CHIEF COMPLAINT\\n\\nKnee pain on stairs."}
 
-Long: about 1,240 words of dialogue in the middle. The copy's commit was read on a stored page of the hub, its columns
+Long: about 1,240 words of dialogue in the middle. Commit and layout were read on stored pages of the hub, the columns
 are taken to be those of GitHub (commit b909b2bb9cf1d19de08df15cddde7bd0179665e4, read whole), so `verified` is off.
 """
 

@@ -9,8 +9,8 @@ Example row, of our own:
      \\n[|AI|] No, from viruses.\\n[|Human|]"}
 
 What stands before the first `[|Human|]` is a frame, and a last `[|Human|]` without words ends the text: both are left
-out. The commit was read on a stored copy of the hub's page of files, column and markers in public code that reads the
-set; a row itself could not be seen, so `verified` is off.
+out. The commit was read on a stored copy of the hub's page of files, column and markers in several public projects that
+read the set; a row itself could not be seen.
 """
 
 import re
@@ -49,7 +49,6 @@ SOURCE = Source(
     to_record=to_record,
     repository=REPOSITORY,
     revision=REVISION,
-    verified=False,
     columns=("Conversation",),
     evaluation_only=("test",),
     sizes={"train": 107_000, "test": 5_610},

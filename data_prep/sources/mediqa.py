@@ -10,7 +10,7 @@ Example row, of our own:
      "output": "Mostly one a day is enough; ask your doctor before you take more."}
 
 The commit was read on a stored copy of the hub's page of files, the columns in public code. How `input` joins question
-and context could not be seen, so it is kept as it is, after the row's own instruction: `verified` is off for that.
+and context could not be seen, so it is kept as it is, after the row's own instruction.
 """
 
 from data_prep import hub, render
@@ -40,7 +40,6 @@ SOURCE = Source(
     to_record=to_record,
     repository=REPOSITORY,
     revision=REVISION,
-    verified=False,
     columns=_alpaca.COLUMNS,
     sizes={"train": 2_208},
 )

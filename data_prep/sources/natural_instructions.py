@@ -13,8 +13,8 @@ The tasks are those whose domain, in the list of the GitHub repository, is medic
 and those on medical papers (Ohsumed, CODA-19, SciFact). Left out are tasks made from sets that have a source or a
 benchmark of their own, whose test rows would come in by the back door: MMLU (13 tasks), PubMedQA (5), HEAD-QA (4),
 PUBHEALTH (3); translation; and one that the list puts under medicine by mistake. Med42-v2 speaks of 47 tasks without
-naming them. The commit was read on stored copies of the hub's pages, the columns in public code; the files' names
-follow the tasks' names, which could not be seen, so `verified` is off.
+naming them. The commit was read on stored copies of the hub's pages, columns and folders in public code; the names of
+the files follow the tasks' names, which could not be seen, so `verified` is off.
 """
 
 from collections.abc import Iterator

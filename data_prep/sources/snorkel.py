@@ -10,9 +10,11 @@ Example row, of our own:
      "rejected": [{"content": "Name a citrus fruit.", "role": "user"}, {"content": "A pear.", "role": "assistant"}],
      "all_generated_responses": ["A pear.", "A lemon."], "all_rm_scores": [-1.5, 2.25]}
 
-The prompts are UltraFeedback's, with its prompt ids (here `group`): a set that trains on both meets them twice, and the
-three test splits are said to share their prompts, so they are not three held-out sets. The revision is one whose files
-a mirror of the hub shows; it could not be checked against the hub from here.
+Two traps. The prompts are UltraFeedback's, with its prompt ids (here `group`), and nearly all of them: 20,000 others in
+each iteration. So the second and third round of a run that began with UltraFeedback meet prompts it has seen, and
+UltraFeedback's held-out prompts may be among those trained on. And the three test splits share their prompts (public
+code asserts that those of the first two are all in the third): they are one held-out set, not three. `decontaminate`
+removes held-out prompts by `group` and by text. Commit, columns and counts were read on stored pages of two mirrors.
 """
 
 from data_prep import hub
@@ -49,7 +51,6 @@ SOURCE = Source(
     to_record=to_record,
     repository=REPOSITORY,
     revision=REVISION,
-    verified=False,
     columns=("prompt_id", "chosen", "rejected"),
     evaluation_only=("test_iteration_1", "test_iteration_2", "test_iteration_3"),
     sizes={

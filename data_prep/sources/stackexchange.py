@@ -12,7 +12,8 @@ Example row, of our own:
 
 `pm_score` is log2(1 + votes), rounded, plus 1 for the accepted answer, and -1 for votes below zero (the set's card). An
 answer needs `MIN_SCORE`. Two sites have changed their names, so both are looked for. Commit and layout were read on a
-stored copy of the hub's page of files; the row's columns are from memory of the card, so `verified` is off.
+stored copy of the hub's page of files and in public code that pins and reads them, `qid`, `question` and `answers` too;
+`metadata` is from memory of the card, so `verified` is off.
 """
 
 from collections.abc import Iterator, Mapping

@@ -11,7 +11,8 @@ Example row, of our own:
 
 Pairs with equal scores or equal answers say nothing about which is better: they are dropped and counted, and not taken
 for bad rows. One prompt can have several rows, so an id is the prompt's id and a hash of the answers; `group` is the
-prompt's id. The revision is the one that several public projects pin; it could not be checked against the hub.
+prompt's id. Snorkel's sets have the same prompts under the same ids. The commit is the one that many public projects
+pin, one of them with the digest of `test_prefs`; columns and counts were read on stored copies of the card.
 """
 
 from data_prep import hub
@@ -43,7 +44,6 @@ SOURCE = Source(
     to_record=to_record,
     repository=REPOSITORY,
     revision=REVISION,
-    verified=False,
     columns=("prompt_id", "chosen", "rejected", "score_chosen", "score_rejected"),
     evaluation_only=("test_prefs",),
     sizes={"train_prefs": 61_135, "test_prefs": 2_000},

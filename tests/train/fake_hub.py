@@ -34,6 +34,8 @@ class FakeHub:
     tokens: set[str] = field(default_factory=set)
     cut_after: int | None = None
     """Break off the body of every large file after this many bytes."""
+    claimed: dict[str, int] = field(default_factory=dict)
+    """Sizes to claim for files, by path, in place of their own."""
 
     def __enter__(self) -> "FakeHub":
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
@@ -96,11 +98,11 @@ class _Handler(BaseHTTPRequestHandler):
         if not inside:
             return self._refuse(404, "EntryNotFound", f"no folder {folder}")
         if "recursive=true" in self.path.lower():
-            return self._json([_entry(path, content) for path, content in inside.items()])
+            return self._json([self._entry(path, content) for path, content in inside.items()])
         folders = {under + path.removeprefix(under).split("/")[0] for path in inside} - set(inside)
         self._json(
             [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in sorted(folders)]
-            + [_entry(path, content) for path, content in inside.items() if "/" not in path.removeprefix(under)]
+            + [self._entry(path, content) for path, content in inside.items() if "/" not in path.removeprefix(under)]
         )
 
     def _file(self, repository: Repository, path: str) -> None:
@@ -117,11 +119,20 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("ETag", f'"{_etag(path, content)}"')
         self.send_header("X-Repo-Commit", repository.commit)
+        if path in self.hub.claimed:
+            self.send_header("X-Linked-Size", str(self.hub.claimed[path]))
         self.end_headers()
         if self.command == "GET":
             cut = self.hub.cut_after if path.endswith(LARGE_SUFFIXES) else None
             self.wfile.write(body if cut is None else body[:cut])
             self.close_connection = cut is not None
+
+    def _entry(self, path: str, content: bytes) -> dict[str, Any]:
+        size = self.hub.claimed.get(path, len(content))
+        entry = {"type": "file", "path": path, "size": size, "oid": _etag(path, content)}
+        if path.endswith(LARGE_SUFFIXES):
+            entry |= {"oid": "0" * 40, "lfs": {"oid": _etag(path, content), "size": size, "pointerSize": 130}}
+        return entry
 
     def _json(self, value: Any) -> None:
         body = json.dumps(value).encode()
@@ -150,10 +161,3 @@ def _etag(path: str, content: bytes) -> str:
     if path.endswith(LARGE_SUFFIXES):
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-def _entry(path: str, content: bytes) -> dict[str, Any]:
-    entry = {"type": "file", "path": path, "size": len(content), "oid": _etag(path, content)}
-    if path.endswith(LARGE_SUFFIXES):
-        entry |= {"oid": "0" * 40, "lfs": {"oid": _etag(path, content), "size": len(content), "pointerSize": 130}}
-    return entry

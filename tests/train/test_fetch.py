@@ -1,5 +1,6 @@
 """A recipe is fetched from a hub on 127.0.0.1 through the real client, and runs where no socket can reach anything."""
 
+import hashlib
 import io
 import json
 import os
@@ -16,12 +17,14 @@ import yaml
 from fake_hub import FakeHub
 
 from data_prep import sources
+from data_prep.errors import UserError
+from train import cluster
 
 MODEL, COMMIT = "made/tiny-llama", "a" * 40
 CLUSTER = Path(__file__).parent / "mini_cluster.yaml"
 WAIT_SECONDS = 300
 ASKED = ["What does {} do?", "Tell me how {} works.", "How does {} act?", "Explain {} to a student.", "Name {} again."]
-DRUGS = "aspirin heparin metformin omeprazole salbutamol warfarin furosemide naloxone".split()
+DRUGS = ["aspirin", "heparin", "metformin", "omeprazole", "salbutamol", "warfarin", "furosemide", "naloxone"]
 RECIPE = {
     "name": "hub-mini",
     "base": {"kind": "hub", "id": MODEL, "revision": COMMIT},
@@ -145,6 +148,177 @@ def fetched(hub: FakeHub, recipe: Path, tmp_path_factory) -> tuple[Path, str]:
     return folder, rounds("fetch", recipe, "--to", folder, store=folder.parent / "store", hub=hub)
 
 
-def test_a_fetch_lists_what_it_got(fetched) -> None:
+@pytest.fixture
+def copied(fetched, tmp_path) -> Path:
+    """A copy of that folder, free to spoil."""
+    return Path(shutil.copytree(fetched[0], tmp_path / "home", symlinks=True))
+
+
+def listed(folder: Path) -> dict[str, dict]:
+    return {asset["name"]: asset for asset in json.loads((folder / "fetched.json").read_text())["assets"]}
+
+
+def test_a_fetch_lists_what_it_got_and_tries_it_without_the_hub(fetched, hub) -> None:
     folder, output = fetched
-    print(output)
+    assets = listed(folder)
+    model = assets[MODEL]
+    assert (model["kind"], model["revision"]) == ("model", COMMIT)
+    assert {Path(name).name for name in model["files"]} == {
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "chat_template.jinja",
+    }  # fmt: skip
+    assert "hub-mini: sft" in model["stages"]
+    snorkel = sources.load("snorkel")
+    entry = assets[str(snorkel.repository)]
+    assert (entry["revision"], entry["stages"]) == (snorkel.revision, ["hub-mini: source.snorkel_2"])
+    for asset in assets.values():
+        for name, known in asset["files"].items():
+            content = (folder / name).read_bytes()
+            assert (len(content), hashlib.sha256(content).hexdigest()) == (known["size"], known["sha256"])
+    task = assets["medqa_4options"]
+    assert task["datasets"][0] == {"repository": "GBaker/MedQA-USMLE-4-options-hf", "configuration": None,
+                                   "revision": sources.load("medqa").revision}  # fmt: skip
+    assert sum(name.endswith(".arrow") for name in task["files"]) == 3
+    assert "ok       source.ultra: 16 of the first 16 rows become records" in output
+    assert "ok       task medqa_4options: 1 subtasks, 6 rows" in output
+    assert not [request for request in hub.requests if "pytorch_model" in request or "code.py" in request]
+
+
+def test_no_token_is_written(fetched, hub, recipe, tmp_path) -> None:
+    rounds(
+        "fetch",
+        recipe,
+        "--to",
+        tmp_path / "home",
+        "--set",
+        "evaluate=",
+        store=tmp_path / "store",
+        hub=hub,
+        token="hf_ours",
+    )
+    assert not subprocess.run(["grep", "-r", "hf_ours", tmp_path], capture_output=True).stdout
+
+
+def test_the_whole_loop_runs_with_sockets_blocked(fetched, hub, recipe, tmp_path) -> None:
+    folder, _ = fetched
+    own = ["--set", "evaluate.tasks=[{task: choice_likelihood, name: exam, source: exam}]"]
+    before = len(hub.requests)
+    output = rounds("run", recipe, *own, "--offline", folder, "--cluster", CLUSTER, store=tmp_path / "store")
+    assert "exam/acc" in output
+    assert len(hub.requests) == before
+    keys = rounds("plan", recipe, *own, "--keys", store=tmp_path / "online", hub=hub)
+    done = {path.parent.name.rpartition("-")[2] for path in (tmp_path / "store").glob("*/done.json")}
+    assert done == {line.split()[1] for line in keys.splitlines()}
+
+
+@pytest.mark.slow
+def test_a_task_of_lm_evals_own_runs_with_sockets_blocked(fetched, recipe, tmp_path) -> None:
+    only = ["--set", "sft=", "--set", "rounds=[]", "--set", "evaluate.tasks=[medqa_4options]"]
+    output = rounds("run", recipe, *only, "--offline", fetched[0], "--cluster", CLUSTER, store=tmp_path / "store")
+    assert "medqa_4options/acc" in output
+
+
+def test_everything_missing_is_named_at_once_before_any_work(copied, recipe, tmp_path) -> None:
+    assets = listed(copied)
+    weights = next(name for name in assets[MODEL]["files"] if name.endswith("model.safetensors"))
+    cards = next(
+        name for name in assets["medalpaca/medical_meadow_medical_flashcards"]["files"] if name.endswith("cards.json")
+    )
+    (copied / weights).resolve().unlink()
+    (copied / cards).write_bytes((copied / cards).read_bytes().replace(b"helps", b"harms"))
+    kept = [asset for asset in assets.values() if asset["name"] != "medqa_4options"]
+    (copied / "fetched.json").write_text(json.dumps({"assets": kept}))
+    store = tmp_path / "store"
+    own = [
+        "--set",
+        "sources.mine={source: file, format: question_answer, path: /no/such.jsonl}",
+        "--set",
+        "sft.data=[cards, mine]",
+    ]
+    output = rounds("run", recipe, *own, "--offline", copied, store=store, expect=1)
+    assert "/no/such.jsonl: no such file" in output
+    assert f"model {MODEL} at {COMMIT} (for base, " in output
+    assert f"{weights} is gone" in output
+    assert f"{cards} has another content than was fetched" in output
+    assert "task medqa_4options (for evaluate.base, " in output
+    assert f"rounds fetch {recipe} --to {copied}" in output
+    assert not list(store.glob("*/stage.json"))
+    again = rounds("run", recipe, "--offline", tmp_path / "nowhere", store=store, expect=1)
+    assert again.count("not fetched") == 6
+
+
+def test_what_is_done_needs_no_files_and_a_check_reads_them_again(copied, recipe, tmp_path) -> None:
+    """Digests are remembered by size and time; a disk that lies about both is found with --check."""
+    (tmp_path / "cluster.yaml").write_text(f"offline: true\nfetched: home\n{CLUSTER.read_text()}")
+    only = ["--set", "sft=", "--set", "rounds=[]", "--set", "evaluate={preferences: ultra_test, num_answers: 0}"]
+    run = ["run", recipe, *only, "--cluster", tmp_path / "cluster.yaml"]
+    assert "preferences/accuracy" in rounds(*run, store=tmp_path / "store")
+    files = listed(copied)["HuggingFaceH4/ultrafeedback_binarized"]["files"]
+    path = next(copied / name for name in files if "test_prefs" in name).resolve()
+    stat, content = path.stat(), path.read_bytes()
+    path.write_bytes(content[:-5] + b"spoil")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert "nothing was left to do" in rounds(*run, "--check", store=tmp_path / "store")
+    changed = [*run, "--set", "sources.ultra_test.max_rows=3", "--check"]
+    assert "has another content than was fetched" in rounds(*changed, store=tmp_path / "store", expect=1)
+
+
+def test_a_broken_fetch_goes_on_where_it_was(made_base, recipe, tmp_path) -> None:
+    with FakeHub() as hub:
+        put_up(hub, made_base)
+        only = ["--set", "evaluate={preferences: ultra_test}", "--to", tmp_path / "home"]
+        hub.cut_after = 2000
+        output = rounds("fetch", recipe, *only, store=tmp_path / "store", hub=hub, expect=1)
+        assert f"error: {MODEL} at {COMMIT} cannot be loaded from the hub" in output
+        assert "the same command goes on from here" in output
+        hub.cut_after = None
+        assert "ok       model" in rounds("fetch", recipe, *only, store=tmp_path / "store", hub=hub)
+        before = [request for request in hub.requests if "/resolve/" in request and request.startswith("GET")]
+        rounds("fetch", recipe, *only, store=tmp_path / "store", hub=hub)
+        assert [each for each in hub.requests if "/resolve/" in each and each.startswith("GET")] == before
+
+
+def test_all_that_the_hub_refuses_is_one_message(made_base, recipe, tmp_path) -> None:
+    with FakeHub(tokens={"hf_ours"}) as hub:
+        put_up(hub, made_base)
+        hub.repositories["models", MODEL].gated = True
+        hub.repositories["datasets", "snorkelai/Snorkel-Mistral-PairRM-DPO-Dataset"].commit = "b" * 40
+        del hub.repositories["datasets", "medalpaca/medical_meadow_medical_flashcards"]
+        fetch = ["fetch", recipe, "--set", "evaluate=", "--to", tmp_path / "home"]
+        output = rounds(*fetch, store=tmp_path / "store", hub=hub, expect=1)
+        assert f"accept its licence at {hub.endpoint}/{MODEL} and set HF_TOKEN" in output
+        assert "no commit 1fb8cdacb54a8a2393cc3cbf1078b2ec30ddc30c" in output
+        assert "medical_flashcards (for source.cards): no such repository, or a private one" in output
+        assert "nothing was" in output
+        assert not [request for request in hub.requests if request.startswith("GET") and "/resolve/" in request]
+        with_token = rounds(*fetch, "--dry-run", store=tmp_path / "store", hub=hub, expect=1, token="hf_ours")
+        assert MODEL not in with_token
+
+
+def test_too_little_room_is_told_before_anything_is_fetched(made_base, recipe, tmp_path) -> None:
+    with FakeHub() as hub:
+        put_up(hub, made_base)
+        hub.claimed["model.safetensors"] = 10**15
+        output = rounds(
+            "fetch",
+            recipe,
+            "--set",
+            "evaluate=",
+            "--to",
+            tmp_path / "home",
+            store=tmp_path / "store",
+            hub=hub,
+            expect=1,
+        )
+        assert "949949.0 GiB are to be fetched" in output
+
+
+def test_a_recipe_that_needs_nothing_says_so(tmp_path) -> None:
+    quickstart = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
+    assert "needs nothing from the hub" in rounds("fetch", quickstart, "--to", tmp_path / "home", store=tmp_path / "s")
+
+
+def test_fetched_without_offline_is_a_mistake(tmp_path) -> None:
+    (tmp_path / "cluster.yaml").write_text("fetched: home\n")
+    with pytest.raises(UserError, match=r"cluster.yaml:1: fetched: is used only with `offline: true`"):
+        cluster.load(tmp_path / "cluster.yaml")
