@@ -46,6 +46,11 @@ def autocast(row: Row) -> torch.autocast:
     return torch.autocast(device_of(row), dtype=torch.bfloat16, enabled=row.precision == "bf16")
 
 
+def training_dtype(row: Row) -> torch.dtype:
+    """Return the type of the weights while training: fp32 with autocast above it, or DeepSpeed's bf16 with fp32 masters."""
+    return torch.bfloat16 if row.deepspeed is not None and row.precision == "bf16" else torch.float32
+
+
 def load_model(policy: Policy, row: Row, dtype: Any = torch.float32) -> PreTrainedModel:
     """Load the weights, merge the adapters into them in order, and return the model on the CPU.
 

@@ -22,7 +22,7 @@ from data_prep.schema import FilterUse, Mix, Section, SourceUse
 from train import benchmarks, store, tasks, yaml_file
 from train.graph import Asset, Stage, parents_first
 from train.policy import MODEL_FILES
-from train.recipe import Evaluate, Gate, Hub, Local, Recipe, Round, Sft, Tiny, Training
+from train.recipe import DpoLoss, Evaluate, Gate, Hub, Local, Lora, Recipe, Round, Sft, Tiny, Training
 
 
 @dataclass(frozen=True)
@@ -217,6 +217,8 @@ class _Builder:
         """Tokenise and pack on a CPU, then train."""
         sft = self.recipe.sft
         assert sft
+        if sft.lora and sft.lora.start == "continue":
+            raise UserError("sft.lora.start: nothing comes before sft that could be continued; set `merge`")
         pack = Stage("pack", "pack", {"max_length": sft.max_length},
                      {"tokenizer": base, "data": self.sft_data()}, 2)  # fmt: skip
         params = {"training": _dump(sft, Training), "seed": self.recipe.seed}
@@ -228,18 +230,37 @@ class _Builder:
             raise UserError(f"rounds.{item.name}.reference: {item.reference!r} is no policy before this round. "
                             f"{nearest(item.reference, references)}")  # fmt: skip
         reference = references[item.reference]
+        self.check_continues(item)
         data = self.data(item.name, item, "pair")
         pairs = Stage(f"tokenize.{item.name}", "tokenize", {"max_length": item.max_length},
                       {"tokenizer": base, "data": data}, 2)  # fmt: skip
-        scored = Stage(f"reference.{item.name}", "reference", {}, {"policy": reference, "pairs": pairs}, 2, row="train")
+        inputs = {"policy": reference, "pairs": pairs}
+        scored = Stage(f"reference.{item.name}", "reference", _arithmetic(item.lora), inputs, 2, row="train")
         params = {
             "training": _dump(item, Training),
-            "dpo": item.model_dump(mode="json", include={"beta", "loss_type", "loss_weights", "label_smoothing"}),
+            "dpo": _dump(item, DpoLoss),
             "reference_is_start": reference is policy,
             "seed": self.recipe.seed,
         }
         inputs = {"policy": policy, "pairs": pairs, "reference": scored}
         return Stage(f"dpo.{item.name}", "dpo", params, inputs, 2, row="train")
+
+    def check_continues(self, item: Round) -> None:
+        """Refuse a round that is to go on with an adapter where the stage before it trains none of the same shape."""
+        if item.lora is None or item.lora.start == "merge":
+            return
+        place = self.recipe.rounds.index(item)
+        before = self.recipe.rounds[place - 1] if place else self.recipe.sft
+        if before is None or not item.lora.same_adapter(before.lora):
+            found = (
+                "no stage comes before it"
+                if before is None
+                else f"the stage before it has lora {before.lora or 'not set'}"
+            )
+            raise UserError(
+                f"rounds.{item.name}.lora.start: `continue` needs an adapter of the same r, lora_alpha, target_modules and "
+                f"quantisation in the stage before, but {found}; make them equal, or set `merge`"
+            )
 
     def evaluate(self, name: str, policy: Stage) -> Stage:
         """Measure a policy on everything that the recipe holds out."""
@@ -356,6 +377,13 @@ def _checked_filter(use: Any) -> None:
         filters.settings(use)
     except ValidationError as error:
         raise UserError(yaml_file.explain(error, filters.section(use), f"filter {use.name}")) from None
+
+
+def _arithmetic(lora: Lora | None) -> dict[str, Any]:
+    """Tell the reference what in a round's adapter changes its numbers; a fresh adapter adds exactly nothing."""
+    if lora is None or not (lora.load_in_4bit or lora.start == "continue"):
+        return {}
+    return {"lora": lora.model_dump(mode="json")}
 
 
 def _dump(section: Section, base: type[Section]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ folder name, so an adapter knows what it sits on and a gate can point at the pol
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from train import store
@@ -37,9 +37,10 @@ def write_weights(folder: Path, start: Path) -> None:
     store.write_json(folder / "policy.json", {"kind": "weights", "start": start.name})
 
 
-def write_adapter(folder: Path, start: Path) -> None:
-    """Describe an adapter in `folder/adapter` that sits on the policy of stage folder `start`."""
-    store.write_json(folder / "policy.json", {"kind": "adapter", "start": start.name})
+def write_adapter(folder: Path, start: Path, continues: bool = False) -> None:
+    """Describe an adapter in `folder/adapter` that sits on the policy of stage folder `start`, or, when it `continues` the
+    adapter of that policy, takes its place."""
+    store.write_json(folder / "policy.json", {"kind": "continued" if continues else "adapter", "start": start.name})
 
 
 def write_same(folder: Path, as_folder: Path) -> None:
@@ -64,8 +65,10 @@ def read(folder: Path) -> Policy:
     local = base / weights
     found = Policy(str(local) if local.is_dir() else weights, record["revision"], (), base / "tokenizer")
     for stage in trained:
-        if json.loads((stage / "policy.json").read_text())["kind"] == "weights":
+        kind = json.loads((stage / "policy.json").read_text())["kind"]
+        if kind == "weights":
             found = Policy(str(stage / "model"), None, (), found.tokenizer)
         else:
-            found = Policy(found.weights, found.revision, (*found.adapters, stage / "adapter"), found.tokenizer)
+            below = found.adapters[:-1] if kind == "continued" else found.adapters
+            found = replace(found, adapters=(*below, stage / "adapter"))
     return found

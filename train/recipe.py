@@ -76,9 +76,17 @@ class Hub(Section):
 Base = Annotated[Tiny | Local | Hub, Field(discriminator="kind")]
 
 
+QUANTISATION = ("load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
+"""Fields of `Lora` that are transformers' BitsAndBytesConfig's."""
+
+
 class Lora(Section):
-    """Low-rank adapters (Hu et al. 2021) through PEFT, under PEFT's names. Each stage starts a new adapter on the merged
-    weights of the stage before."""
+    """Low-rank adapters (Hu et al. 2021) through PEFT, under PEFT's names; with `use_dora` DoRA (Liu et al. 2024), with
+    `load_in_4bit` QLoRA (Dettmers et al. 2023).
+
+    The reference of a DPO round is a policy, not a way to load one: `previous` is the policy before the round with its
+    adapters applied, `base` is the base model with every adapter off.
+    """
 
     r: Annotated[int, Field(gt=0)] = 16
     """Rank of the update."""
@@ -88,6 +96,24 @@ class Lora(Section):
     """Dropout on the adapter's input during SFT; DPO turns dropout off."""
     target_modules: str | tuple[str, ...] = "all-linear"
     """Which linear layers get an adapter; PEFT's `all-linear` leaves out the LM head."""
+    use_dora: bool = False
+    """Train the magnitude of each weight column apart from its direction: often better at small ranks, slower."""
+    use_rslora: bool = False
+    """Scale the update by lora_alpha / sqrt(r) (Kalajdzievski 2023); for ranks of 64 and more."""
+    start: Literal["merge", "continue"] = "merge"
+    """`merge`: the adapter of the stage before becomes part of the weights, and a new one starts at zero. `continue`: that
+    adapter is trained further; it needs the same r, lora_alpha and target_modules there."""
+    load_in_4bit: bool = False
+    """QLoRA: hold the frozen weights in 4 bits through bitsandbytes. The adapter is later merged into the unquantised ones."""
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    """4-bit data type; nf4 suits weights that are normally distributed, as trained ones are."""
+    bnb_4bit_use_double_quant: bool = True
+    """Quantise the quantisation constants too: saves 0.4 bits a weight."""
+
+    def same_adapter(self, other: "Lora | None") -> bool:
+        """Tell whether an adapter of `other` can be trained further under this section."""
+        fields = ("r", "lora_alpha", "target_modules", "use_dora", "use_rslora", *QUANTISATION)
+        return other is not None and all(getattr(self, name) == getattr(other, name) for name in fields)
 
 
 class Training(Section):
@@ -168,7 +194,36 @@ class Gate(Section):
     """`continue`: the next round starts from the policy before this round. `stop`: later rounds are skipped."""
 
 
-class Round(Training):
+class DpoLoss(Section):
+    """What a round's loss is, under TRL's names."""
+
+    beta: Positive = 0.1
+    """Strength of the pull to the reference."""
+    loss_type: Annotated[tuple[LossType, ...], Field(min_length=1)] = ("sigmoid",)
+    """TRL's DPO loss types, summed with `loss_weights`."""
+    loss_weights: tuple[float, ...] | None = None
+    """One weight per loss type; None is 1.0 each."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Assumed share of flipped labels, for the losses that use it."""
+    f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
+    """Divergence from the reference that the loss regularises by (Wang et al. 2023); DPO's own is reverse_kl."""
+    f_alpha_divergence_coef: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Alpha of `alpha_divergence`."""
+    use_weighting: bool = False
+    """Weight each pair by how likely the policy finds it (WPO, Zhou et al. 2024): off-policy pairs count less."""
+    discopop_tau: Positive = 0.05
+    """Temperature of the loss type `discopop`."""
+
+    @model_validator(mode="after")
+    def _weights_match(self) -> "DpoLoss":
+        if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
+            raise ValueError(
+                f"loss_weights has {len(self.loss_weights)} values for {len(self.loss_type)} loss types: give one each"
+            )
+        return self
+
+
+class Round(Training, DpoLoss):
     """One round of Direct Preference Optimization (Rafailov et al. 2023), starting from the last accepted policy."""
 
     name: Name
@@ -179,24 +234,8 @@ class Round(Training):
     """Filters for this set in place of the recipe's own."""
     reference: str = "previous"
     """Policy that the loss is measured against: `previous` (where the round starts), `sft`, `base`, or an earlier round."""
-    beta: Positive = 0.1
-    """Strength of the pull to the reference."""
-    loss_type: Annotated[tuple[LossType, ...], Field(min_length=1)] = ("sigmoid",)
-    """TRL's DPO loss types, summed with `loss_weights`."""
-    loss_weights: tuple[float, ...] | None = None
-    """One weight per loss type; None is 1.0 each."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Assumed share of flipped labels, for the losses that use it."""
     gate: Gate | None = None
     """Gate for this round in place of the recipe's own."""
-
-    @model_validator(mode="after")
-    def _weights_match(self) -> "Round":
-        if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
-            raise ValueError(
-                f"loss_weights has {len(self.loss_weights)} values for {len(self.loss_type)} loss types: give one each"
-            )
-        return self
 
 
 class TaskUse(Section):

@@ -1,7 +1,7 @@
 """What SFT and DPO share: trainer arguments from a recipe section and a cluster row, resuming, watching, saving.
 
-A stage calls, on every rank and in this order: `prepare`, `start_from` (weights that can be loaded as they lie on disk),
-`arguments`, `load` (under ZeRO-3 each rank keeps only its share, which needs the arguments to have been made), and `run`.
+A stage calls, on every rank and in this order: `prepare`, `adapters.merged_on_disk`, `arguments`, `adapters.load_start` (under
+ZeRO-3 each rank keeps only its share, which needs the trainer's arguments to have been made), and `run`.
 
 Checkpoints are written under `checkpoints/` of the stage's folder. One is resumed only when it carries its `complete` mark,
 which rank 0 writes after every rank has written its part; a half-written one is passed over for the one before.
@@ -18,16 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import set_seed
 
 from data_prep import progress
 from data_prep.errors import UserError
-from train import models, policy, ranks, tracking
+from train import adapters, models, ranks, tracking
 from train.cluster import Row
 from train.order import Arrange, GlobalBatches
-from train.policy import Policy
 from train.recipe import Lora, Training
 from train.sizes import micro_batches
 
@@ -96,40 +94,6 @@ def prepare(row: Row, seed: int) -> None:
     set_seed(seed)
 
 
-def start_from(start: Policy, row: Row, out: Path) -> Policy:
-    """Return a policy of plain weights, equal to `start`.
-
-    Under ZeRO-3 no rank ever holds the whole model, so adapters cannot be merged while loading: rank 0 does it beforehand.
-    """
-    if row.zero_stage != 3 or not start.adapters:
-        return start
-    merged = out / "cache" / "merged"
-    with ranks.first():
-        if ranks.rank() == 0 and not merged.is_dir():
-            partial = merged.with_suffix(".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            models.load_model(start, row, _dtype(row)).save_pretrained(partial)
-            partial.rename(merged)
-    return Policy(str(merged), None, (), start.tokenizer)
-
-
-def load(start: Policy, row: Row) -> PreTrainedModel:
-    """Load the weights to train. With ZeRO-3 the trainer's arguments must have been made before: they switch sharding on."""
-    return models.load_model(start, row, _dtype(row))
-
-
-def _dtype(row: Row) -> torch.dtype:
-    return torch.bfloat16 if row.deepspeed is not None and row.precision == "bf16" else torch.float32
-
-
-def lora_config(lora: Lora | None) -> LoraConfig | None:
-    """Turn a recipe's LoRA section into PEFT's."""
-    if lora is None:
-        return None
-    modules = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    return LoraConfig(task_type="CAUSAL_LM", **{**lora.model_dump(), "target_modules": modules})
-
-
 class StageTrainer(Trainer):
     """Mixed into TRL's trainers: our order of rows, checkpoints without what nobody reads, and more numbers per step."""
 
@@ -152,7 +116,7 @@ class StageTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
 
 
-def run(trainer: Trainer, out: Path, start: Path, is_adapter: bool, training: Training, row: Row) -> dict[str, Any]:
+def run(trainer: Trainer, out: Path, start: Path, training: Training, row: Row) -> dict[str, Any]:
     """Train from the last complete checkpoint, if any, and save the policy. Returns counts for `done.json`.
 
     `start` is the stage folder of the policy that training started from. Raises `ranks.Stopped` when it was asked to stop.
@@ -168,7 +132,7 @@ def run(trainer: Trainer, out: Path, start: Path, is_adapter: bool, training: Tr
         raise ranks.Stopped(
             f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, as asked; a checkpoint is written"
         )
-    _save(trainer, out, start, is_adapter)
+    _save(trainer, out, start, training.lora)
     if ranks.rank() == 0:
         _write_metrics(out, trainer.state.log_history)
     return {
@@ -308,12 +272,12 @@ def _model(trainer: Trainer) -> torch.nn.Module:
     return trainer.model
 
 
-def _save(trainer: Trainer, out: Path, start: Path, is_adapter: bool) -> None:
+def _save(trainer: Trainer, out: Path, start: Path, lora: Lora | None) -> None:
     """Write the new policy under a temporary name first, so that a folder of that name is always whole.
 
     One folder in one piece, whatever the ranks: under ZeRO-3 rank 0 gathers the weights one after the other on its CPU.
     """
-    name = "adapter" if is_adapter else "model"
+    name = "model" if lora is None else "adapter"
     partial = out / f"{name}.partial"
     if ranks.rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)
@@ -327,7 +291,7 @@ def _save(trainer: Trainer, out: Path, start: Path, is_adapter: bool) -> None:
         (partial / extra).unlink(missing_ok=True)
     shutil.rmtree(out / name, ignore_errors=True)
     partial.rename(out / name)
-    (policy.write_adapter if is_adapter else policy.write_weights)(out, start)
+    adapters.write_policy(out, start, lora)
 
 
 def _check_finite(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import Any, get_args
 
@@ -9,14 +10,15 @@ import pytest
 import yaml
 from peft import LoraConfig
 from pydantic import BaseModel
+from transformers import BitsAndBytesConfig
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 from trl import DPOConfig, SFTConfig
 
-from train import recipe, training
+from train import adapters, recipe, training
 from train.cluster import Row
 from train.pipeline import Plan, build_plan
-from train.recipe import Lora, Round, Sft, Training
+from train.recipe import QUANTISATION, Lora, Round, Sft, Training
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
@@ -43,7 +45,8 @@ def test_every_dpo_knob_is_trls():
 
 
 def test_every_lora_knob_is_pefts():
-    assert set(Lora.model_fields) <= names(LoraConfig)
+    assert set(Lora.model_fields) - {"start"} - set(QUANTISATION) <= names(LoraConfig)
+    assert set(QUANTISATION) <= set(signature(BitsAndBytesConfig).parameters)
 
 
 def test_what_is_ours_is_not_a_trainers_by_accident():
@@ -99,12 +102,12 @@ def test_the_loss_types_are_all_that_trl_computes():
 
 
 def test_lora_becomes_pefts_config():
-    made = training.lora_config(Lora(r=3, lora_alpha=6, lora_dropout=0.1, target_modules=("q_proj", "v_proj")))
+    made = adapters.config(Lora(r=3, lora_alpha=6, lora_dropout=0.1, target_modules=("q_proj", "v_proj")))
     assert made is not None and (made.r, made.lora_alpha, made.lora_dropout) == (3, 6, 0.1)
     assert made.target_modules == {"q_proj", "v_proj"} and made.task_type == "CAUSAL_LM"
-    everything = training.lora_config(Lora())
+    everything = adapters.config(Lora())
     assert everything is not None and everything.target_modules == "all-linear"
-    assert training.lora_config(None) is None
+    assert adapters.config(None) is None
 
 
 # Params of planned stages

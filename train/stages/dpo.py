@@ -14,9 +14,9 @@ from trl import DPOConfig, DPOTrainer
 
 from data_prep.errors import UserError
 from data_prep.schema import Section
-from train import models, policy, ranks, store, training
+from train import adapters, models, policy, ranks, store, training
 from train.cluster import Row
-from train.recipe import Training
+from train.recipe import DpoLoss, Training
 
 LN2_LOSSES = {"sigmoid", "sigmoid_norm", "robust"}
 """Loss types that equal ln 2 where policy and reference agree."""
@@ -26,16 +26,9 @@ rounding errors. Measured on SmolLM2-135M, answers of 150 tokens: below 1e-6 in 
 _COLUMNS = ["prompt_ids", "chosen_ids", "rejected_ids"]
 
 
-class Dpo(Section):
-    beta: float
-    loss_type: tuple[str, ...]
-    loss_weights: tuple[float, ...] | None
-    label_smoothing: float
-
-
 class Params(Section):
     training: Training
-    dpo: Dpo
+    dpo: DpoLoss
     reference_is_start: bool
     seed: int
 
@@ -48,28 +41,26 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
     _check_precision(inputs["reference"], machine)
     with ranks.first():
         pairs = _with_reference(inputs["pairs"], inputs["reference"], out)
-    lora = training.lora_config(asked.training.lora)
-    weights = asked.dpo.loss_weights
-    start = training.start_from(start, machine, out)
+    lora = asked.training.lora
+    start = adapters.merged_on_disk(start, machine, lora, out / "cache")
     args = DPOConfig(
         **training.arguments(asked.training, machine, asked.seed, out),
-        beta=asked.dpo.beta,
-        loss_type=list(asked.dpo.loss_type),
-        loss_weights=list(weights) if weights else None,
-        label_smoothing=asked.dpo.label_smoothing,
+        **asked.dpo.model_dump(mode="json"),  # as JSON, since TRL wants lists
         max_length=None,  # the pairs are already within the round's max_length
         precompute_ref_log_probs=True,
     )
     trainer = StoredReferenceTrainer(
-        model=training.load(start, machine),
+        model=adapters.load_start(start, machine, lora, out / "cache"),
         args=args,
         train_dataset=pairs,
         processing_class=models.load_tokenizer(start),
-        peft_config=lora,
+        peft_config=adapters.config(lora),
     )
+    adapters.restore(trainer.model, start, lora)
     if asked.reference_is_start and training.last_checkpoint(out / "checkpoints") is None:
-        trainer.check_first_loss(tolerance=_TOLERANCE[machine.precision])
-    counts = training.run(trainer, out, inputs["policy"], lora is not None, asked.training, machine)
+        in_bf16 = machine.precision == "bf16" or (lora is not None and lora.load_in_4bit)
+        trainer.check_first_loss(tolerance=_TOLERANCE["bf16" if in_bf16 else "fp32"])
+    counts = training.run(trainer, out, inputs["policy"], asked.training, machine)
     return {**counts, "pairs": len(pairs)}
 
 

@@ -13,14 +13,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep import progress
-from train import logprobs, models, policy
+from data_prep.schema import Section
+from train import adapters, logprobs, models, policy
 from train.cluster import Row
+from train.recipe import Lora
+
+
+class Params(Section):
+    lora: Lora | None = None
+    """The round's, where it changes the arithmetic: weights in 4 bits, or an adapter that stays apart."""
 
 
 def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[str, Any]:
     """Score every side of every pair once."""
     models.set_threads(machine)
-    model = models.place(models.load_model(policy.read(inputs["policy"]), machine), machine, as_in_training=True)
+    lora = Params.model_validate(params).lora
+    model = adapters.load_scorer(policy.read(inputs["policy"]), machine, lora, out / "cache")
     pairs = pq.read_table(inputs["pairs"] / "pairs.parquet").to_pylist()
     sides = [(pair["prompt_ids"], pair[side]) for side in ("chosen_ids", "rejected_ids") for pair in pairs]
     with models.autocast(machine):

@@ -12,7 +12,7 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from data_prep.schema import Section
-from train import models, policy, ranks, training
+from train import adapters, models, policy, ranks, training
 from train.cluster import Row
 from train.recipe import Training
 
@@ -31,22 +31,23 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
     with ranks.first():
         rows = Dataset.from_parquet(str(inputs["rows"] / "rows.parquet"), cache_dir=str(out / "cache"))
     assert isinstance(rows, Dataset)
-    lora = training.lora_config(asked.training.lora)
-    start = training.start_from(start, machine, out)
+    lora = asked.training.lora
+    start = adapters.merged_on_disk(start, machine, lora, out / "cache")
     args = SFTConfig(
         **training.arguments(asked.training, machine, asked.seed, out),
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
     trainer = PackedTrainer(
-        model=training.load(start, machine),
+        model=adapters.load_start(start, machine, lora, out / "cache"),
         args=args,
         train_dataset=rows,
         processing_class=tokenizer,
         data_collator=PackedRows(int(tokenizer.pad_token_id), flat=machine.attn_implementation == "flash_attention_2"),  # type: ignore[arg-type]
-        peft_config=lora,
+        peft_config=adapters.config(lora),
     )
-    counts = training.run(trainer, out, inputs["policy"], lora is not None, asked.training, machine)
+    adapters.restore(trainer.model, start, lora)
+    counts = training.run(trainer, out, inputs["policy"], asked.training, machine)
     return {**counts, "rows": len(rows)}
 
 

@@ -1,0 +1,190 @@
+"""DoRA and QLoRA train, adapters go on or start anew as the recipe says, and a reference that is the start gives ln 2."""
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from data_prep.errors import UserError
+from data_prep.records import Conversation, Pair
+from train import models, pipeline, policy, recipe
+from train.cluster import Row
+from train.recipe import DpoLoss, Lora, Training
+from train.stages import base
+
+Run = Callable[..., tuple[Path, dict]]
+REPOSITORY = Path(__file__).resolve().parents[2]
+CPU = Row(device="cpu", threads=1)
+KNOBS = {"learning_rate": 1e-3, "global_batch_size": 4, "max_length": 96}
+
+
+def lora(**changes: object) -> dict:
+    return Lora.model_validate({"r": 4, "lora_alpha": 8, **changes}).model_dump(mode="json")
+
+
+def params(adapter: dict) -> dict:
+    training = Training.model_validate({**KNOBS, "lora": adapter}).model_dump(mode="json")
+    return {"training": training, "dpo": DpoLoss().model_dump(mode="json"), "reference_is_start": True, "seed": 5}
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def tokens(run_stage: Run, shelf: Path, put: Callable, pairs: list[Pair]) -> Path:
+    """The made pairs, tokenised."""
+    return run_stage(
+        "tokenize", "pairs", {"max_length": 96}, {"tokenizer": shelf / "base", "data": put("data", pairs)}
+    )[0]
+
+
+@pytest.fixture
+def a_round(run_stage: Run, tokens: Path) -> Callable[..., Path]:
+    """Score the start as a round's reference is scored, and run the round."""
+
+    def run(name: str, start: Path, adapter: dict, scored_as: dict | None = None) -> Path:
+        arithmetic = {"lora": scored_as or adapter}
+        reference, _ = run_stage("reference", f"reference-{name}", arithmetic, {"policy": start, "pairs": tokens}, CPU)
+        return run_stage("dpo", name, params(adapter), {"policy": start, "pairs": tokens, "reference": reference}, CPU)[
+            0
+        ]
+
+    return run
+
+
+def logits(model: torch.nn.Module, tokens: Path) -> torch.Tensor:
+    ids = torch.tensor([pq.read_table(tokens / "pairs.parquet").to_pylist()[0]["prompt_ids"]])
+    with torch.no_grad():
+        return model.eval()(input_ids=ids).logits.clone()
+
+
+def test_dora_is_merged_as_peft_would_apply_it(a_round: Callable, shelf: Path, tokens: Path):
+    out = a_round("dora", shelf / "base", lora(use_dora=True))
+    assert losses(out)[0] == pytest.approx(math.log(2), abs=1e-4)
+    assert any("magnitude" in name for name in load_file(out / "adapter" / "adapter_model.safetensors"))
+    start = models.load_model(policy.read(shelf / "base"), CPU)
+    before = logits(start, tokens)
+    applied = logits(PeftModel.from_pretrained(start, str(out / "adapter")), tokens)
+    merged = logits(models.load_model(policy.read(out), CPU), tokens)
+    assert float((merged - applied).abs().max()) < 1e-5 < float((merged - before).abs().max())
+
+
+def test_a_round_goes_on_with_the_adapter_before_it(a_round: Callable, shelf: Path, tokens: Path):
+    one = a_round("one", shelf / "base", lora())
+    two = a_round("two", one, lora(start="continue"))
+    assert losses(two)[0] == pytest.approx(math.log(2), abs=1e-4)
+    assert policy.read(two).adapters == (two / "adapter",)
+    assert policy.read(two).weights == policy.read(shelf / "base").weights
+    before = load_file(one / "adapter" / "adapter_model.safetensors")
+    after = load_file(two / "adapter" / "adapter_model.safetensors")
+    moved = {name: float((after[name] - value).abs().max()) for name, value in before.items()}
+    # Four steps of 1e-3 move no weight by more: it was trained further, and not from new random values.
+    assert after.keys() == before.keys() and 1e-5 < max(moved.values()) < 0.02
+    assert not (two / "adapter" / "ref").exists()
+    three = a_round("three", two, lora())
+    assert policy.read(three).adapters == (two / "adapter", three / "adapter")
+
+
+def test_a_round_that_may_continue_starts_an_adapter_where_there_is_none(a_round: Callable, shelf: Path):
+    out = a_round("first", shelf / "base", lora(start="continue"))
+    assert json.loads((out / "policy.json").read_text())["kind"] == "adapter"
+
+
+def test_another_shape_cannot_be_continued(a_round: Callable, shelf: Path):
+    one = a_round("one", shelf / "base", lora())
+    with pytest.raises(UserError, match=r"the adapter of one has r 4 and this stage says 2.*lora.start: merge"):
+        a_round("two", one, lora(start="continue", r=2))
+    with pytest.raises(UserError, match=r"other target_modules than this stage"):
+        a_round("three", one, lora(start="continue", target_modules=["q_proj"]))
+
+
+@pytest.fixture
+def wide(shelf: Path, conversations: list[Conversation], put: Callable) -> Path:
+    """A base as wide as one quantisation block of 64, below which bitsandbytes' CPU kernels fail."""
+    tiny = {"kind": "tiny", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "vocab_size": 400, "max_position_embeddings": 256}  # fmt: skip
+    (shelf / "wide").mkdir()
+    template = (REPOSITORY / "recipes" / "chat_templates" / "llama3.jinja").read_text()
+    base.run(
+        {"base": tiny, "chat_template": template, "seed": 7},
+        {"corpus": put("corpus", conversations)},
+        shelf / "wide",
+        CPU,
+    )
+    return shelf / "wide"
+
+
+@pytest.mark.parametrize("start", ["merge", "continue"])
+def test_qlora_is_measured_against_the_quantised_start(a_round: Callable, wide: Path, start: str):
+    pytest.importorskip("bitsandbytes", reason="QLoRA needs bitsandbytes: pip install 'rounds[qlora]'")
+    four_bit = lora(load_in_4bit=True)
+    tolerance = 2e-3  # TRL holds such adapters in bf16, and bitsandbytes' kernels for scoring on a CPU compute in bf16
+    one = a_round("one", wide, four_bit)
+    assert losses(one)[0] == pytest.approx(math.log(2), abs=tolerance)
+    two = a_round("two", one, lora(load_in_4bit=True, start=start))
+    assert losses(two)[0] == pytest.approx(math.log(2), abs=tolerance)
+    assert len(policy.read(two).adapters) == (1 if start == "continue" else 2)
+
+
+def test_a_quantised_reference_is_another_one(run_stage: Run, wide: Path, tokens: Path):
+    pytest.importorskip("bitsandbytes", reason="QLoRA needs bitsandbytes: pip install 'rounds[qlora]'")
+    found = []
+    for name, arithmetic in (("whole", {}), ("quantised", {"lora": lora(load_in_4bit=True)})):
+        out, _ = run_stage("reference", name, arithmetic, {"policy": wide, "pairs": tokens}, CPU)
+        found.append(pq.read_table(out / "logps.parquet")["ref_chosen_logps"].to_pylist())
+    assert max(abs(a - b) for a, b in zip(*found, strict=True)) > 0.01
+
+
+def test_qlora_is_refused_where_bitsandbytes_cannot_be_imported(
+    a_round: Callable, shelf: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(
+        UserError, match=r"needs bitsandbytes, which cannot be used here.*pip install 'rounds\[qlora\]'"
+    ):
+        a_round("one", shelf / "base", lora(load_in_4bit=True))
+
+
+MINI = Path(__file__).with_name("mini.yaml")
+
+
+def planned(tmp_path: Path, **edits: object) -> pipeline.Plan:
+    data = yaml.safe_load(MINI.read_text())
+    data["sft"]["lora"], data["rounds"][0]["lora"] = edits["sft"], edits["first"]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return pipeline.build_plan(recipe.load(path), tmp_path / "store", tmp_path)
+
+
+def test_a_plan_scores_the_reference_in_the_arithmetic_of_its_round(tmp_path: Path):
+    fresh = planned(tmp_path, sft={"r": 4}, first={"r": 4}).stage("reference.first")
+    assert fresh.params == {}
+    assert planned(tmp_path, sft={"r": 4}, first={"r": 8}).stage("reference.first").key == fresh.key
+    continued = planned(tmp_path, sft={"r": 4}, first={"r": 4, "start": "continue"}).stage("reference.first")
+    assert continued.params["lora"]["start"] == "continue" and continued.key != fresh.key
+
+
+@pytest.mark.parametrize(
+    ("sft", "first", "message"),
+    [
+        ({"r": 4, "start": "continue"}, None, r"sft.lora.start: nothing comes before sft"),
+        (None, {"r": 4, "start": "continue"}, r"rounds.first.lora.start: `continue` needs an adapter.*lora not set"),
+        (
+            {"r": 8},
+            {"r": 4, "start": "continue"},
+            r"rounds.first.lora.start: `continue` needs an adapter of the same r",
+        ),
+    ],
+)
+def test_a_plan_refuses_to_continue_what_is_not_there(tmp_path: Path, sft: object, first: object, message: str):
+    with pytest.raises(UserError, match=message):
+        planned(tmp_path, sft=sft, first=first)

@@ -1,0 +1,176 @@
+"""Adapters through PEFT (LoRA, DoRA, QLoRA): the weights that one sits on, and how it is started or continued.
+
+In: a policy and the `lora` section of a stage. Out: the model as training sees it before its first step, and the same
+model for scoring, so that a reference that is the start gives rewards of exactly 0.
+"""
+
+import importlib
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from data_prep.errors import UserError
+from train import models, policy, ranks
+from train.cluster import Row
+from train.policy import Policy
+from train.recipe import QUANTISATION, Lora
+
+
+def config(lora: Lora | None) -> LoraConfig | None:
+    """Turn a recipe's `lora` section into PEFT's."""
+    if lora is None:
+        return None
+    modules = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    knobs = lora.model_dump(exclude={"start", "target_modules", *QUANTISATION})
+    return LoraConfig(task_type="CAUSAL_LM", target_modules=modules, **knobs)
+
+
+def _apart(start: Policy, lora: Lora | None) -> Path | None:
+    """Return the adapter that is not merged: the last one, where a stage goes on with adapters."""
+    return start.adapters[-1] if lora is not None and lora.start == "continue" and start.adapters else None
+
+
+def continued(start: Policy, lora: Lora | None) -> Path | None:
+    """Return the adapter that a stage goes on with: None where it has none, or starts a new one.
+
+    A round that may continue but whose start is full weights (a gate took the policy back to them) starts a new one.
+    Raises `UserError` when the adapter at hand has another shape than the recipe's.
+    """
+    adapter, wanted = _apart(start, lora), config(lora)
+    if adapter is None or wanted is None:
+        return None
+    found = LoraConfig.from_pretrained(str(adapter))
+    for name in ("r", "lora_alpha", "use_dora", "use_rslora"):
+        if getattr(found, name) != getattr(wanted, name):
+            raise UserError(
+                f"lora.start is `continue`, but the adapter of {adapter.parent.name} has {name} {getattr(found, name)} and this "
+                f"stage says {getattr(wanted, name)}: give both the same, or set lora.start: merge"
+            )
+    return adapter
+
+
+def merged_on_disk(start: Policy, row: Row, lora: Lora | None, cache: Path) -> Policy:
+    """Return the same policy with what is to be merged already merged, in a folder in `cache`. Only ZeRO-3 needs it.
+
+    There no rank ever holds the whole model, so nothing can be merged while loading. To be called before the trainer's
+    arguments are made: from then on every model is loaded in shards.
+    """
+    apart = _apart(start, lora)
+    if row.zero_stage != 3 or len(start.adapters) == (apart is not None):
+        return start
+    merged = cache / "merged"
+    with ranks.first():
+        if ranks.rank() == 0 and not merged.is_dir():
+            partial = merged.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            whole = replace(start, adapters=start.adapters[:-1]) if apart else start
+            models.load_model(whole, row, models.training_dtype(row)).save_pretrained(partial)
+            partial.rename(merged)
+    return Policy(str(merged), None, (apart,) if apart else (), start.tokenizer)
+
+
+def load_start(start: Policy, row: Row, lora: Lora | None, cache: Path) -> PreTrainedModel:
+    """Load the weights that training starts from, on the CPU, or quantised on this process's device.
+
+    Everything that came before is merged into them, but for an adapter that the stage goes on with: its weights are set by
+    `restore` once the trainer has made its modules. `cache` is a folder for merged weights that are to be quantised.
+    """
+    if _apart(start, lora):
+        start = replace(start, adapters=start.adapters[:-1])
+    if lora is not None and lora.load_in_4bit:
+        return _quantised(start, row, lora, cache)
+    return models.load_model(start, row, models.training_dtype(row))
+
+
+def restore(model: Any, start: Policy, lora: Lora | None) -> None:
+    """Give the trainer's new adapter the weights of the one that it continues; else do nothing."""
+    adapter = continued(start, lora)
+    if adapter is None:
+        return
+    weights = load_file(adapter / "adapter_model.safetensors")
+    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    if weights.keys() != expected.keys():
+        name = sorted(weights.keys() ^ expected.keys())[0]
+        raise UserError(
+            f"lora.start is `continue`, but the adapter of {adapter.parent.name} has other target_modules than this stage "
+            f"({name} is in one of them only): give both the same, or set lora.start: merge"
+        )
+    set_peft_model_state_dict(model, weights)
+
+
+def load_scorer(described: Policy, row: Row, lora: Lora | None, cache: Path) -> PreTrainedModel:
+    """Load a policy on the row's device, in the arithmetic that a stage with this `lora` section trains it in."""
+    model: Any = load_start(described, row, lora, cache)
+    adapter = _apart(described, lora)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, str(adapter)).get_base_model()  # its layers hold the adapter now
+    if lora is not None and lora.load_in_4bit:
+        return _as_trl_does(model).to(models.device_of(row))
+    return models.place(model, row, as_in_training=True)
+
+
+def _as_trl_does(model: Any) -> Any:
+    """TRL trains adapters on quantised weights in bf16, but for DoRA's magnitudes."""
+    for name, parameter in model.named_parameters():
+        if "lora_" in name and "lora_magnitude_vector" not in name:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    return model
+
+
+def _quantised(start: Policy, row: Row, lora: Lora, cache: Path) -> PreTrainedModel:
+    """Load weights in 4 bits (Dettmers et al. 2023). What was merged is quantised as a whole, from a folder in `cache`."""
+    _check_bitsandbytes()
+    if start.adapters:
+        merged = cache / "merged"
+        models.load_model(start, row).save_pretrained(merged)
+        start = Policy(str(merged), None, (), start.tokenizer)
+    dtype = torch.bfloat16 if row.precision == "bf16" else torch.float32
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=lora.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=lora.bnb_4bit_use_double_quant,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    on_gpu = models.device_of(row) == "cuda"
+    return AutoModelForCausalLM.from_pretrained(
+        start.weights,
+        revision=start.revision or "main",
+        dtype=dtype,
+        attn_implementation=row.attn_implementation,
+        use_safetensors=True,
+        trust_remote_code=False,
+        quantization_config=settings,
+        device_map={"": torch.cuda.current_device()} if on_gpu else None,
+    )
+
+
+def _check_bitsandbytes() -> None:
+    try:
+        importlib.import_module("bitsandbytes")
+    except Exception as error:  # its own import looks for CUDA libraries and fails in many ways
+        raise UserError(
+            f"lora.load_in_4bit needs bitsandbytes, which cannot be used here ({type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else 'no message'}). Install it with pip install 'rounds[qlora]', or train "
+            f"the adapter on unquantised weights: remove load_in_4bit"
+        ) from error
+    if is_deepspeed_zero3_enabled():
+        raise UserError(
+            "lora.load_in_4bit and ZeRO-3 do not go together here: each device holds all 4-bit weights. Use "
+            "recipes/deepspeed/zero2.json, or no DeepSpeed, in the cluster's `train` row"
+        )
+
+
+def write_policy(out: Path, start_folder: Path, lora: Lora | None) -> None:
+    """Describe the policy that a training stage leaves: full weights, a new adapter, or one that was continued."""
+    if lora is None:
+        policy.write_weights(out, start_folder)
+    else:
+        goes_on = continued(policy.read(start_folder), lora) is not None
+        policy.write_adapter(out, start_folder, continues=goes_on)
