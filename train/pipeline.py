@@ -4,7 +4,7 @@
     source.*  ->  data.ROUND ->  tokenize.ROUND  |
                                      |           v
     for each round:     reference.ROUND  ->  dpo.ROUND  ->  evaluate.ROUND  ->  gate.ROUND  -> next round
-    at the end:         export, report
+    at the end:         manifest (of all rows), export, report
 
 The number after a stage's function is its version: raise it when that stage's code changes its answer.
 """
@@ -63,7 +63,8 @@ def build_plan(recipe: Recipe, root: Path, recipe_folder: Path, *, read_files: b
         judged = policy if policy is not new else evaluations[item.name]
         references[item.name] = policy
         rounds += [new] if policy is new else [new, policy]
-    export = build.export(policy, rounds, evaluations)
+    manifest = build.manifest([policy, *evaluations.values()] if recipe.evaluate else [policy])
+    export = build.export(policy, rounds, evaluations, manifest)
     stages = parents_first([*evaluations.values(), export]) if recipe.evaluate else parents_first([export])
     report = Stage("report", "report", build.report_params(), {s.name: s for s in stages}, after_stop=True)
     return Plan(recipe, (*stages, report), build.held_out)
@@ -331,10 +332,25 @@ class _Builder:
             raise UserError(f"gate of round {item.name!r}: metric {rule.metric!r} is not measured; expected task/metric. "
                             f"{nearest(rule.metric, valid)}")  # fmt: skip
 
-    def export(self, policy: Stage, rounds: list[Stage], evaluations: dict[str, Stage]) -> Stage:
+    def manifest(self, last: list[Stage]) -> Stage:
+        """Write down what the rows are, as far as `last` and all that leads there read any."""
+        of_rows = [stage for stage in parents_first(last) if stage.function in ("source", "data", "pack", "tokenize")]
+        params = {
+            "name": self.recipe.name,
+            "description": self.recipe.description,
+            "sources": {
+                name: {"licence": self.uses[name].licence, "verified": sources.load(self.uses[name].source).verified}
+                for name in self.made
+            },
+            "missing_benchmarks": list(self.held_out.missing),
+            "unknown_tasks": list(self.held_out.unknown_tasks),
+        }
+        return Stage("manifest", "manifest", params, {stage.name: stage for stage in of_rows}, 1, after_stop=True)
+
+    def export(self, policy: Stage, rounds: list[Stage], evaluations: dict[str, Stage], manifest: Stage) -> Stage:
         """Make the finished model folder with its card."""
         recipe = self.recipe
-        inputs = {"policy": policy}
+        inputs = {"policy": policy, "manifest": manifest}
         inputs |= {stage.name: stage for stage in rounds}
         inputs |= {stage.name: stage for stage in self.made.values()}
         inputs |= {stage.name: stage for stage in evaluations.values()} if recipe.evaluate else {}
@@ -345,7 +361,7 @@ class _Builder:
             "licences": {name: use.licence for name, use in recipe.sources.items() if use.licence},
             "base": recipe.base.model_dump(mode="json", exclude={"path", "chat_template"}),
         }
-        return Stage("export", "export", params, inputs, 2, after_stop=True)
+        return Stage("export", "export", params, inputs, 3, after_stop=True)
 
     def report_params(self) -> dict[str, Any]:
         """Give the report the whole recipe less local paths: it is what the reader wants to see."""

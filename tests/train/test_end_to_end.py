@@ -78,6 +78,17 @@ def copied(undisturbed, tmp_path) -> Path:
     return Path(shutil.copytree(undisturbed, tmp_path / "store"))
 
 
+def test_the_data_card_goes_with_the_model_and_the_report_links_to_it(undisturbed):
+    found = stages(undisturbed)
+    manifest = json.loads((found["export"] / "model" / "manifest.json").read_text())
+    assert set(manifest["sets"]) == {"sft", "first", "second"} and manifest["sets"]["sft"]["tokens"] > 1000
+    assert set(manifest["sources"]) == {name.removeprefix("source.") for name in found if name.startswith("source.")}
+    assert "[DATA_CARD.md](DATA_CARD.md)" in (found["export"] / "model" / "README.md").read_text()
+    page = (found["report"] / "report.html").read_text()
+    linked = f"../{found['manifest'].name}/DATA_CARD.md"
+    assert f'href="{linked}"' in page and (found["report"] / linked).is_file()
+
+
 def test_a_run_leaves_a_model_a_report_and_scores(undisturbed):
     found = stages(undisturbed)
     assert all((folder / "done.json").is_file() for folder in found.values())

@@ -43,6 +43,8 @@ class Store:
     def base(self) -> None:
         """Write the base."""
         self.policy = self.stage("base", {}, {}, {}, policy={"kind": "base", "weights": "model", "revision": None})
+        rows = {"not_compared_with": ["pubmedqa"], "warnings": ["other: 'a | b' is not known here"]}
+        self.inputs["manifest"] = self.root / self.stage("manifest", {}, {}, {}, manifest=rows)
 
     def train(self, name: str, sets: dict[str, int], lora: bool = False, skipped: bool = False, **dropped: int) -> str:
         """Write the data, the tokens and the training of one stage, from the policy so far on."""
@@ -212,3 +214,14 @@ def test_it_is_not_for_clinical_use_before_anything_else(run: Store):
     text = run.card(description="Knows everything.", licence="mit").split("---\n")[2]
     assert text.lstrip().startswith("# clinic\n\n**Not for clinical use.** This is a research artefact.")
     assert "Knows everything." in text and "No licence of the weights" not in text
+
+
+def test_the_card_names_the_data_card_and_its_warnings(run: Store):
+    run.sft()
+    run.evaluate("base", "sft")
+    card = run.card()
+    assert "[DATA_CARD.md](DATA_CARD.md), with 1 warning to read before use." in card
+    (run.inputs["manifest"] / "manifest.json").write_text(json.dumps({"not_compared_with": [], "warnings": []}))
+    card = run.card()
+    assert "[DATA_CARD.md](DATA_CARD.md)." in card
+    assert "`pubmedqa` on its own data, whose rows no training row may come from" in card

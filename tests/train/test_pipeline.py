@@ -95,6 +95,7 @@ def test_the_quickstart_is_these_stages_parents_first(plan: Planner):
         "sft",
         "evaluate.sft",
         *(name for names in per_round for name in names),
+        "manifest",
         "export",
         "report",
     ]
@@ -149,7 +150,7 @@ def test_a_knob_reruns_the_stage_that_reads_it_and_what_follows(plan: Planner, o
 
 def test_renaming_describing_and_tracking_rerun_only_the_card_and_the_report(plan: Planner):
     after = plan("name=other", "description=other", "wandb=off")
-    assert changed(plan(), after) == {"export", "report"}
+    assert changed(plan(), after) == {"manifest", "export", "report"}
     assert changed(plan(), plan("wandb=off")) == set()
 
 
@@ -229,7 +230,7 @@ def test_without_rounds_the_sft_policy_is_exported(plan: Planner):
 def test_the_gate_and_what_ends_a_run_also_run_after_a_stop(plan: Planner):
     # A gate behind a stop passes the current policy on; without it nothing could be exported.
     after_stop = {stage.name for stage in plan().stages if stage.after_stop}
-    assert after_stop == {"gate.first", "gate.second", "gate.third", "export", "report"}
+    assert after_stop == {"gate.first", "gate.second", "gate.third", "manifest", "export", "report"}
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ base, and from each training stage on that way to the data stage whose rows it r
 
 import json
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from train.cluster import Row
 from train.scores import Finished, Step, find_steps
 
 logger = logging.getLogger(__name__)
+DATA_CARD = ("DATA_CARD.md", "manifest.json")
 
 
 class Params(Section):
@@ -50,6 +52,8 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
     )
     models.save_model(model, tokenizer, out / "model")
     (out / "model" / "README.md").write_text(card(asked, inputs), encoding="utf-8")
+    for name in DATA_CARD:  # so that the folder can be passed on with what its rows were
+        shutil.copyfile(inputs["manifest"] / name, out / "model" / name)
     return {"folder": "model", **models.count_parameters(model)}
 
 
@@ -69,6 +73,8 @@ def card(asked: Params, inputs: Mapping[str, Path]) -> str:
         tags=["medical", *dict.fromkeys(each["method"] for each in trained), "not-for-clinical-use"],
     )
     measured = [step for step in steps if step.scores]
+    rows = store.read_json(inputs["manifest"] / "manifest.json")
+    assert rows
     environment = Environment(loader=PackageLoader("train", "templates"), undefined=StrictUndefined, trim_blocks=True,
                               lstrip_blocks=True)  # fmt: skip
     environment.filters["cell"] = _cell
@@ -81,6 +87,8 @@ def card(asked: Params, inputs: Mapping[str, Path]) -> str:
         trained=trained,
         evaluated=_evaluated_on(measured[0], inputs, asked.licences) if measured else {"sets": [], "tasks": []},
         rounds=[(step, _reasons(step, inputs)) for step in steps if step.stage.function == "dpo"],
+        not_compared=rows["not_compared_with"],
+        warnings=rows["warnings"],
         measured=measured,
         metrics=list(dict.fromkeys(metric for step in measured for metric in step.scores)),
     )

@@ -105,6 +105,7 @@ def _render(
         samples=_samples(steps),
         sources=sources,
         sets=_sets(steps, stages),
+        data_card=stages.get("manifest"),
         final=_final(steps, stages),
         graph=_lineage(steps, stages, sources),
         names={stage.folder.name: stage.name for stage in stages.values()},
@@ -291,7 +292,7 @@ def _sets(steps: Sequence[Step], stages: Mapping[str, Finished]) -> list[dict[st
         found[tokens.folder.name] = {
             "steps": [step.name],
             "rows": rows,
-            "most": max((row["in"] for row in rows), default=0),
+            "most": max((max(row["in"], row["out"] + row["dropped"]) for row in rows), default=0),
             "counts": tokens.counts,
             "max_length": tokens.spec.get("params", {}).get("max_length"),
             "lengths": Markup(figures.histogram(label, [(name.replace("<=", "≤"), n) for name, n in lengths]))

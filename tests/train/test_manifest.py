@@ -1,0 +1,174 @@
+"""The manifest and the data card of a recipe whose rows were really read, filtered, mixed and tokenised."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from data_prep.records import Conversation, read_records
+from train import recipe, store, worker
+from train.cluster import Row
+from train.graph import parents_first
+from train.pipeline import Plan, build_plan
+
+pytestmark = pytest.mark.xdist_group("manifest")
+pytest.importorskip("presidio_analyzer")
+BASE = {"kind": "tiny", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "vocab_size": 400, "max_position_embeddings": 256}  # fmt: skip
+SECRET = "Jane Roe, MRN 4471882"
+VIGNETTE = ("A 54-year-old gardener comes to the clinic with six weeks of burning pain in both soles that wakes him at night "
+            "and eases when he walks on cold tiles")  # fmt: skip
+ASKED = f"{VIGNETTE}. Which nerve fibres are most likely damaged?"
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
+
+
+def made(folder: Path) -> Plan:
+    """Plan a recipe with a file of notes, an exam held out, pairs of two sets that share a prompt id, and generated facts."""
+    note = {"question": f"Patient: {SECRET}. What is next?", "answer": "Call the surgeon today."}
+    leak = {"question": f"{VIGNETTE}, he says. What would you test?", "answer": "The small fibres, by a skin biopsy."}
+    notes = [note, leak, *({"question": f"What is {n} times two?", "answer": f"It is {2 * n}."} for n in range(40))]
+    exam = {"id": 1, "question": ASKED, "options": {"A": "Small fibres", "B": "Large fibres"}, "answer_idx": "A"}
+
+    def pair(name: str, prompt: str, better: str = "Yes, and here is why.", worse: str = "No.") -> dict[str, Any]:
+        return {"prompt": prompt, "prompt_id": name, "score_chosen": 8, "score_rejected": 2,
+                "chosen": [{"role": "user", "content": prompt}, {"role": "assistant", "content": better}],
+                "rejected": [{"role": "user", "content": prompt}, {"role": "assistant", "content": worse}]}  # fmt: skip
+
+    seen = "0123456789abcdef0123"
+    pairs = [pair(f"p{n:020d}", f"Is {n} a number?") for n in range(20)]
+    pairs += [pair(seen, "The same prompt in other words"), pair("x" * 20, "Tell me a case.", f"{ASKED} The small ones."),
+              pair("y" * 20, "Tell me another.", worse=ASKED)]  # fmt: skip
+    data = {
+        "name": "carded",
+        "base": BASE,
+        "seed": 3,
+        "sources": {
+            "notes": {"source": "file", "path": write(folder / "notes.jsonl", notes), "format": "question_answer",
+                      "licence": "CC BY-NC 4.0"},
+            "facts": {"source": "clinic_facts", "max_rows": 60},
+            "exam": {"source": "medqa", "split": "test", "path": write(folder / "exam.jsonl", [exam])},
+            "pairs": {"source": "ultrafeedback", "split": "train_prefs", "path": write(folder / "pairs.jsonl", pairs)},
+            "kept": {"source": "snorkel", "split": "test_iteration_1",
+                     "path": write(folder / "kept.jsonl", [pair(seen, "What was it that you asked me a while ago?")])},
+        },
+        "sft": {"data": [{"name": "notes", "epochs": 1.5}, {"name": "facts", "max_rows": 30}], "max_length": 128,
+                "global_batch_size": 2, "learning_rate": 1e-3},
+        "rounds": [{"name": "first", "data": ["pairs"], "max_length": 128, "global_batch_size": 2, "learning_rate": 1e-4}],
+        "wandb": "off",
+    }  # fmt: skip
+    file = folder / "carded.yaml"
+    file.write_text(yaml.safe_dump(data))
+    return build_plan(recipe.load(file), folder / "store", folder)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path]:
+    """Run every stage that the manifest reads, and the manifest."""
+    folder = tmp_path_factory.mktemp("carded")
+    plan = made(folder)
+    for stage in parents_first([plan.stage("manifest")]):
+        worker.run(worker.Job(folder=store.prepare(folder / "store", stage), row=Row(device="cpu", threads=1)))
+    return plan, folder / "store"
+
+
+@pytest.fixture(scope="module")
+def manifest(built: tuple[Plan, Path]) -> dict[str, Any]:
+    plan, root = built
+    return json.loads((store.folder(root, plan.stage("manifest")) / "manifest.json").read_text())
+
+
+def test_every_row_of_a_source_is_accounted_for(manifest: dict[str, Any]):
+    for each in manifest["sources"].values():
+        phi = (each["phi"] or {}).get("dropped", 0)
+        assert each["rows"] == each["records"] + each["not_chosen"] + sum(each["dropped"].values())
+        assert phi <= sum(each["dropped"].values())
+    for made_set in manifest["sets"].values():
+        assert made_set["rows"] == sum(each["out"] for each in made_set["sources"].values())
+        assert made_set["tokens"] == sum(each["lengths"]["tokens"] for each in made_set["sources"].values())
+        for each in made_set["sources"].values():
+            gone = sum(sum(reasons.values()) for reasons in each["dropped"].values())
+            assert each["rows"] == gone + each["not_in_mix"] + each["out"] - each["repeats"]
+            assert each["lengths"]["rows"] + sum(each["lengths"]["dropped"].values()) == each["out"]
+            assert sum(each["lengths"]["histogram"].values()) == each["lengths"]["rows"]
+
+
+def test_sources_are_told_with_licence_and_what_they_are_for(manifest: dict[str, Any]):
+    notes, exam, pairs = (manifest["sources"][name] for name in ("notes", "exam", "pairs"))
+    assert (notes["licence"], notes["conditions"]) == ("CC BY-NC 4.0", "credit, not commercial")
+    assert (notes["trained_on_in"], notes["held_out_from"]) == (["sft"], [])
+    assert (exam["trained_on_in"], exam["held_out_from"]) == ([], ["sft", "first"])
+    assert len(pairs["digest"]) == 64 and pairs["repository"] == "HuggingFaceH4/ultrafeedback_binarized"
+    assert manifest["sets"]["sft"]["sources"]["notes"]["repeats"] > 15
+    assert manifest["sets"]["sft"]["sources"]["facts"]["out"] == 30
+
+
+def test_what_is_held_out_is_taken_out_of_prompts_and_of_both_answers_by_text_and_by_id(manifest: dict[str, Any]):
+    assert manifest["sets"]["sft"]["overlaps"] == {"exam": 1}
+    assert manifest["sets"]["first"]["overlaps"] == {"exam": 2, "kept": 1}
+    assert manifest["overlaps"] == {"exam": 3, "kept": 1}
+    reasons = manifest["sets"]["first"]["sources"]["pairs"]["dropped"]["decontaminate"]
+    assert reasons == {"overlaps_exam": 2, "heldout_prompt_kept": 1}
+
+
+def test_a_persons_own_rows_are_masked_by_default(built: tuple[Plan, Path], manifest: dict[str, Any]):
+    plan, root = built
+    phi = manifest["sources"]["notes"]["phi"]
+    assert phi["rows"] == 1 and set(phi["kinds"]) == {"name", "record_number"}
+    assert manifest["sources"]["facts"]["phi"] is None
+    for name in ("source.notes", "data.sft"):
+        texts = [turn.content for record in read_records(store.folder(root, plan.stage(name)) / "records.parquet")
+                 if isinstance(record, Conversation) for turn in record.messages]  # fmt: skip
+        assert not any("Roe" in text or "4471882" in text for text in texts)
+        assert any("[NAME]" in text for text in texts)
+
+
+def test_the_warnings_say_what_to_know_before_use(manifest: dict[str, Any]):
+    said = "\n".join(manifest["warnings"])
+    assert "notes: CC BY-NC 4.0 does not allow commercial use" in said
+    assert (
+        "not compared with medmcqa, pubmedqa, mmlu_medical, headqa, ultrafeedback: their rows were not at hand" in said
+    )
+    assert "exam" not in said, "conditions of what is only held out are no matter"
+
+
+def test_the_card_tells_the_same_and_no_text(built: tuple[Plan, Path], manifest: dict[str, Any]):
+    plan, root = built
+    folder = store.folder(root, plan.stage("manifest"))
+    card = (folder / "DATA_CARD.md").read_text()
+    assert "**not for\nclinical use**" in card
+    assert all(line in card for line in manifest["warnings"])
+    assert "| notes | file, train | - | sha256 `" in card and "credit, not commercial" in card
+    assert "masked in 1 rows: name 1, record_number 1" in card
+    assert "1 rows were taken out for exam" in card
+    assert "    <=64" in card and "#" * 30 in card
+    for text in (SECRET, "Roe", VIGNETTE, "gardener", "times two"):
+        assert not any(text in path.read_text() for path in folder.iterdir() if path.suffix in (".json", ".md"))
+    counts = (store.done(folder) or {})["counts"]
+    assert counts["overlaps"] == manifest["overlaps"] and counts["warnings"] == len(manifest["warnings"])
+
+
+def test_adding_a_source_makes_no_other_source_again(built: tuple[Plan, Path], tmp_path: Path):
+    plan, root = built
+    before = {stage.name: stage.key for stage in plan.stages if stage.function == "source"}
+    data = plan.recipe.model_dump(mode="json")
+    data["sources"]["more"] = {"source": "clinic_facts", "split": "train_questions"}
+    data["sft"]["data"].append({"name": "more"})
+    after = build_plan(recipe.Recipe.model_validate(data), root, tmp_path)
+    keys = {stage.name: stage.key for stage in after.stages if stage.function == "source"}
+    assert keys == {**before, "source.more": keys["source.more"]}
+
+
+def test_the_rows_of_a_set_open_in_datasets_and_in_pandas(built: tuple[Plan, Path], tmp_path: Path):
+    datasets, pandas = pytest.importorskip("datasets"), pytest.importorskip("pandas")
+    plan, root = built
+    path = store.folder(root, plan.stage("data.sft")) / "records.parquet"
+    table = pandas.read_parquet(path)
+    opened = datasets.load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(tmp_path))
+    assert list(table["id"]) == opened["id"] and table["id"].is_unique
+    assert set(table["source"]) == {"notes", "facts"}

@@ -1,0 +1,180 @@
+"""Stage `manifest`: what the training rows are, for a person who must answer for them.
+
+In: every stage of the run that has to do with rows (`source.*`, `data.*`, `pack`, `tokenize.*`), by name. Out:
+`manifest.json` and `DATA_CARD.md`, which say the same: where each source came from and under which licence, what every
+filter took out of it, what was masked, how many rows and tokens of it are trained on, what was found of each benchmark,
+and what to know before use. Nothing of a row's text is in them.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from data_prep import licences
+from data_prep.schema import Section
+from train import store
+from train.cluster import Row
+from train.lengths import edge
+
+SCHEMA = 1
+"""Raised when a field of manifest.json changes its meaning or goes."""
+_OVERLAPS = ("heldout_prompt_", "overlaps_")
+
+
+class Known(Section):
+    """What the recipe and the registry say of a source beyond what its stage does."""
+
+    licence: str | None
+    verified: bool
+
+
+class Params(Section):
+    name: str
+    description: str
+    sources: dict[str, Known]
+    missing_benchmarks: tuple[str, ...]
+    unknown_tasks: tuple[str, ...]
+
+
+def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[str, Any]:
+    """Read what the stages counted, and write it down twice."""
+    asked = Params.model_validate(params)
+    made = manifest(asked, inputs)
+    store.write_json(out / "manifest.json", made)
+    (out / "DATA_CARD.md").write_text(_card(made), encoding="utf-8")
+    return {
+        "sources": len(made["sources"]),
+        "records": sum(each["rows"] for each in made["sets"].values()),
+        "tokens": sum(each["tokens"] or 0 for each in made["sets"].values()),
+        "overlaps": made["overlaps"],
+        "warnings": len(made["warnings"]),
+    }
+
+
+def manifest(asked: Params, inputs: Mapping[str, Path]) -> dict[str, Any]:
+    """Put together what is known of every source and every training set."""
+    data = {name: path for name, path in inputs.items() if store.spec(path)["function"] == "data"}
+    tokens = {store.inputs(path)["data"].name: path for path in inputs.values()
+              if store.spec(path)["function"] in ("pack", "tokenize")}  # fmt: skip
+    sets = {name.removeprefix("data."): _set(path, tokens.get(path.name)) for name, path in data.items()}
+    sources = {name.removeprefix("source."): _source(name.removeprefix("source."), path, asked, sets)
+               for name, path in inputs.items() if store.spec(path)["function"] == "source"}  # fmt: skip
+    overlaps = Counter()
+    for each in sets.values():
+        overlaps.update(each["overlaps"])
+    return {
+        "schema": SCHEMA,
+        "recipe": asked.name,
+        "description": asked.description,
+        "sources": sources,
+        "sets": sets,
+        "overlaps": dict(sorted(overlaps.items())),
+        "not_compared_with": [*asked.missing_benchmarks, *asked.unknown_tasks],
+        "warnings": _warnings(asked, sources, sets),
+    }
+
+
+def _source(name: str, folder: Path, asked: Params, sets: Mapping[str, Any]) -> dict[str, Any]:
+    spec, counts = store.spec(folder), (store.done(folder) or {})["counts"]
+    use, known = spec["params"]["use"], asked.sources[name]
+    licence = known.licence or counts["licence"]
+    terms = licences.terms(licence)
+    return {
+        "source": use["source"],
+        "split": use["split"],
+        "repository": counts["repository"],
+        "revision": counts["revision"],
+        "verified": known.verified,
+        "digest": spec["inputs"].get("path", {}).get("digest"),
+        "licence": licence,
+        "conditions": terms.said() if terms else None,
+        "trained_on_in": [each for each, made in sets.items() if name in made["sources"]],
+        "held_out_from": [each for each, made in sets.items() if name in made["compared_with"]],
+        "rows": counts["rows"],
+        "dropped": counts["dropped"],
+        "not_chosen": counts["not_chosen"],
+        "records": counts["records"],
+        "phi": counts.get("phi"),  # absent where a set was fetched before there was a choice
+        "system_prompt": spec["params"].get("system_prompt"),
+    }
+
+
+def _set(folder: Path, tokens: Path | None) -> dict[str, Any]:
+    spec, counts = store.spec(folder), (store.done(folder) or {})["counts"]
+    lengths = (store.done(tokens) or {})["counts"]["by_source"] if tokens else {}
+    sources = {}
+    for name, came in counts["in"].items():
+        dropped, out = counts["dropped_by_source"].get(name, {}), counts["out"].get(name, 0)
+        repeats = counts["repeats"].get(name, 0)
+        gone = sum(sum(reasons.values()) for reasons in dropped.values())
+        sources[name] = {
+            "rows": came,
+            "dropped": dropped,
+            "not_in_mix": came - gone - (out - repeats),
+            "repeats": repeats,
+            "out": out,
+            "share": round(out / counts["records"], 4),
+            "lengths": lengths.get(name),
+        }
+    return {
+        "kind": spec["params"]["kind"],
+        "filters": spec["params"]["filters"],
+        "compared_with": sorted(key.removeprefix("heldout.") for key in spec["inputs"] if key.startswith("heldout.")),
+        "sources": sources,
+        "rows": counts["records"],
+        "masked": counts["masked"],
+        "overlaps": _overlaps(counts["dropped"].get("decontaminate", {})),
+        "tokens": sum(each["tokens"] for each in lengths.values()) if tokens else None,
+        "histogram": _sum([each["histogram"] for each in lengths.values()]),
+    }
+
+
+def _overlaps(reasons: Mapping[str, int]) -> dict[str, int]:
+    """Count what was taken out by the benchmark that it was found in."""
+    found = Counter()
+    for reason, count in reasons.items():
+        prefix = next((each for each in _OVERLAPS if reason.startswith(each)), "")
+        found[reason.removeprefix(prefix)] += count
+    return dict(sorted(found.items()))
+
+
+def _sum(histograms: list[Mapping[str, int]]) -> dict[str, int]:
+    total = Counter()
+    for each in histograms:
+        total.update(each)
+    return {name: total[name] for name in sorted(total, key=edge)}
+
+
+def _warnings(asked: Params, sources: Mapping[str, Any], sets: Mapping[str, Any]) -> list[str]:
+    said = [line for name, each in sources.items() if each["trained_on_in"]
+            for line in licences.warnings(name, each["licence"])]  # fmt: skip
+    said += [f"{name}: its repository, commit or columns could not be checked when its source was written"
+             for name, each in sources.items() if not each["verified"] and each["digest"] is None]  # fmt: skip
+    said += [f"{name}: its rows were not compared with any held-out row" for name, each in sets.items()
+             if not any(use["name"] == "decontaminate" for use in each["filters"])]  # fmt: skip
+    if asked.missing_benchmarks:
+        said.append(f"not compared with {', '.join(asked.missing_benchmarks)}: their rows were not at hand")
+    if asked.unknown_tasks:
+        said.append(f"not compared with the rows that lm-eval's {', '.join(asked.unknown_tasks)} bring themselves")
+    private = [name for name, each in sources.items() if each["source"] == "file" and each["phi"] is None]
+    if private:
+        said.append(f"{', '.join(private)}: brought as files, and not searched for what tells who a person is")
+    return said
+
+
+def _card(made: Mapping[str, Any]) -> str:
+    environment = Environment(loader=PackageLoader("train", "templates"), undefined=StrictUndefined, trim_blocks=True,
+                              lstrip_blocks=True)  # fmt: skip
+    environment.filters["cell"] = lambda value: " ".join(str(value).split()).replace("|", "\\|")
+    environment.filters["bars"] = _bars
+    return environment.get_template("data_card.md.jinja").render(**made)
+
+
+def _bars(histogram: Mapping[str, int]) -> list[tuple[str, int, str]]:
+    """Return a histogram as (length, rows, bar)."""
+    most = max(histogram.values(), default=1)
+    return [(name.replace("<=more", "longer"), count, "#" * max(1, round(30 * count / most)))
+            for name, count in histogram.items()]  # fmt: skip
