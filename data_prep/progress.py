@@ -9,6 +9,7 @@ from pathlib import Path
 
 _SECONDS_BETWEEN_WRITES = 0.2
 _last_write: dict[Path, float] = {}
+_began: dict[Path, tuple[str, int, float]] = {}
 
 
 def write(out: Path, step: int, total: int | None, unit: str, **numbers: float) -> None:
@@ -17,6 +18,34 @@ def write(out: Path, step: int, total: int | None, unit: str, **numbers: float) 
     if step != total and now - _last_write.get(out, 0.0) < _SECONDS_BETWEEN_WRITES:
         return
     _last_write[out] = now
+    before = _began.get(out)
+    if before is None or before[0] != unit or step < before[1]:
+        before = _began[out] = (unit, step, time.time())
     partial = out / "progress.json.partial"
-    partial.write_text(json.dumps({"step": step, "total": total, "unit": unit, "time": time.time(), **numbers}))
+    state = {
+        "step": step,
+        "total": total,
+        "unit": unit,
+        "time": time.time(),
+        "began": before[2],
+        "began_step": before[1],
+    }
+    partial.write_text(json.dumps({**state, **numbers}))
     partial.replace(out / "progress.json")
+
+
+def numbers(state: dict) -> dict[str, float]:
+    """Return what a `progress.json` holds besides how far it is."""
+    return {name: value for name, value in state.items() if name not in _PLACE}
+
+
+def seconds_left(state: dict) -> float | None:
+    """Estimate from a `progress.json` how long the rest takes at the pace since this attempt began; None where it cannot tell."""
+    steps, spent = (
+        state["step"] - state.get("began_step", state["step"]),
+        state["time"] - state.get("began", state["time"]),
+    )
+    return (state["total"] - state["step"]) * spent / steps if state["total"] and steps > 0 else None
+
+
+_PLACE = ("step", "total", "unit", "time", "began", "began_step")

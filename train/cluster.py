@@ -1,15 +1,18 @@
 """Where and how fast each kind of stage runs: the rows of `recipes/clusters/*.yaml`. Nothing here is in a stage key."""
 
 import json
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from data_prep.schema import Section
-from train import yaml_file
+from train import resources, yaml_file
 from train.devices import GpuName
+from train.resources import AbsolutePath, Resources
 
+S = TypeVar("S", bound=Section)
 RowName = Literal["cpu", "train", "infer"]
 FROM_RECIPE = {
     "train_batch_size": "global_batch_size",
@@ -76,6 +79,8 @@ class Row(Section):
     save_total_limit: Annotated[int, Field(ge=2)] = 2
     """Checkpoints kept while a stage trains; all are removed when it is done. Two at least: the older one is removed before
     the newer is known to be whole."""
+    slurm: Resources = Resources()
+    """What a job asks of SLURM, where it differs from the file's own `slurm` section."""
 
     @property
     def world_size(self) -> int:
@@ -103,8 +108,8 @@ class Row(Section):
 class Cluster(Section):
     """The three rows. A row that is left out takes the defaults."""
 
-    kind: Literal["local"] = "local"
-    """`local` runs the plan on this machine, one stage after the other."""
+    kind: Literal["local", "slurm"] = "local"
+    """`local` runs the plan on this machine, one stage after the other; `slurm` submits one job per stage."""
     offline: bool = False
     """Never ask the hub: `fetched` holds all that the recipe needs from it, or the run says at once what is missing."""
     fetched: Path | None = None
@@ -112,6 +117,14 @@ class Cluster(Section):
     cpu: Row = Row()
     train: Row = Row()
     infer: Row = Row()
+    stages: dict[str, Row] = Field(default_factory=dict)
+    """Rows for single stages, by name or pattern (`dpo.third`, `evaluate.*`), that state what differs; later ones win."""
+    slurm: Resources = Resources()
+    """What every job asks of SLURM, unless its row or stage says otherwise."""
+    store: AbsolutePath | None = None
+    """The store that all nodes see; `--store` goes before it."""
+    preflight: bool = False
+    """Begin each run with a job that checks the nodes, as `rounds preflight` does, and runs nothing if they fail."""
 
     @model_validator(mode="after")
     def _fetched_is_for_offline(self) -> "Cluster":
@@ -119,11 +132,41 @@ class Cluster(Section):
             raise yaml_file.FieldError("is used only with `offline: true`", "fetched")
         return self
 
-    def row(self, name: RowName) -> Row:
-        """Return the row of that name."""
-        return getattr(self, name)
+    @model_validator(mode="after")
+    def _slurm_is_for_slurm(self) -> "Cluster":
+        asked = [self.slurm, *(row.slurm for row in (self.cpu, self.train, self.infer, *self.stages.values()))]
+        if self.kind == "local" and (self.preflight or any(section.model_fields_set for section in asked)):
+            raise ValueError("the file asks something of SLURM; say kind: slurm, or take it out")
+        return self
+
+    def row(self, name: RowName, stage: str = "") -> Row:
+        """Return the row of that name, as it is for one stage: with what the file says of all jobs and of that stage."""
+        row: Row = getattr(self, name)
+        row = row.model_copy(update={"slurm": _over(self.slurm, row.slurm)})
+        for pattern, differing in self.stages.items():
+            if fnmatchcase(stage, pattern):
+                row = _over(row, differing)
+        return row
+
+
+def _over(base: S, differing: S) -> S:
+    """Lay one section over another: a field that it leaves out stays."""
+    given = {name: getattr(differing, name) for name in differing.model_fields_set}
+    below = {name: getattr(base, name) for name in given}
+    merged = {
+        name: _over(below[name], value) if isinstance(value, Section) and type(value) is type(below[name]) else value
+        for name, value in given.items()
+    }
+    return base.model_copy(update=merged)
 
 
 def load(path: Path | None) -> Cluster:
-    """Read a cluster file; None gives the defaults: this machine."""
-    return yaml_file.load(path, Cluster) if path else Cluster()
+    """Read a cluster file; None gives the defaults: this machine. Raises `UserError` for rows that contradict themselves."""
+    if path is None:
+        return Cluster()
+    cluster = yaml_file.load(path, Cluster)
+    if cluster.kind == "slurm":
+        for name in get_args(RowName):
+            row = cluster.row(name)
+            resources.check(row.slurm, f"{path}: {name}.slurm", row.processes if name == "train" else 1)
+    return cluster

@@ -19,7 +19,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from data_prep import sources
+from data_prep import progress, sources
 from train import expected, policy, store
 from train.graph import Stage
 from train.pipeline import Plan
@@ -155,10 +155,10 @@ class Live:
         now = store.read_json(folder / "progress.json")
         if now is None or self.current is None:
             return
-        numbers = _numbers(now)
-        self.progress.update(self.current, completed=now["step"], total=now["total"], numbers=numbers)
+        shown = numbers(now)
+        self.progress.update(self.current, completed=now["step"], total=now["total"], numbers=shown)
         if not self.console.is_terminal and time.monotonic() - self.last_line > _SECONDS_BETWEEN_LINES:
-            self._line(f"    {stage.name}: {now['step']} of {now['total'] or '?'} {now['unit']} {numbers}")
+            self._line(f"    {stage.name}: {now['step']} of {now['total'] or '?'} {now['unit']} {shown}")
 
     def _ends(self, stage: Stage, folder: Path) -> None:
         record = store.done(folder) or {}
@@ -167,7 +167,7 @@ class Live:
             self.progress.remove_task(self.current)
             self.current = None
         self.progress.update(self.stages, completed=self.done)
-        detail = f"skipped: {record['because']}" if record.get("status") == "skipped" else _headline(stage, record)
+        detail = f"skipped: {record['because']}" if record.get("status") == "skipped" else headline(stage, record)
         self.console.print(
             f"{stage.name:<24} {record.get('seconds', 0):7.1f} s  {detail}", highlight=False, markup=False
         )
@@ -178,12 +178,11 @@ class Live:
             self.console.print(text, highlight=False, markup=False)
 
 
-def _numbers(progress: dict) -> str:
-    hidden = ("step", "total", "unit", "time")
-    return "  ".join(f"{name} {value:.4g}" for name, value in progress.items() if name not in hidden)
+def numbers(state: dict) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in progress.numbers(state).items())
 
 
-def _headline(stage: Stage, record: dict) -> str:
+def headline(stage: Stage, record: dict) -> str:
     counts = record.get("counts", {})
     if stage.function == "gate":
         return counts["decision"]
@@ -244,30 +243,6 @@ def _score(score: dict | None) -> str:
         return "-"
     digits = 1 if abs(score["value"]) >= 10 else 3
     return f"{score['value']:.{digits}f}" + ("" if score["stderr"] is None else f" ±{score['stderr']:.{digits}f}")
-
-
-def status_table(plan: Plan, root: Path) -> Table:
-    """List stages with their state: done, running and how far, failed and why, or to do."""
-    table = Table(title=plan.recipe.name, title_justify="left", box=None, header_style="bold")
-    for heading in ("stage", "state", "seconds", "detail"):
-        table.add_column(heading, overflow="fold")
-    for stage in plan.stages:
-        folder = store.folder(root, stage)
-        record, failure = store.done(folder), store.read_json(folder / "failed.json")
-        if record:
-            detail = record["because"] if record["status"] == "skipped" else _headline(stage, record)
-            table.add_row(stage.name, Text(record["status"], "green"), f"{record['seconds']:.1f}", Text(detail))
-        elif store.is_held(folder):
-            now = store.read_json(folder / "progress.json")
-            far = f"{now['step']} of {now['total'] or '?'} {now['unit']}  {_numbers(now)}; " if now else ""
-            table.add_row(stage.name, Text("running", "cyan"), "", Text(f"{far}by {store.holder(folder)}"))
-        elif failure:
-            table.add_row(
-                stage.name, Text("failed", "red"), "", Text(f"{failure['message']} (log: {folder / 'log.txt'})")
-            )
-        else:
-            table.add_row(stage.name, Text("to do", "yellow"), "", "started before" if folder.exists() else "")
-    return table
 
 
 def stage(console: Console, folder: Path, whole_log: bool) -> None:

@@ -17,7 +17,7 @@ from train.cluster import Row
 
 EXIT_STOPPED = 75
 """Exit code of a rank that stopped because it was asked to (EX_TEMPFAIL); torchrun turns it into 1."""
-TOGETHER = ("sft", "dpo")
+TOGETHER = ("sft", "dpo", "preflight")
 """Functions whose stages run as all ranks of their cluster row; every other stage is one process."""
 _TOLD = "rounds/told"
 _POLL_SECONDS = 0.2

@@ -1,5 +1,6 @@
 """What the subcommands share: the options of a recipe, a store and a cluster, and how a mistake is told."""
 
+import shlex
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -10,7 +11,7 @@ import typer
 from rich.console import Console
 
 from data_prep.errors import UserError
-from train import pipeline, recipe
+from train import cluster, pipeline, recipe, store
 from train.pipeline import Plan
 
 console = Console(width=None if sys.stdout.isatty() else 160)  # in a log nothing is to be cut at 80 columns
@@ -44,6 +45,27 @@ def told(command: Callable) -> Callable:
             raise typer.Exit(130) from None
 
     return wrapped
+
+
+def store_of(root: Path | None, cluster_file: Path | None = None) -> Path:
+    """Return the store: as given, else the cluster file's, else ROUNDS_STORE, else ./store."""
+    named = cluster.load(cluster_file).store if cluster_file and root is None else None
+    return root or (Path(named) if named else store.default_root())
+
+
+def command_line(
+    command: str, file: Path, overrides: list[str] | None, cluster_file: Path | str | None, root: Path, *more: str
+) -> str:
+    """Write a command for a person to repeat, with the options that make it mean the same run."""
+    words = ["rounds", command, str(file), *more]
+    words += [word for override in overrides or () for word in ("--set", override)]
+    words += ["--cluster", str(cluster_file)] if cluster_file else []
+    words += (
+        ["--store", str(root)]
+        if root.resolve() != store_of(None, Path(cluster_file) if cluster_file else None).resolve()
+        else []
+    )
+    return shlex.join(words)
 
 
 def plan_of(file: Path, overrides: list[str] | None, root: Path) -> Plan:

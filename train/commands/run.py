@@ -1,4 +1,4 @@
-"""`rounds run`: run what is not done yet."""
+"""`rounds run`: run what is not done yet, here or on a SLURM cluster."""
 
 import os
 import time
@@ -8,9 +8,12 @@ from typing import Annotated
 import typer
 
 from train import cluster, display, needs, offline, pipeline, recipe, store, tracking
-from train.commands import options
-from train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, told
+from train.cluster import Cluster
+from train.commands import jobs, options
+from train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
 from train.graph import Asset
+from train.launch import slurm
+from train.pipeline import Plan
 
 
 @told
@@ -23,25 +26,57 @@ def run(
         Path | None, typer.Option("--offline", metavar="FOLDER", help="Use only what `rounds fetch` put there")
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Offline: read every fetched file again")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="List what would run; for SLURM also write each script and ask sbatch about it"),
+    ] = False,
 ) -> None:
     """Run what is not done yet, with live progress; ends with the scores of each round and the gates' decisions.
 
     Interrupt it at any moment, even with kill -9: the same command goes on. Finished stages are never run again, and a
-    training stage goes on from its last checkpoint. Two runs on one store share the work.
+    training stage goes on from its last checkpoint. Two runs on one store share the work. With a cluster file of kind slurm
+    it submits one job per stage and returns at once; nothing stays running here.
 
         rounds run recipes/quickstart.yaml
 
         rounds run recipes/quickstart.yaml --set sft.num_train_epochs=4 --store /scratch/store
 
         rounds run recipes/med42-v2-8b.yaml --offline /scratch/fetched
+
+        rounds run recipes/quickstart.yaml --cluster recipes/clusters/slurm.yaml --dry-run
     """
-    root = root or store.default_root()
+    root = store_of(root, cluster_file)
     machine = cluster.load(cluster_file)
     if fetched:
         machine = machine.model_copy(update={"offline": True, "fetched": fetched})
     if machine.offline:
         _be_offline(file, overrides, machine.fetched, root, check)
     made = plan_of(file, overrides, root)
+    if machine.kind == "slurm":
+        assert cluster_file
+        if not dry_run:
+            store.remember_run(root, made.recipe.name, str(file), list(made.stages))
+        jobs.submit(made.stages, root, machine, _wanted(file, made, machine, cluster_file), dry_run)
+        look = options.command_line("status", file, overrides, cluster_file, root)
+        options.console.print(f"look: {look}", highlight=False, markup=False, soft_wrap=True)
+    elif dry_run:
+        options.console.print(display.plan_table(made, root))
+    else:
+        _here(file, made, root, machine)
+
+
+def _wanted(file: Path, made: Plan, machine: Cluster, cluster_file: Path) -> slurm.Run:
+    return slurm.Run(
+        name=made.recipe.name,
+        last=made.stages[-1],
+        recipe=str(file.resolve()),
+        cluster=str(cluster_file.resolve()),
+        wandb=tracking.settings(made.recipe.wandb, made.recipe.name),
+        variables=offline.environment(machine.fetched) if machine.offline else {},
+    )
+
+
+def _here(file: Path, made: Plan, root: Path, machine: Cluster) -> None:
     began = time.monotonic()
     todo = [stage for stage in made.stages if not store.done(store.folder(root, stage))]
     if todo:

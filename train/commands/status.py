@@ -1,15 +1,141 @@
 """`rounds status`: what became of each stage of a run."""
 
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
 from train import display, store
 from train.commands import options
-from train.commands.options import Overrides, RecipeFile, StoreRoot, plan_of, told
+from train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
+from train.graph import Stage
+from train.launch import slurm, state
+from train.launch.state import ENDED_BADLY, State
+
+_SECONDS_BETWEEN_LOOKS = 10.0
+_COLORS = {
+    "done": "green",
+    "skipped": "green",
+    "running": "cyan",
+    "starting": "cyan",
+    "to do": "yellow",
+    "waiting": "yellow",
+}
 
 
 @told
-def status(file: RecipeFile, overrides: Overrides = None, root: StoreRoot = None) -> None:
-    """Show each stage of a run: done, running (by whom, how far), failed (why) or to do.
+def status(
+    file: RecipeFile,
+    overrides: Overrides = None,
+    cluster_file: ClusterFile = None,
+    root: StoreRoot = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay, and look again every ten seconds")] = False,
+) -> None:
+    """Show each stage of a run: its state, job, node, how far it is, and its score; and why one ended badly.
 
-    rounds status recipes/quickstart.yaml
+    The same table for a run on this machine and one on SLURM, with or without accounting.
+
+        rounds status recipes/quickstart.yaml
+
+        rounds status recipes/quickstart.yaml --watch
     """
-    root = root or store.default_root()
-    options.console.print(display.status_table(plan_of(file, overrides, root), root))
+    root = store_of(root, cluster_file)
+    plan = plan_of(file, overrides, root)
+    title, stages, go_on = plan.recipe.name, plan.stages, _go_on(file, overrides, cluster_file, root, plan.stages)
+    if not watch:
+        options.console.print(page(title, stages, root, go_on))
+        return
+    with Live(console=options.console, auto_refresh=False, transient=False) as live:
+        while True:
+            now = state.states(stages, root)
+            live.update(_page(title, now, go_on), refresh=True)
+            if not any(
+                entry.state in ("running", "starting", "waiting", "completing", "configuring", "held") for entry in now
+            ):
+                return
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def page(title: str, stages: tuple[Stage, ...], root: Path, go_on: str) -> RenderableType:
+    """Make the table, and below it why the first stages that ended badly did, and the command to go on."""
+    return _page(title, state.states(stages, root), go_on)
+
+
+def _page(title: str, now: list[State], go_on: str) -> RenderableType:
+    first_causes = [entry for entry in now if entry.state in ENDED_BADLY and not entry.because.startswith("behind ")]
+    below = [line for entry in first_causes for line in _why(entry)]
+    if first_causes:
+        below.append(Text(f"to go on: {go_on}", "bold"))
+    return Group(_table(title, now), *below)
+
+
+def _table(title: str, now: list[State]) -> Table:
+    with_jobs = any(entry.job for entry in now)
+    columns = [
+        "stage",
+        *(["job"] if with_jobs else []),
+        "state",
+        *(["restarts", "node"] if with_jobs else []),
+        "step",
+        "left",
+        "result",
+    ]
+    table = Table(title=title, title_justify="left", box=None, header_style="bold")
+    for heading in columns:
+        table.add_column(heading, overflow="fold", no_wrap=heading in ("stage", "job"))
+    for entry in now:
+        job, at = entry.job, entry.progress
+        color = "red" if entry.state in ENDED_BADLY else _COLORS.get(entry.state, "yellow")
+        cells = {
+            "stage": entry.stage.name,
+            "job": job.id if job else "",
+            "state": Text(entry.state, color),
+            "restarts": str(job.restarts or "") if job else "",
+            "node": job.nodes if job and entry.state != "waiting" else "",
+            "step": f"{at['step']} of {at['total'] or '?'} {at['unit']}" if at else "",
+            "left": _clock(entry.seconds_left),
+            "result": Text(_result(entry)),
+        }
+        table.add_row(*(cells[heading] for heading in columns))
+    return table
+
+
+def _result(entry: State) -> str:
+    record = store.done(entry.folder)
+    if record:
+        return (
+            entry.because
+            if record["status"] == "skipped"
+            else f"{display.headline(entry.stage, record)} ({record['seconds']:.0f} s)"
+        )
+    if entry.progress:
+        return "  ".join(part for part in (display.numbers(entry.progress), entry.because) if part)
+    soon = (
+        f"expected to start {entry.job.starts}" if entry.job and entry.state == "waiting" and entry.job.starts else ""
+    )
+    return "; ".join(part for part in (entry.because, soon) if part)
+
+
+def _clock(seconds: float | None) -> str:
+    return "" if seconds is None else f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
+
+
+def _why(entry: State) -> list[RenderableType]:
+    log = state.right_log(entry.folder)
+    lines = [line for line in state.last_lines(log, 40) if line.strip()][-6:]
+    said = [Text(f"  {log}", "dim"), *(Text(f"  {line}") for line in lines)] if lines else []
+    return [Text(f"\n{entry.stage.name}: {entry.state}: {entry.because}", "red"), *said]
+
+
+def _go_on(
+    file: Path, overrides: list[str] | None, cluster_file: Path | None, root: Path, stages: tuple[Stage, ...]
+) -> str:
+    """Return the command that continues the run, with the cluster file that it was last submitted with."""
+    known = [entry for stage in stages if (entry := slurm.record(store.folder(root, stage)))]
+    cluster = cluster_file or (max(known, key=lambda entry: entry["submitted"])["cluster"] if known else None)
+    return options.command_line("run", file, overrides, cluster, root)

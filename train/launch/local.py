@@ -63,7 +63,7 @@ def run(
             store.prepare(root, stage)  # done or not: where the user's files are now is read from here
     for stage in todo:
         folder = store.prepare(root, stage)
-        row = cluster.row(stage.row)
+        row = cluster.row(stage.row, stage.name)
         if stage.function in ranks.TOGETHER and row.nodes > 1:
             raise UserError(f"the cluster row `{stage.row}` says nodes: {row.nodes}; this machine is one node: use a SLURM cluster "
                             "file, or set nodes: 1")  # fmt: skip

@@ -1,0 +1,69 @@
+#!/bin/bash
+# Stage med42.evaluate.base (stage-0123456789abcdef), 1 x 1 GPUs
+# Written by Rounds. What runs is in job.json beside this folder; what this job may wait for was said when it was submitted.
+#SBATCH --job-name=med42.evaluate.base
+#SBATCH --comment=rounds:stage-0123456789abcdef
+#SBATCH --output=/fsx/store/stage-0123456789abcdef/slurm/%j.txt
+#SBATCH --open-mode=append
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=4
+#SBATCH --gpus-per-task=1
+#SBATCH --time=04:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+set -euo pipefail
+
+export STAGE=/fsx/store/stage-0123456789abcdef
+rm -f "$STAGE/stop" "$STAGE/failed.json"
+
+again() { # start this same job anew; what waits for it keeps waiting
+    echo "$(date +%T) requeue: $1"
+    scontrol requeue "$SLURM_JOB_ID" || echo "SLURM refuses to requeue job $SLURM_JOB_ID; \`rounds run\` goes on"
+    exit 75 # never 0: what waits for this stage would start on an unfinished one
+}
+
+stopping=
+trap 'again "the time is nearly over, and this stage keeps nothing half done"' USR1
+
+export PYTHON=/venv/bin/python
+export OMP_NUM_THREADS=4
+export HF_DATASETS_DISABLE_PROGRESS_BARS=1
+export OMP_WAIT_POLICY=PASSIVE
+export TOKENIZERS_PARALLELISM=true
+export TQDM_DISABLE=1
+
+# A restart that finds no newer checkpoint than the start before it has got nowhere; several in a row are a crash loop.
+newest=$(cd "$STAGE" && find checkpoints -mindepth 2 -maxdepth 2 -name rounds-complete.json 2>/dev/null | sort -V | tail -n 1 || true)
+stuck=0
+if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && read -r count before 2>/dev/null <"$STAGE/slurm/restarts" && [ "$before" = "${newest:-none}" ]; then
+    stuck=$((count + 1))
+fi
+echo "$stuck ${newest:-none}" >"$STAGE/slurm/restarts"
+if [ "$stuck" -gt 5 ]; then
+    echo '{"message": "restarted 5 times in a row without a new checkpoint, so it was given up. What ended the attempts is in this folder'"'"'s slurm/*.txt and log.txt; a stage that is not training needs a time limit in which it fits", "user_error": true}' >"$STAGE/failed.json"
+    exit 1
+fi
+
+srun --kill-on-bad-exit=1 --export=ALL --cpus-per-task="$SLURM_CPUS_PER_TASK" --nodes=1 --ntasks-per-node=1 bash -euc '
+    exec "$PYTHON" \
+        -m train.worker "$STAGE/job.json"' &
+step=$!
+
+code=0
+wait "$step" || code=$?
+while kill -0 "$step" 2>/dev/null; do # a signal ends `wait`, not the step
+    code=0
+    wait "$step" || code=$?
+done
+if [ "$code" -eq 0 ] && [ -e "$STAGE/done.json" ]; then
+    exit 0
+fi
+said_why() { [ -e "$STAGE/failed.json" ] && ! grep -q '"lost_contact": true' "$STAGE/failed.json"; }
+if said_why; then
+    exit 1
+fi
+if [ -n "$stopping" ]; then
+    again "stopped before the end of its time"
+fi
+exit 1

@@ -1,0 +1,85 @@
+"""`rounds logs`: what a stage printed, and what it prints now."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data_prep.errors import UserError, nearest
+from train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
+from train.launch import state
+from train.launch.state import State
+
+_POLL_SECONDS = 0.5
+_SECONDS_BETWEEN_LOOKS = 10.0
+
+
+@told
+def logs(
+    file: RecipeFile,
+    stage: Annotated[str, typer.Argument(help="Name of a stage, such as dpo.second", show_default=False)],
+    overrides: Overrides = None,
+    cluster_file: ClusterFile = None,
+    root: StoreRoot = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Stay, and print what is added until the stage ends")
+    ] = False,
+    rank: Annotated[int, typer.Option(help="Rank of a training stage with several processes")] = 0,
+    batch: Annotated[
+        bool, typer.Option("--batch", help="What the batch script, srun and torchrun printed instead")
+    ] = False,
+) -> None:
+    """Print the log of one stage.
+
+    rounds logs recipes/quickstart.yaml dpo.second
+
+    rounds logs recipes/quickstart.yaml dpo.second -f
+    """
+    root = store_of(root, cluster_file)
+    plan = plan_of(file, overrides, root)
+    if stage not in [made.name for made in plan.stages]:
+        raise UserError(f"{file}: no stage {stage!r}. {nearest(stage, [made.name for made in plan.stages])}")
+    wanted = plan.stage(stage)
+
+    def now() -> State:
+        return next(entry for entry in state.states(plan.stages, root) if entry.stage is wanted)
+
+    entry = now()
+    path = _file(entry, rank, batch)
+    if not follow:
+        if not path.exists():
+            raise UserError(f"{stage}: no log yet ({path}): {entry.state} {entry.because}".rstrip())
+        print(path.read_text(errors="replace"), end="")
+        return
+    for text in _added(path, now):
+        print(text, end="", flush=True)
+    entry = now()
+    print(f"-- {stage}: {entry.state} {entry.because}".rstrip())
+
+
+def _file(entry: State, rank: int, batch: bool) -> Path:
+    if batch:
+        printed = sorted((entry.folder / "slurm").glob("*.txt"), key=lambda path: path.stat().st_mtime)
+        return printed[-1] if printed else entry.folder / "slurm" / f"{entry.job.id if entry.job else 'JOB'}.txt"
+    return entry.folder / "log.txt" if rank == 0 else entry.folder / "logs" / f"rank-{rank}.txt"
+
+
+def _added(path: Path, now) -> Iterator[str]:
+    """Yield what is in the file and what is added to it, until the stage has come to an end of whatever kind."""
+    at, looked, over = 0, time.monotonic(), False
+    while True:
+        if path.exists():
+            with path.open(errors="replace") as file:
+                file.seek(at)
+                text = file.read()
+                at = file.tell()
+            if text:
+                yield text
+        if over:
+            return
+        if time.monotonic() - looked > _SECONDS_BETWEEN_LOOKS or at == 0:
+            over = now().state in (*state.ENDED_BADLY, "done", "skipped", "to do")
+            looked = time.monotonic()
+        time.sleep(_POLL_SECONDS)

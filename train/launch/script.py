@@ -1,0 +1,165 @@
+"""The batch script of one stage: what the cluster file asks for, as text that a person can read and run.
+
+Everything that comes from a recipe, a path or a cluster file is quoted by `shlex.quote` in the body, and held to safe characters
+in the `#SBATCH` lines, which no shell reads.
+"""
+
+import functools
+import json
+import re
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from data_prep.errors import UserError
+from train import ranks
+from train.cluster import Row
+from train.graph import Stage
+from train.resources import Resources
+
+_TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+_QUIET = {
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "TOKENIZERS_PARALLELISM": "true",
+    "TQDM_DISABLE": "1",
+}
+_STOPS_WHEN_ASKED = ("sft", "dpo")
+
+
+def job_name(run: str, stage: str) -> str:
+    """Name a job after its run and stage, in characters that no shell, path or SLURM table minds."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", f"{run}.{stage}")[:120]
+
+
+def comment(folder: Path) -> str:
+    """Return what marks a job as the one of a stage's folder."""
+    return f"rounds:{folder.name}"
+
+
+def render(run: str, stage: Stage, folder: Path, row: Row, variables: Mapping[str, str]) -> str:
+    """Write the script of a stage whose folder is `folder`, an absolute path, with more environment `variables`."""
+    resources = row.slurm
+    nodes, processes = ranks.processes(stage.function, row)
+    name = job_name(run, stage.name)
+    return _template().render(
+        title=f"Stage {name} ({folder.name}), {nodes} x {max(resources.gpus, processes)} {'GPUs' if resources.gpus else 'processes'}",
+        login_shell=bool(resources.environment.modules) or not resources.environment.inherit,
+        options=_options(name, folder, resources, nodes),
+        folder=str(folder),
+        environment=resources.environment,
+        variables=_variables(row, processes, variables),
+        max_restarts=resources.max_restarts,
+        stuck_record=_stuck(resources.max_restarts),
+        requeue=resources.requeue,
+        trains=stage.function in _STOPS_WHEN_ASKED,
+        signal_seconds=resources.signal_seconds,
+        nodes=nodes,
+        processes=processes,
+        scratch=resources.scratch,
+        srun_flags=_srun_flags(resources, folder, nodes),
+        command=_command(resources, folder, processes, together=(nodes, processes) != (1, 1)),
+    )
+
+
+def _options(name: str, folder: Path, resources: Resources, nodes: int) -> list[str]:
+    """List what follows `#SBATCH`, one option a line, no variable among them."""
+    output = str(folder / "slurm").replace("%", "%%") + "/%j.txt"
+    options = {
+        "job-name": name,
+        "comment": comment(folder),
+        "output": output if re.fullmatch(r"[\w./%@+=:,-]+", output) else f'"{output}"',
+        "open-mode": "append",
+        "partition": resources.partition,
+        "account": resources.account,
+        "qos": resources.qos,
+        "nodes": nodes,
+        "ntasks-per-node": 1,
+        "cpus-per-task": resources.cpus,
+        "mem": resources.memory,
+        **_gpus(resources),
+        "constraint": resources.constraint,
+        "time": resources.time,
+        "signal": f"B:USR1@{resources.signal_seconds}",
+    }
+    flags = ["--requeue" if resources.requeue else "--no-requeue", *(["--exclusive"] if resources.exclusive else [])]
+    if not resources.environment.inherit:
+        flags.append("--export=NONE")
+    return [*(f"--{name}={value}" for name, value in options.items() if value is not None), *flags, *resources.extra]
+
+
+def _gpus(resources: Resources) -> dict[str, str]:
+    if not resources.gpus:
+        return {}
+    wanted = f"{resources.gpu_type}:{resources.gpus}" if resources.gpu_type else str(resources.gpus)
+    return {resources.gpu_request: f"gpu:{wanted}" if resources.gpu_request == "gres" else wanted}
+
+
+def _variables(row: Row, processes: int, more: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a job. The cluster file's own variables come last, so they win."""
+    environment = row.slurm.environment
+    own = environment.conda or environment.venv or environment.container
+    variables = {
+        "PYTHON": environment.python or ("python" if own else sys.executable),
+        "OMP_NUM_THREADS": str(row.threads or max(1, row.slurm.cpus // processes)),
+        **_QUIET,
+        **more,
+    }
+    return variables | environment.variables
+
+
+def _srun_flags(resources: Resources, folder: Path, nodes: int) -> list[str]:
+    """Return what `srun` needs besides: all nodes of the job, one task on each, and the image."""
+    flags = [f"--nodes={nodes}", "--ntasks-per-node=1"]
+    container = resources.environment.container
+    if container and container.kind == "pyxis":
+        flags += [f"--container-image={shlex.quote(container.image)}",
+                  f"--container-mounts={shlex.quote(','.join(_mounts(resources, folder)))}"]  # fmt: skip
+    return flags
+
+
+def _mounts(resources: Resources, folder: Path) -> list[str]:
+    """Return what an image must see: the store, the scratch folder, and what the cluster file lists."""
+    container = resources.environment.container
+    assert container
+    store = str(folder.parent)
+    if not re.fullmatch(r"[\w./@+-]+", store):
+        raise UserError(f"the store {store} cannot be mounted into a container: use letters, digits and ./@+-_ only")
+    places = [store, *([resources.scratch] if resources.scratch else []), *(container.mounts)]
+    return [place if ":/" in place else f"{place.partition(':')[0]}:{place}" for place in places]
+
+
+def _command(resources: Resources, folder: Path, processes: int, together: bool) -> list[str]:
+    """Return the lines that each node runs, inside single quotes: no quote of ours may stand in them."""
+    container = resources.environment.container
+    lines = ['exec "$PYTHON"']
+    if container and container.kind == "apptainer":
+        binds = " ".join(f"--bind {mount}" for mount in _mounts(resources, folder))
+        gpus = " --nv" if resources.gpus else ""
+        lines = [f"exec apptainer exec{gpus} {binds}", container.image, '"$PYTHON"']
+    if together:
+        lines += [f'-m torch.distributed.run --nnodes="$SLURM_NNODES" --nproc-per-node={processes} --node-rank="$SLURM_NODEID"',
+                  '--master-addr="$HEAD" --master-port="$PORT" --max-restarts=0']  # fmt: skip
+    return [*lines, '-m train.worker "$STAGE/job.json"']
+
+
+def _stuck(max_restarts: int) -> str:
+    message = (
+        f"restarted {max_restarts} times in a row without a new checkpoint, so it was given up. What ended the attempts is in this "
+        "folder's slurm/*.txt and log.txt; a stage that is not training needs a time limit in which it fits"
+    )
+    return json.dumps({"message": message, "user_error": True})
+
+
+@functools.cache
+def _template() -> Any:
+    loader = FileSystemLoader(_TEMPLATES)
+    environment = Environment(
+        loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters["quote"] = shlex.quote
+    return environment.get_template("job.sh.jinja")

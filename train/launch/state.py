@@ -1,0 +1,146 @@
+"""What has become of each stage of a plan, from its folder and from SLURM, and why the ones that ended badly did.
+
+Works without SLURM (the folder alone tells), without its accounting (the queue remembers finished jobs for a while, the folder
+for ever), and from any machine that sees the store.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep import progress
+from train import store
+from train.graph import Stage
+from train.launch import queue, script, slurm
+from train.launch.queue import Job
+
+ENDED_BADLY = ("failed", "cancelled", "time limit", "out of memory", "node failed", "ended")
+_FINAL = {
+    "FAILED": "failed",
+    "BOOT_FAIL": "node failed",
+    "NODE_FAIL": "node failed",
+    "CANCELLED": "cancelled",
+    "PREEMPTED": "cancelled",
+    "REVOKED": "cancelled",
+    "DEADLINE": "time limit",
+    "TIMEOUT": "time limit",
+    "OUT_OF_MEMORY": "out of memory",
+}
+_MEMORY = re.compile(r"oom.kill|Out Of Memory|out of memory|Cannot allocate memory|DefaultCPUAllocator")
+
+
+@dataclass(frozen=True)
+class State:
+    """One stage as it stands. `state` is a word for a person; `done` and `failed.json` say more than SLURM does."""
+
+    stage: Stage
+    folder: Path
+    state: str
+    job: Job | None = None
+    because: str = ""
+
+    @property
+    def progress(self) -> dict | None:
+        """How far a stage at work is."""
+        return store.read_json(self.folder / "progress.json") if self.state == "running" else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimated time to the end of a stage at work."""
+        return progress.seconds_left(self.progress) if self.progress else None
+
+
+def states(stages: Sequence[Stage], root: Path) -> list[State]:
+    """Say how each stage stands."""
+    jobs = _jobs([store.folder(root, stage) for stage in stages])
+    found: dict[str, State] = {}
+    for stage in stages:
+        folder = store.folder(root, stage)
+        found[stage.key] = _state(
+            stage, folder, jobs.get(folder), [found[p.key] for p in stage.parents if p.key in found]
+        )
+    return list(found.values())
+
+
+def _jobs(folders: Sequence[Path]) -> dict[Path, Job]:
+    """Look up the jobs that were submitted for these folders."""
+    numbers = {folder: known["id"] for folder in folders if (known := slurm.record(folder))}
+    if not numbers or not queue.available():
+        return {folder: Job(number, "UNKNOWN") for folder, number in numbers.items()}
+    now = {n: job for n, job in queue.jobs(numbers.values()).items() if job.comment in map(script.comment, numbers)}
+    gone = queue.past(number for number in numbers.values() if number not in now)
+    return {folder: now.get(number) or gone.get(number) or Job(number, "UNKNOWN") for folder, number in numbers.items()}
+
+
+def _state(stage: Stage, folder: Path, job: Job | None, parents: list[State]) -> State:
+    record = store.done(folder)
+    if record:
+        return State(stage, folder, record["status"], job, record.get("because", ""))
+    if job and job.live:
+        return State(stage, folder, *_in_queue(job, folder))
+    if store.is_held(folder):
+        return State(stage, folder, "running", None, f"by {store.holder(folder)}")
+    failure = store.read_json(folder / "failed.json")
+    if failure:
+        return State(stage, folder, "failed", job, failure["message"])
+    bad = next((parent for parent in parents if parent.state in ENDED_BADLY), None)
+    if job is None:
+        return State(stage, folder, "to do", None, "started before" if (folder / "log.txt").exists() else "")
+    if bad and not started(folder, job):
+        origin = bad.because.removeprefix("behind ") if bad.because.startswith("behind ") else bad.stage.name
+        return State(stage, folder, "cancelled", job, f"behind {origin}")
+    return State(stage, folder, *_ended(job, folder))
+
+
+def started(folder: Path, job: Job) -> bool:
+    """Tell whether a job ever got as far as its script."""
+    return (folder / "slurm" / f"{job.id}.txt").exists()
+
+
+def _in_queue(job: Job, folder: Path) -> tuple[str, Job, str]:
+    if job.state == "RUNNING":
+        return ("running" if (folder / "holder.json").exists() else "starting"), job, ""
+    if job.state in ("COMPLETING", "CONFIGURING"):
+        return job.state.lower(), job, ""
+    if "held" in job.reason.lower():
+        return "held", job, f"{job.reason}: `scontrol release {job.id}` lets it go on"
+    reason = {"None": "", "BeginTime": "about to be started again"}.get(job.reason, job.reason)
+    return "waiting", job, reason
+
+
+def _ended(job: Job, folder: Path) -> tuple[str, Job, str]:
+    """Say why a job is gone without a word in `failed.json`."""
+    state = _FINAL.get(job.state, "ended")
+    if _MEMORY.search("\n".join(last_lines(folder / "slurm" / f"{job.id}.txt", 50))):
+        state = "out of memory"
+    because = {
+        "time limit": "its time was over before it had saved: raise `time`, or `signal_seconds` so that a step and a checkpoint fit",
+        "out of memory": "raise `memory` in the cluster file (this is the node's memory, not the GPU's)",
+        "node failed": "the node went away, and the job was not requeued",
+        "cancelled": "by scancel" if started(folder, job) else "before it began",
+        "ended": f"SLURM no longer knows job {job.id}",
+    }.get(state, "its script ended without finishing the stage")
+    return state, job, because
+
+
+def right_log(folder: Path) -> Path:
+    """Return the log that tells most: that of the rank that failed first, the stage's own, or what the batch script printed."""
+    failure = store.read_json(folder / "failed.json") or {}
+    printed = sorted((folder / "slurm").glob("*.txt"), key=lambda path: path.stat().st_mtime)
+    log = Path(failure.get("log", folder / "log.txt"))
+    if (failure and log.exists()) or not printed:
+        return log
+    newer = log.exists() and log.stat().st_mtime >= printed[-1].stat().st_mtime
+    return log if newer else printed[-1]
+
+
+def last_lines(path: Path, count: int) -> list[str]:
+    """Return the last lines of a file that need not exist; of a long one only its end is read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 400 * count))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return []
+    return [line.rpartition("\r")[2] for line in text.splitlines()][-count:]
