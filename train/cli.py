@@ -1,4 +1,4 @@
-"""The command line: `rounds plan | run | status | logs | cancel | show | report | sources | fetch`, each a file of
+"""The command line: `rounds plan | run | ablate | status | logs | cancel | show | report | sources | fetch`, each a file of
 `train/commands`.
 
 Only what a command needs is imported, so that planning answers in well under a second and never imports torch.
@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from train.commands import cancel, fetch, logs, plan, report, run, show, sources, status
+from train.commands import ablate, cancel, fetch, logs, plan, report, run, show, sources, status
 
 app = typer.Typer(
     help="Train clinical language models in rounds: SFT, then DPO rounds with an evaluation and a gate between them.\n\n"
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command("plan")(plan.plan)
 app.command("run")(run.run)
+app.command("ablate")(ablate.ablate)
 app.command("status")(status.status)
 app.command("logs")(logs.logs)
 app.command("cancel")(cancel.cancel)

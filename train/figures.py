@@ -16,7 +16,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 # matplotlib knows no CSS variables: it draws in these colours, and the finished text gets the variables in their place.
 _INK, _LINE, _FIRST, _SECOND, _PAGE = "#010203", "#010204", "#010205", "#010206", "#010207"
@@ -45,6 +45,8 @@ _STYLE: dict[Any, Any] = {
     "xtick.labelcolor": _INK,
     "ytick.labelcolor": _INK,
 }
+_FOREST_WIDTH = 4.6
+"""Inches; the names take what they need of it."""
 _MAX_POINTS = 240
 """A raw curve is thinned to this many points; more cannot be told apart at the panel's width."""
 
@@ -135,6 +137,49 @@ def histogram(label: str, counts: Sequence[tuple[str, int]]) -> str:
         axes.set_xlabel("tokens", labelpad=1)
         axes.margins(y=0.15)
         return _svg(figure, f"{label}: " + "; ".join(f"{name} tokens {count}" for name, count in counts))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A difference to draw, with its interval: `sign` is 1 for better, -1 for worse, 0 for what cannot be told apart."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    sign: int
+
+
+def forest(label: str, intervals: Sequence[Interval], higher_is_better: bool) -> str:
+    """Draw differences to a baseline, one a line, around zero. What cannot be told apart from it is hollow."""
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": f"forest {label}"}):
+        names = [_short(each.name, 24) for each in intervals]
+        left = (0.15 + 0.068 * max(map(len, names))) / _FOREST_WIDTH
+        height = 0.55 + 0.2 * len(intervals)
+        figure = Figure(figsize=(_FOREST_WIDTH, height))
+        FigureCanvasSVG(figure)
+        figure.patch.set_visible(False)
+        axes = figure.add_axes((left, 0.45 / height, 0.97 - left, 1 - 0.5 / height))
+        axes.patch.set_visible(False)
+        axes.spines["left"].set_visible(False)
+        axes.axvline(0, color=_INK, lw=0.8, zorder=1)
+        for place, each in enumerate(intervals):
+            colour = {1: _FIRST, -1: _SECOND}.get(each.sign, _INK)
+            axes.axhline(place, color=_LINE, lw=0.4, alpha=0.4, zorder=0.5)
+            axes.plot(
+                [each.low, each.high], [place, place], color=colour, lw=1.4, alpha=1.0 if each.sign else 0.55, zorder=2
+            )
+            axes.plot(each.value, place, marker={1: ">", -1: "<"}.get(each.sign * (1 if higher_is_better else -1), "o"), ms=5,
+                      mfc=colour if each.sign else _PAGE, mec=colour, ls="", zorder=3)  # fmt: skip
+        axes.set_yticks(range(len(intervals)), names)
+        axes.set_ylim(len(intervals) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0, pad=4)
+        axes.tick_params(axis="x", length=2.5, pad=2)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel("worse ←   difference   → better" if higher_is_better else
+                        "better ←   difference   → worse", labelpad=1)  # fmt: skip
+        told = "; ".join(f"{each.name} {each.value:+.3g} ({each.low:+.3g} to {each.high:+.3g})" for each in intervals)
+        return _svg(figure, f"{label}, difference to the baseline with 95 % interval: {told}")
 
 
 def smooth(values: Sequence[float]) -> list[float]:

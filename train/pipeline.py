@@ -18,11 +18,11 @@ from pydantic import ValidationError
 from data_prep import filters, sources
 from data_prep.errors import UserError, nearest
 from data_prep.render import system_prompt
-from data_prep.schema import FilterUse, Mix, Section, SourceUse
+from data_prep.schema import Filters, FilterUse, Mix, Section, SourceUse
 from train import benchmarks, store, tasks, yaml_file
 from train.graph import Asset, Stage, parents_first
 from train.policy import MODEL_FILES
-from train.recipe import DpoLoss, Evaluate, Gate, Hub, Local, Lora, Recipe, Round, Sft, Tiny, Training
+from train.recipe import Base, DpoLoss, Evaluate, Gate, Hub, Local, Lora, Recipe, Round, Tiny, Training
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Plan:
     stages: tuple[Stage, ...]
     held_out: benchmarks.HeldOut
     """What training rows are compared with, and what they cannot be compared with."""
+    scores: Stage
+    """Holds the scores of the policy that the run ends with: an evaluation, or the last round's gate."""
 
     def stage(self, name: str) -> Stage:
         """Return the stage of that name."""
@@ -67,7 +69,7 @@ def build_plan(recipe: Recipe, root: Path, recipe_folder: Path, *, read_files: b
     export = build.export(policy, rounds, evaluations, manifest)
     stages = parents_first([*evaluations.values(), export]) if recipe.evaluate else parents_first([export])
     report = Stage("report", "report", build.report_params(), {s.name: s for s in stages}, after_stop=True)
-    return Plan(recipe, (*stages, report), build.held_out)
+    return Plan(recipe, (*stages, report), build.held_out, judged)
 
 
 class _Builder:
@@ -159,27 +161,29 @@ class _Builder:
         """Make the starting model: trained on nothing (tiny), found in a folder, or fetched from the hub."""
         base = self.recipe.base
         template = self.text(base.chat_template, "base.chat_template") if base.chat_template else None
-        params: dict[str, Any] = {"base": base.model_dump(mode="json", exclude={"path", "chat_template"}),
-                                  "chat_template": template}  # fmt: skip
+        params: dict[str, Any] = {"base": _described(base), "chat_template": template}
         if isinstance(base, Tiny):
-            if not self.recipe.sft:
-                raise UserError(
-                    "base: kind `tiny` trains its tokenizer on the sft data; give the recipe an sft section"
-                )
-            return Stage("base", "base", {**params, "seed": self.recipe.seed}, {"corpus": self.sft_data()}, 1)
+            return Stage("base", "base", {**params, "seed": self.recipe.seed}, {"corpus": self.corpus(base)}, 1)
         inputs = {"model": self.asset(base.path, "base.path", MODEL_FILES)} if isinstance(base, Local) else {}
         assert isinstance(base, Local | Hub)
         return Stage("base", "base", params, inputs, 1)
 
-    def data(self, name: str, training: Training | Round, kind: str) -> Stage:
+    def corpus(self, base: Tiny) -> Stage:
+        """Find the conversations that a tiny model's tokenizer is trained on."""
+        if base.tokenizer_data is not None:
+            return self.data("tokenizer", base.tokenizer_data, None, "conversation", "base.tokenizer_data")
+        if not self.recipe.sft:
+            raise UserError("base: kind `tiny` trains its tokenizer on the sft data; give the recipe an sft section, or "
+                            "base.tokenizer_data")  # fmt: skip
+        return self.sft_data()
+
+    def data(self, name: str, mix: Mix, own_filters: Filters | None, kind: str, where: str) -> Stage:
         """Filter and mix sources into one training set."""
-        mix: Mix = training.data  # type: ignore[attr-defined]
-        used = training.filters if training.filters is not None else self.recipe.filters  # type: ignore[attr-defined]
+        used = own_filters if own_filters is not None else self.recipe.filters
         for use in used:
             _checked_filter(use)
-        where = name if isinstance(training, Sft) else f"rounds.{name}"
-        inputs = {f"source.{item.name}": self.source(item.name, f"{where}.data", training=True) for item in mix}
-        self.check_mix(mix, f"{where}.data", ("conversation", "question") if kind == "conversation" else (kind,))
+        inputs = {f"source.{item.name}": self.source(item.name, where, training=True) for item in mix}
+        self.check_mix(mix, where, ("conversation", "question") if kind == "conversation" else (kind,))
         if any(use.name == "decontaminate" for use in used):
             inputs |= {
                 f"heldout.{source}": self.source(source, "evaluate", training=False) for source in self.held_out.uses
@@ -211,8 +215,9 @@ class _Builder:
 
     def sft_data(self) -> Stage:
         """Make the instruction set."""
-        assert self.recipe.sft
-        return self.data("sft", self.recipe.sft, "conversation")
+        sft = self.recipe.sft
+        assert sft
+        return self.data("sft", sft.data, sft.filters, "conversation", "sft.data")
 
     def sft(self, base: Stage) -> Stage:
         """Tokenise and pack on a CPU, then train."""
@@ -232,7 +237,7 @@ class _Builder:
                             f"{nearest(item.reference, references)}")  # fmt: skip
         reference = references[item.reference]
         self.check_continues(item)
-        data = self.data(item.name, item, "pair")
+        data = self.data(item.name, item.data, item.filters, "pair", f"rounds.{item.name}.data")
         pairs = Stage(f"tokenize.{item.name}", "tokenize", {"max_length": item.max_length},
                       {"tokenizer": base, "data": data}, 2)  # fmt: skip
         inputs = {"policy": reference, "pairs": pairs}
@@ -359,13 +364,18 @@ class _Builder:
             "description": recipe.description,
             "licence": recipe.export.licence,
             "licences": {name: use.licence for name, use in recipe.sources.items() if use.licence},
-            "base": recipe.base.model_dump(mode="json", exclude={"path", "chat_template"}),
+            "base": _described(recipe.base),
         }
         return Stage("export", "export", params, inputs, 3, after_stop=True)
 
     def report_params(self) -> dict[str, Any]:
         """Give the report the whole recipe less local paths: it is what the reader wants to see."""
         return {"recipe": _without_paths(self.recipe.model_dump(mode="json", exclude={"wandb", "published_steps"}))}
+
+
+def _described(base: Base) -> dict[str, Any]:
+    """Dump what a key says about the starting model: all but what enters it by content, as an input or a text."""
+    return base.model_dump(mode="json", exclude={"path", "chat_template", "tokenizer_data"})
 
 
 def _same_rows(one: SourceUse, other: SourceUse | None) -> bool:

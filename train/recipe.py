@@ -40,6 +40,8 @@ class Tiny(Section):
     """Share the input and output embeddings."""
     chat_template: str = "chat_templates/llama3.jinja"
     """Jinja file of the chat template; relative to the recipe, or one of the project's own."""
+    tokenizer_data: Mix | None = None
+    """Conversations to train the tokenizer on; None takes the sft data. Give it where there is no SFT."""
 
     @model_validator(mode="after")
     def _heads_fit(self) -> "Tiny":

@@ -16,14 +16,15 @@ from train.yaml_layers import position
 S = TypeVar("S", bound=Section)
 _SHARED_FIELDS = ("chat_template", "deepspeed", "system_prompt")
 """Files that may be the project's own, under recipes/, where there is none of that name beside the recipe."""
-_PATH_FIELDS = ("path", "fetched", *_SHARED_FIELDS)
+_PATH_FIELDS = ("path", "fetched", "base", *_SHARED_FIELDS)
+"""Fields that hold a local path where they hold text; a recipe's own `base` is a section."""
 PROJECT_RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 
 def load(path: Path, section: type[S], overrides: Iterable[str] = ()) -> S:
     """Read `path`, laid over the files that it `extends`, as `section`. See `train.recipe.load` for how paths and overrides
     are treated."""
-    layers = yaml_layers.read(path, _absolute)
+    layers = yaml_layers.read(path, absolute)
     data = yaml_layers.merged(layers)
     overrides = tuple(overrides)
     for override in overrides:
@@ -39,6 +40,11 @@ def load(path: Path, section: type[S], overrides: Iterable[str] = ()) -> S:
         ) from None
 
 
+def fields(path: Path) -> dict[str, Any]:
+    """Return what a file holds, unchecked: enough to tell one kind of file from another."""
+    return yaml_layers.merged(yaml_layers.read(path, absolute))
+
+
 def explain(error: ValidationError, section: type[Section], where: str) -> str:
     """Tell the mistakes in a section that stands by itself, such as the settings of one filter."""
     return _told(error.errors(include_url=False), section, lambda _: where, None, ())
@@ -46,7 +52,7 @@ def explain(error: ValidationError, section: type[Section], where: str) -> str:
 
 def extended(path: Path) -> list[Path]:
     """List the files that `path` extends, directly or through others, top to bottom."""
-    return [layer.path for layer in yaml_layers.read(path, _absolute)[1:]]
+    return [layer.path for layer in yaml_layers.read(path, absolute)[1:]]
 
 
 Locate = Callable[[tuple], str]
@@ -81,13 +87,14 @@ def _inside(loc: tuple, outer: tuple) -> bool:
     return len(loc) > len(outer) and loc[: len(outer)] == outer
 
 
-def _absolute(data: Any, folder: Path) -> Any:
+def absolute(data: Any, folder: Path) -> Any:
+    """Make the local paths in some data absolute: they are given relative to `folder`."""
     if isinstance(data, dict):
         return {
-            k: _resolve(k, v, folder) if k in _PATH_FIELDS and isinstance(v, str) else _absolute(v, folder)
+            k: _resolve(k, v, folder) if k in _PATH_FIELDS and isinstance(v, str) else absolute(v, folder)
             for k, v in data.items()
         }
-    return [_absolute(value, folder) for value in data] if isinstance(data, list) else data
+    return [absolute(value, folder) for value in data] if isinstance(data, list) else data
 
 
 def _resolve(field: str, value: str, folder: Path) -> str:
@@ -109,7 +116,7 @@ def _override(data: dict, text: str) -> None:
     except yaml.YAMLError:
         raise UserError(f"--set {text}: {raw!r} is not valid YAML") from None
     *parents, last = dotted.split(".")
-    value = _absolute({last: value}, Path.cwd())[last]
+    value = absolute({last: value}, Path.cwd())[last]
     node: Any = data
     for depth, part in enumerate(parents):
         node = _enter(node, part, f"--set {text}: {'.'.join(parents[: depth + 1])}")

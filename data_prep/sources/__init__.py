@@ -67,6 +67,9 @@ class Source:
     """For `file`: the columns that a row must have follow from the row format."""
     check_use: Callable[[SourceUse], None] | None = None
     """What this source asks of a use beyond the rules of `check`; raises `UserError`."""
+    question: Callable[[str], str] | None = None
+    """From a record's id to the question that it asks, where several rows ask one in other words: such rows are no
+    independent evidence. None: rows with the same prompt ask the same."""
     version: int = 1
 
     def check(self, use: SourceUse) -> None:

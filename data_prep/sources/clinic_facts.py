@@ -299,4 +299,5 @@ SOURCE = Source(
     rows=rows,
     to_record=to_record,
     evaluation_only=("heldout_questions", "heldout_answers", "heldout_pairs"),
+    question=lambda row: "/".join(row.split("/")[:2]),  # the fact
 )

@@ -11,13 +11,16 @@ import typer
 from rich.console import Console
 
 from data_prep.errors import UserError
-from train import cluster, pipeline, recipe, store
+from train import ablation, cluster, pipeline, recipe, store
 from train.pipeline import Plan
 
 console = Console(width=None if sys.stdout.isatty() else 160)  # in a log nothing is to be cut at 80 columns
 errors = Console(stderr=True)
 
 RecipeFile = Annotated[Path, typer.Argument(help="Recipe, such as recipes/quickstart.yaml", show_default=False)]
+AblationFile = Annotated[
+    Path, typer.Argument(help="Ablation, such as recipes/ablations/quickstart.yaml", show_default=False)
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Change one field of the recipe; may be repeated"),
@@ -69,7 +72,9 @@ def command_line(
 
 
 def plan_of(file: Path, overrides: list[str] | None, root: Path) -> Plan:
-    """Read a recipe and list its stages. Raises `UserError` with the file's name."""
+    """Read a recipe, or an ablation of one, and list its stages. Raises `UserError` with the file's name."""
+    if ablation.is_ablation(file):
+        return ablation.build_plan(file, root, tuple(overrides or ())).as_plan()
     loaded = recipe.load(file, tuple(overrides or ()))
     try:
         return pipeline.build_plan(loaded, root, file.resolve().parent)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from train import benchmarks, cluster, display, expected, store, yaml_file
+from train import ablation, benchmarks, cluster, display, display_ablation, expected, store, yaml_file
 from train.commands import options
 from train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, told
 from train.pipeline import Plan
@@ -18,7 +18,7 @@ def plan(
     root: StoreRoot = None,
     keys: Annotated[bool, typer.Option("--keys", help="Print only stage names and keys, one per line")] = False,
 ) -> None:
-    """List every stage of a run, parents first, and say which are done, to do, and why.
+    """List every stage of a run, parents first, and say which are done, to do, and why; of an ablation, its variants.
 
     Runs nothing and imports no torch.
 
@@ -27,8 +27,15 @@ def plan(
         rounds plan recipes/quickstart.yaml --set rounds.second.beta=0.05
 
         rounds plan recipes/quickstart.yaml --keys
+
+        rounds plan recipes/ablations/quickstart.yaml
     """
     root = root or store.default_root()
+    if ablation.is_ablation(file) and not keys:
+        variants = ablation.build_plan(file, root, tuple(overrides or ()))
+        cluster.load(cluster_file)
+        display_ablation.plan(options.console, variants, root)
+        return
     made = plan_of(file, overrides, root)
     cluster.load(cluster_file)
     if keys:

@@ -22,10 +22,11 @@ def report(
     rounds report recipes/quickstart.yaml --open
     """
     root = root or store.default_root()
-    made = plan_of(file, overrides, root)
-    page = store.folder(root, made.stage("report")) / "report.html"
+    stage = plan_of(file, overrides, root).stage("report")
+    page = store.folder(root, stage) / ("report.html" if stage.function == "report" else "ablation.html")
     if not page.is_file():
-        raise UserError(f"no report yet: the run is not finished; `rounds run {file}` goes on")
+        command = "run" if stage.function == "report" else "ablate"
+        raise UserError(f"no report yet: the run is not finished; `rounds {command} {file}` goes on")
     print(page)
     if browse:
         webbrowser.open(page.resolve().as_uri())

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from train import cluster, display, needs, offline, pipeline, recipe, store, tracking
+from data_prep.errors import UserError
+from train import ablation, cluster, display, needs, offline, pipeline, recipe, store, tracking
 from train.cluster import Cluster
 from train.commands import jobs, options
 from train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
@@ -46,6 +47,8 @@ def run(
         rounds run recipes/quickstart.yaml --cluster recipes/clusters/slurm.yaml --dry-run
     """
     root = store_of(root, cluster_file)
+    if ablation.is_ablation(file):
+        raise UserError(f"{file} is an ablation: `rounds ablate {file}` runs it")
     machine = cluster.load(cluster_file)
     if fetched:
         machine = machine.model_copy(update={"offline": True, "fetched": fetched})

@@ -99,6 +99,32 @@ def _run_one(context: Any, job: worker.Job, stage: Stage, watch: Callable[[Event
     return process.exitcode, output
 
 
+def run_all(
+    stages: Sequence[Stage],
+    root: Path,
+    cluster: Cluster,
+    wandb: dict[str, str | None] | None,
+    watch: Callable[[Event], None],
+) -> dict[str, str]:
+    """Run what can be run: a stage that does not finish stops only those that need it.
+
+    Returns stage key -> why, for the stages that did not finish, with those that were not started for that reason.
+    """
+    if any(stage.function not in _LIGHT for stage in stages):
+        multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOAD)  # before a light stage starts it
+    lost: dict[str, str] = {}
+    for stage in stages:
+        because = next((lost[parent.key] for parent in stage.parents if parent.key in lost), None)
+        if because is None:
+            try:
+                run([stage], root, cluster, wandb, watch)
+            except StageFailed as error:
+                because = str(error)
+        if because is not None:
+            lost[stage.key] = because
+    return lost
+
+
 def _follow(process: BaseProcess, stage: Stage, folder: Path, watch: Callable[[Event], None]) -> None:
     holder, waiting = None, False
     while process.is_alive():

@@ -7,7 +7,6 @@ in templates/report.html.jinja; the same stages give the same page, to the byte.
 
 import csv
 import math
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -15,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from data_prep.schema import Section
-from train import figures, store
+from train import figures, pages, store
 from train.cluster import Row
 from train.lengths import edge
 from train.scores import NEUTRAL, Z95, Finished, Judged, Step, find_steps, higher_is_better, is_main, judge, policy_of
@@ -33,7 +31,6 @@ _CURVES = {
     "logps/rejected": "log-probability of rejected answers",
 }
 """TRL's keys of what is drawn for the DPO rounds."""
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]|[\ud800-\udfff]")
 
 
 class Params(Section):
@@ -68,13 +65,12 @@ def write_scores(steps: Sequence[Step], path: Path) -> int:
 def _render(
     recipe: Mapping[str, Any], stages: Mapping[str, Finished], steps: Sequence[Step], judged: Sequence[Judged]
 ) -> str:
-    environment = Environment(loader=PackageLoader("train", "templates"), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)  # fmt: skip
-    environment.filters |= {"score": _score, "signed": _signed, "mean": _mean, "duration": _duration}
     metrics = list(dict.fromkeys(metric for step in steps for metric in step.scores))
     main = [metric for metric in metrics if is_main(metric)]
     sources = _sources(stages, recipe)
-    page = environment.get_template("report.html.jinja").render(
+    tasks = (recipe.get("evaluate") or {}).get("tasks") or ()
+    return pages.render(
+        "report.html.jinja",
         recipe=recipe,
         base=_base(recipe, stages),
         stages=list(stages.values()),
@@ -86,7 +82,7 @@ def _render(
         chance=1 - 0.95 ** len(main),
         main=main,
         neutral=[metric for metric in metrics if metric in NEUTRAL],
-        meaning={metric: _meaning(metric, recipe) for metric in metrics},
+        meaning={metric: pages.meaning(metric, tasks) for metric in metrics},
         higher={
             metric: any(higher_is_better(step, metric) for step in steps if metric in step.scores) for metric in metrics
         },
@@ -111,7 +107,6 @@ def _render(
         names={stage.folder.name: stage.name for stage in stages.values()},
         recipe_yaml=yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=100),
     )
-    return _printable(page)
 
 
 def _base(recipe: Mapping[str, Any], stages: Mapping[str, Finished]) -> dict[str, Any]:
@@ -133,24 +128,6 @@ def _when(stages: Sequence[Finished]) -> dict[str, Any]:
         "span": [datetime.fromtimestamp(time, UTC) for time in times],
         "seconds": sum(seconds for _, seconds in ended),
     }
-
-
-def _meaning(metric: str, recipe: Mapping[str, Any]) -> str:
-    """Put a metric's name in plain words."""
-    known = {
-        "preferences/accuracy": "share of held-out pairs whose better answer the policy finds likelier, per token",
-        "preferences/margin": "by how much it finds the better answer likelier, nats per token",
-        "preferences/chosen_logp": "log-probability of the better answers, nats",
-        "preferences/rejected_logp": "log-probability of the worse answers, nats",
-        "conversations/loss": "loss on held-out answers, nats per token",
-        "answers/tokens": "mean length of its own answers, tokens",
-        "answers/ended": "share of its own answers that end by themselves",
-    }
-    subject, _, name = metric.partition("/")
-    for task in (recipe.get("evaluate") or {}).get("tasks") or ():
-        if subject == (task["name"] or task["task"]):
-            return f"{name} of {task['task']}" + (f" on {task['source']}" if task["source"] else "")
-    return known.get(metric, "")
 
 
 def _groups(metrics: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
@@ -335,33 +312,3 @@ def _lineage(steps: Sequence[Step], stages: Mapping[str, Finished], sources: Seq
         for name, stage in stages.items()
     ]
     return Markup(figures.lineage(rows, boxes))
-
-
-def _decimals(stderr: float | None) -> int:
-    """Two significant digits of the standard error; three decimals where there is none."""
-    return min(6, max(0, 1 - math.floor(math.log10(stderr)))) if stderr else 3
-
-
-def _score(score: Mapping[str, Any]) -> str:
-    digits = _decimals(score["stderr"])
-    return f"{score['value']:.{digits}f}" + ("" if score["stderr"] is None else f" ± {score['stderr']:.{digits}f}")
-
-
-def _mean(value: float, stderr: float) -> str:
-    return f"{value:.{_decimals(stderr)}f}".replace("-", "−")
-
-
-def _signed(value: float, stderr: float) -> str:
-    return f"{value:+.{_decimals(stderr)}f}".replace("-", "−")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, hours = round(seconds) // 60, round(seconds) // 3600
-    return f"{hours} h {minutes % 60:02d} min" if hours else f"{minutes} min {round(seconds) % 60:02d} s"
-
-
-def _printable(text: str) -> str:
-    """Replace what may not stand in HTML: control characters and halves of surrogate pairs."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)

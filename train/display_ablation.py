@@ -1,0 +1,85 @@
+"""What the command line shows of an ablation: what its variants share before it runs, and what came out after."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from train import store
+from train.ablation import AblationPlan
+from train.graph import Stage
+
+_MARKS = {"better": ("▲", "green"), "worse": ("▼", "red"), "same policy": ("=", "")}
+
+
+def plan(console: Console, made: AblationPlan, root: Path) -> None:
+    """Print every variant with its stages, and what the whole costs as a share of running each alone. Reads the store."""
+    users = made.users()
+    seconds = {stage.key: (store.done(store.folder(root, stage)) or {}).get("seconds") for stage in made.shared}
+    table = Table(
+        title=f"{made.name}: {len(made.ablation.all())} variants", title_justify="left", box=None, header_style="bold"
+    )
+    for heading in ("variant", "stages", "shared", "its own", "to do"):
+        table.add_column(heading, justify="left" if heading == "variant" else "right", no_wrap=True)
+    table.add_column("about")
+    alone: list[Stage] = []
+    for name, variant in made.ablation.all().items():
+        stages = made.stages_of(name)
+        alone += stages
+        own = sum(len(users[stage.key]) == 1 for stage in stages)
+        todo = sum(seconds[stage.key] is None for stage in stages)
+        label = f"{name} (baseline)" if name == made.ablation.baseline else name
+        table.add_row(label, str(len(stages)), str(len(stages) - own), str(own), str(todo), variant.about)
+    console.print(table)
+    shared = sum(len(names) > 1 for names in users.values())
+    console.print(f"{len(made.shared)} stages in all, {shared} of them shared, and the report; each variant alone: {len(alone)}. "
+                  f"Cost: {_share(len(made.shared), len(alone))} in stages.", highlight=False, soft_wrap=True)  # fmt: skip
+    if all(each is not None for each in seconds.values()):
+        spent, apart = sum(seconds[s.key] or 0 for s in made.shared), sum(seconds[s.key] or 0 for s in alone)
+        console.print(f"Measured: {spent:,.0f} stage-seconds; each variant alone {apart:,.0f}: {_share(spent, apart)}.",
+                      highlight=False, soft_wrap=True)  # fmt: skip
+
+
+def summary(console: Console, made: AblationPlan, root: Path, seconds: float) -> None:
+    """Print the differences to the baseline, and where the page and the table are."""
+    folder = store.folder(root, made.stages[-1])
+    counts: dict[str, Any] = (store.done(folder) or {}).get("counts", {})
+    if counts:
+        console.print(_differences(made, counts["differences"]))
+        console.print(
+            "▲ ▼ better or worse after Holm's correction; ≈ cannot be told apart", style="dim", highlight=False
+        )
+        share = _share(counts["seconds"], counts["seconds_alone"])
+        console.print(f"{counts['seconds']:,.0f} stage-seconds, {share} of running each variant alone; this call {seconds:.1f} s",
+                      highlight=False)  # fmt: skip
+        for name, why in counts["missing"].items():
+            console.print(f"{name} is missing: {why}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        print(f"page:  {folder / 'ablation.html'}")
+        print(f"table: {folder / 'ablation.csv'}")
+
+
+def _differences(made: AblationPlan, differences: dict[str, dict[str, Any]]) -> Table:
+    table = Table(
+        title=f"{made.name}: differences to {made.ablation.baseline}",
+        title_justify="left",
+        box=None,
+        header_style="bold",
+    )
+    table.add_column("variant", no_wrap=True)
+    metrics = list(dict.fromkeys(metric for found in differences.values() for metric in found))
+    for metric in metrics:
+        table.add_column(metric, justify="right", no_wrap=True)
+    for name, found in differences.items():
+        table.add_row(name, *(_cell(*found[metric]) if metric in found else "-" for metric in metrics))
+    return table
+
+
+def _cell(difference: float, verdict: str) -> Text:
+    mark, style = _MARKS.get(verdict, ("≈", ""))
+    return Text(f"{difference:+.3f} {mark}", style)
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else "100 %"
