@@ -50,7 +50,7 @@ def test_an_unchanged_variant_has_the_keys_of_the_recipe_itself(plan: Planner, t
     )
     assert keys(made, "all") < {stage.key for stage in own.stages}
     left_out = {stage.name for stage in own.stages if stage.key not in keys(made, "all")}
-    assert left_out == {"evaluate.base", "export", "report"}
+    assert left_out == {"evaluate.base", "manifest", "export", "report"}
 
 
 def test_a_later_change_shares_everything_before_it(plan: Planner):
