@@ -8,7 +8,7 @@ the text as it came. Ids and kinds are written down, never text.
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -58,6 +58,14 @@ def rewrite(
     # The rows are read from the same file: it is replaced only when the new one is complete.
     found.records = write_records(path, rows(), kind)
     return found
+
+
+def rewritten(rows: Sequence[Record], *, system_prompt: str | None, phi: FilterUse | None) -> list[Record]:
+    """Return what `rewrite` would leave of these rows."""
+    verdicts = filters.build(phi, ())(rows) if phi else [None] * len(rows)
+    kept = [verdict.record if isinstance(verdict, filters.Changed) else record
+            for record, verdict in zip(rows, verdicts, strict=True) if not isinstance(verdict, str)]  # fmt: skip
+    return [_with_system(record, system_prompt) for record in kept] if system_prompt else kept
 
 
 def _with_system(record: Record, text: str) -> Record:

@@ -1,4 +1,4 @@
-"""The command line: `rounds plan | run | ablate | status | logs | cancel | show | report | sources | fetch`, each a file of
+"""The command line: `rounds plan | run | ablate | status | logs | cancel | show | report | sources | fetch | data`, each a file of
 `train/commands`.
 
 Only what a command needs is imported, so that planning answers in well under a second and never imports torch.
@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from train.commands import ablate, cancel, fetch, logs, plan, report, run, show, sources, status
+from train.commands import ablate, cancel, data, fetch, logs, plan, report, run, show, sources, status
 
 app = typer.Typer(
     help="Train clinical language models in rounds: SFT, then DPO rounds with an evaluation and a gate between them.\n\n"
@@ -29,6 +29,7 @@ app.command("show")(show.show)
 app.command("report")(report.report)
 app.command("sources")(sources.list_sources)
 app.command("fetch")(fetch.fetch)
+app.add_typer(data.app, name="data")
 
 
 def main() -> None:

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from data_prep.records import Conversation, read_records
-from train import recipe, store, worker
+from train import preview, recipe, store, worker
+from train.cli import app
 from train.cluster import Row
 from train.graph import parents_first
 from train.pipeline import Plan, build_plan
@@ -172,3 +174,65 @@ def test_the_rows_of_a_set_open_in_datasets_and_in_pandas(built: tuple[Plan, Pat
     opened = datasets.load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(tmp_path))
     assert list(table["id"]) == opened["id"] and table["id"].is_unique
     assert set(table["source"]) == {"notes", "facts"}
+
+
+# The commands that show it.
+
+
+def rounds(root: Path, *arguments: str, expect: int = 0) -> str:
+    result = CliRunner().invoke(app, ["data", *arguments, str(root.parent / "carded.yaml"), "--store", str(root)])
+    assert result.exit_code == expect, result.output
+    return result.output
+
+
+def test_stats_show_the_sets_and_draw_their_lengths(built: tuple[Plan, Path], tmp_path: Path):
+    _, root = built
+    text = rounds(root, "stats", "--save", str(tmp_path / "lengths.svg"))
+    assert "67.4%" in text and "█" * 50 in text and "pairs (prompt and the longer answer) by tokens" in text
+    drawn = (tmp_path / "lengths.svg").read_text()
+    assert drawn.lstrip().startswith("<?xml") and (tmp_path / "lengths.svg").stat().st_size > 5000
+    assert "a picture is saved as .png" in rounds(root, "stats", "--save", str(tmp_path / "lengths.doc"), expect=1)
+
+
+def test_stats_tell_what_is_expected_before_anything_is_done(tmp_path: Path):
+    folder = tmp_path / "none"
+    (tmp_path / "quick.yaml").write_text(f"extends: {Path(__file__).parent / 'mini.yaml'}\n")
+    result = CliRunner().invoke(app, ["data", "stats", str(tmp_path / "quick.yaml"), "--store", str(folder)])
+    assert result.exit_code == 0 and "facts" in result.output and "≤ 240" in result.output
+
+
+def test_preview_shows_rows_as_tokens_with_what_is_learnt_marked(built: tuple[Plan, Path]):
+    _, root = built
+    text = rounds(root, "preview", "--source", "facts", "-n", "2")
+    assert "2 rows of data.sft: after filters and mix" in text
+    assert text.count("<|start_header_id|>assistant<|end_header_id|>\n\n«") == 2 and text.count("<|eot_id|>»") == 2
+    pairs = rounds(root, "preview", "--source", "pairs", "-n", "1")
+    assert "chosen (" in pairs and "rejected (" in pairs and "«Yes, and here is why.<|eot_id|>»" in pairs
+    held = rounds(root, "preview", "--source", "exam")
+    assert "of source.exam: before filters and mix" in held and "«Small fibres<|eot_id|>»" in held
+    assert "no stage of this recipe reads a source 'fact'" in rounds(root, "preview", "--source", "fact", expect=1)
+
+
+def test_preview_marks_just_the_tokens_that_are_learnt(built: tuple[Plan, Path]):
+    from train import chat
+
+    plan, root = built
+    using = preview.tokenizer(plan, root)
+    assert not isinstance(using, str)
+    for record in preview.rows(plan, root, "facts", 5).records:
+        assert isinstance(record, Conversation)
+        encoded = chat.encode_conversations(using, [record.messages])[0]
+        assert not isinstance(encoded, str)
+        text = preview.shown(record, using, marked=False)
+        green = "".join(text.plain[span.start : span.end] for span in text.spans if span.style == preview.LEARNT)
+        learnt = [token for token, learns in zip(encoded.input_ids, encoded.answer_mask, strict=True) if learns]
+        assert green == using.decode(learnt)
+        assert text.plain.partition("\n")[2] == using.decode(encoded.input_ids)
+
+
+def test_preview_without_any_finished_stage_reads_the_source_and_masks_it(built: tuple[Plan, Path], tmp_path: Path):
+    plan, _ = built
+    found = preview.rows(plan, tmp_path, "notes", 1)
+    text = preview.shown(found.records[0], preview.tokenizer(plan, tmp_path), marked=True).plain
+    assert "source.notes is not finished" in found.found
+    assert "[user] Patient: [NAME], MRN [RECORD_NUMBER]" in text and "«[assistant] Call the surgeon today.\n»" in text

@@ -59,7 +59,7 @@ def manifest(asked: Params, inputs: Mapping[str, Path]) -> dict[str, Any]:
     data = {name: path for name, path in inputs.items() if store.spec(path)["function"] == "data"}
     tokens = {store.inputs(path)["data"].name: path for path in inputs.values()
               if store.spec(path)["function"] in ("pack", "tokenize")}  # fmt: skip
-    sets = {name.removeprefix("data."): _set(path, tokens.get(path.name)) for name, path in data.items()}
+    sets = {name.removeprefix("data."): training_set(path, tokens.get(path.name)) for name, path in data.items()}
     sources = {name.removeprefix("source."): _source(name.removeprefix("source."), path, asked, sets)
                for name, path in inputs.items() if store.spec(path)["function"] == "source"}  # fmt: skip
     overlaps = Counter()
@@ -102,7 +102,8 @@ def _source(name: str, folder: Path, asked: Params, sets: Mapping[str, Any]) -> 
     }
 
 
-def _set(folder: Path, tokens: Path | None) -> dict[str, Any]:
+def training_set(folder: Path, tokens: Path | None) -> dict[str, Any]:
+    """Say what became of each source on its way into a training set: a finished data stage, and its tokens if there are any."""
     spec, counts = store.spec(folder), (store.done(folder) or {})["counts"]
     lengths = (store.done(tokens) or {})["counts"]["by_source"] if tokens else {}
     sources = {}

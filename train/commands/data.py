@@ -1,0 +1,74 @@
+"""`rounds data`: look at the rows of a recipe, as a model will read them and in numbers."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from train import store
+from train.commands import options
+from train.commands.options import Overrides, RecipeFile, StoreRoot, plan_of, told
+
+app = typer.Typer(help="Look at the rows of a recipe.", no_args_is_help=True, rich_markup_mode="markdown")
+
+
+@app.command("preview")
+@told
+def preview(
+    file: RecipeFile,
+    source: Annotated[str, typer.Option("--source", help="Name under `sources` in the recipe", show_default=False)],
+    count: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows")] = 3,
+    overrides: Overrides = None,
+    root: StoreRoot = None,
+) -> None:
+    """Show rows of a source as a model will read them, what it learns from in green.
+
+    Shows what is left after filters and mix where that stage is finished, else rows as they come from the source. Where
+    no colours are to be had, what is learnt stands between « and ».
+
+        rounds data preview recipes/quickstart.yaml --source facts
+    """
+    root = root or store.default_root()
+    plan = plan_of(file, overrides, root)
+    from train import preview as rendered
+
+    found = rendered.rows(plan, root, source, count)
+    using = rendered.tokenizer(plan, root)
+    console = options.console
+    console.print(f"{len(found.records)} rows {found.found}", style="bold", highlight=False)
+    if isinstance(using, str):
+        console.print(f"roles instead of tokens: {using}", style="yellow", highlight=False)
+    for record in found.records:
+        console.print()
+        console.print(rendered.shown(record, using, marked=not console.is_terminal), highlight=False, soft_wrap=True)
+
+
+@app.command("stats")
+@told
+def stats(
+    file: RecipeFile,
+    overrides: Overrides = None,
+    root: StoreRoot = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", metavar="FILE", help="Draw the lengths into a .png, .svg or .pdf")
+    ] = None,
+) -> None:
+    """Show what is in each training set: rows, what was dropped, shares, tokens, and a picture of lengths.
+
+    Sets that are not finished are told as far as published sizes go.
+
+        rounds data stats recipes/quickstart.yaml --save lengths.png
+    """
+    root = root or store.default_root()
+    plan = plan_of(file, overrides, root)
+    from train import statistics
+
+    options.console.print(statistics.table(plan, root))
+    found = {name: each for name, each in statistics.sets(plan, root).items() if each["histogram"]}
+    for name, each in found.items():
+        options.console.print(statistics.histogram(name, each))
+    if save and not found:
+        options.console.print("no lengths yet: they are counted when a set is made into tokens", style="yellow")
+    elif save:
+        statistics.save(found, save)
+        options.console.print(f"saved {save}", highlight=False)
