@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset, DatasetDict
 
 from data_prep import sources
 from data_prep.errors import UserError
@@ -406,6 +407,25 @@ def test_a_repository_becomes_records(case: Case, tmp_path: Path, convert) -> No
     assert {record.source for record in records} == {case.name}
     assert {kind_of(record) for record in records} == {sources.load(case.name).kind(use)}
     assert convert(use)[0] == records
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}-{case.split}")
+def test_a_saved_dataset_gives_the_same_records(case: Case, tmp_path: Path, convert) -> None:
+    """`path` may be a folder of `save_to_disk`, of one split or of several, in place of a mirror of the repository."""
+    for name, rows in {**case.also, case.file: case.rows}.items():
+        write(tmp_path / "mirror" / name, rows)
+    rows = Dataset.from_list([dict(row) for row in case.rows])
+    split = "train" if case.name == "slim_orca" else case.split
+    DatasetDict({split: rows, "another": rows.select([0])}).save_to_disk(tmp_path / "several")
+    rows.save_to_disk(tmp_path / "single")
+    found = {}
+    for folder in ("mirror", "several", "single"):
+        if case.name == "slim_orca":
+            for name, more in case.also.items():
+                write(tmp_path / folder / name, more)
+        records, reasons = convert(SourceUse(source=case.name, split=case.split, path=str(tmp_path / folder)))
+        found[folder] = records, set(reasons)
+    assert found["several"] == found["single"] == found["mirror"]
 
 
 def test_every_instruction_set_has_a_case() -> None:
