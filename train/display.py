@@ -25,6 +25,9 @@ from train.graph import Stage
 from train.pipeline import Plan
 
 _SECONDS_BETWEEN_LINES = 15.0
+_SOURCES_LEGEND = (
+    "* for evaluation only   ? id, commit, files or columns could not be checked when the source was written"
+)
 
 
 def plan_table(plan: Plan, root: Path) -> Table:
@@ -102,17 +105,24 @@ def _steps(stage: Stage, plan: Plan, size: expected.Size) -> str:
 
 
 def sources_table() -> Table:
-    """List the registered sources."""
-    table = Table(box=None, header_style="bold")
-    for heading in ("source", "splits", "kind", "licence", "hub repository"):
-        table.add_column(heading, overflow="fold")
+    """List the registered sources: splits with their rows, kind of record, licence, hub repository and commit."""
+    table = Table(box=None, header_style="bold", caption=_SOURCES_LEGEND, caption_justify="left")
+    for heading in ("source", "splits and rows", "kind", "licence", "hub repository", "commit"):
+        table.add_column(heading, overflow="fold", no_wrap=heading == "source")
     for name in sources.names():
         source = sources.load(name)
-        splits = [f"{split}*" if split in source.evaluation_only else split for split in source.splits]
+        splits = [_split(source, split) for split in source.splits]
         kinds = sorted({*source.splits.values(), *source.kind_by_format.values()})
         repository = f"{source.repository or '-'}{'' if source.verified else ' ?'}"
-        table.add_row(name, ", ".join(splits), ", ".join(kinds), source.licence or "not stated", repository)
+        commit = (source.revision or "-")[:10]
+        licence = source.licence or ("yours to state" if source.kind_by_format else "not stated")
+        table.add_row(name, "\n".join(splits), "\n".join(kinds), licence, repository, commit)
     return table
+
+
+def _split(source: sources.Source, split: str) -> str:
+    rows = f" {source.sizes[split]:,}" if split in source.sizes else ""
+    return f"{split}{'*' if split in source.evaluation_only else ''}{rows}"
 
 
 class Live:

@@ -22,6 +22,7 @@ from train.needs import Need
 
 Say = Callable[[str], None]
 _FREE_SHARE = 1.02  # blocks of a file system, the cache's own records, and others who write meanwhile
+_KNOCK_SECONDS = 15
 _ARROW_SHARE = 3  # a task's dataset is downloaded and unpacked into Arrow, which compresses nothing
 
 
@@ -47,6 +48,7 @@ def prepare(folder: Path) -> None:
 
 def survey(needs: Sequence[Need], folder: Path) -> dict[Need, Estimate]:
     """Ask the hub for the sizes of everything. Raises one `UserError` for all that it refuses or that does not fit."""
+    _knock()
     found, refused = {}, []
     datasets = _datasets_of_tasks([need.name for need in needs if need.kind == "task"])
     for need in needs:
@@ -127,6 +129,21 @@ def _same(asset: dict[str, Any], need: Need) -> bool:
     return (asset["kind"], asset["name"], asset["revision"]) == (need.kind, need.name, need.revision)
 
 
+def _knock() -> None:
+    """Raise `UserError` where the hub cannot be reached, before the client tries each repository for minutes."""
+    import httpx2
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_KNOCK_SECONDS)
+    except httpx2.HTTPError as error:
+        raise UserError(
+            f"{constants.ENDPOINT} cannot be reached ({error}); fetch on a machine with internet, or set HF_ENDPOINT to "
+            "a mirror of the hub"
+        ) from None
+
+
 def _estimate(need: Need) -> Estimate:
     from huggingface_hub import constants, errors, snapshot_download
     from huggingface_hub.utils import disable_progress_bars, enable_progress_bars, logging
@@ -168,26 +185,30 @@ def _task_manager() -> Any:
 
 
 def _datasets_of_tasks(names: Sequence[str]) -> dict[str, set[str]]:
-    """Return the hub datasets that lm-eval's tasks say they read; one that loads its rows by code says none."""
-    if not names:
-        return {}
-    index = _task_manager().task_index
-    return {name: _datasets_of(name, index) for name in names}
+    """Return the hub datasets that lm-eval's tasks say they read; one that loads its rows by code says none.
+
+    A dataset that several tasks read is given to the first of them, so that it is counted once.
+    """
+    index = _task_manager().task_index if names else {}
+    found: dict[str, set[str]] = {}
+    for name in names:
+        found[name] = _datasets_of(name, index) - {each for before in found.values() for each in before}
+    return found
 
 
 def _datasets_of(name: str, index: Any) -> set[str]:
-    entry = index.get(name)
-    if entry is None:
-        return set()
-    config = entry.cfg or {}
-    inner: Any = config.get("task")
-    members = inner if isinstance(inner, list) else []
-    children = [each if isinstance(each, str) else each.get("task") or each.get("group") for each in members]
-    found = {config["dataset_path"]} if isinstance(config.get("dataset_path"), str) else set()
-    for child in [*children, *(entry.tags or ())]:
-        if isinstance(child, str) and child != name:
-            found |= _datasets_of(child, index)
-    return {each for each in found if "/" in each}
+    found, left, seen = set(), [name], set()
+    while left:
+        entry = index.get(name := left.pop())
+        if entry is None or name in seen:
+            continue
+        seen.add(name)
+        config = entry.cfg or {}
+        found.add(config.get("dataset_path"))
+        members: Any = config.get("task") if isinstance(config.get("task"), list) else []
+        left += [each if isinstance(each, str) else each.get("task") or each.get("group") for each in members]
+        left += entry.tags if entry.kind.name == "TAG" else ()  # a task's tags lead back to it
+    return {each for each in found if isinstance(each, str) and "/" in each}
 
 
 def _estimate_task(need: Need, datasets: dict[str, set[str]], folder: Path) -> Estimate:

@@ -47,7 +47,7 @@ class Source:
     revision: str | None = None
     """Pinned commit of the repository."""
     verified: bool = True
-    """False where id or revision could not be checked when the file was written; `rounds` says so."""
+    """False where id, revision, files or columns were in no public copy that could be read when the file was written."""
     files: tuple[str, ...] = ()
     """Patterns of the repository's files that the source reads, for `rounds fetch`; empty where it may read all."""
     companions: tuple[Companion, ...] = ()

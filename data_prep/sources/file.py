@@ -1,4 +1,4 @@
-"""Your own rows: JSONL, JSON (a list of rows, or an object id -> row), parquet, or a folder saved by `save_to_disk`.
+"""Your own rows: JSONL, JSON (a list of rows, or an object id -> row), CSV, TSV, parquet, or a folder of `save_to_disk`.
 
 In: `path`, `format`, and `columns` (our name -> yours) of the recipe. Out: conversations, questions or pairs. Licence:
 yours to state (`licence:`). One row of each format, with our names for the columns:

@@ -117,5 +117,5 @@ SOURCE = Source(
     columns=("question", "subject", "choices", "answer"),
     evaluation_only=("test",),
     mean_tokens={"validation": (121, 9)},
-    sizes={"dev": 65},
+    sizes={"dev": 65, "validation": 370, "test": 3_382},
 )

@@ -93,4 +93,5 @@ SOURCE = Source(
     files=(FILE,),
     companions=(Companion(OPEN_ORCA, OPEN_ORCA_REVISION, (OPEN_ORCA_FILE,)),),
     columns=("conversations",),
+    sizes={"train": 517_982},
 )

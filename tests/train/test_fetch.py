@@ -18,7 +18,7 @@ from fake_hub import FakeHub
 
 from data_prep import sources
 from data_prep.errors import UserError
-from train import cluster
+from train import cluster, fetching
 
 MODEL, COMMIT = "made/tiny-llama", "a" * 40
 CLUSTER = Path(__file__).parent / "mini_cluster.yaml"
@@ -71,9 +71,19 @@ def exam(number: int) -> dict:
     return {"id": f"e{number}", "sent1": f"Case {number}. Which drug?", "sent2": "", **endings, "label": number % 4}
 
 
+@pytest.fixture(scope="session")
+def model(made_base: Path, tmp_path_factory) -> Path:
+    """The tiny model as one folder, its weights in several files as a large model's are."""
+    from transformers import LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("model")
+    LlamaForCausalLM.from_pretrained(made_base / "model").save_pretrained(folder, max_shard_size="60KB")
+    return Path(shutil.copytree(made_base / "tokenizer", folder, dirs_exist_ok=True))
+
+
 def put_up(hub: FakeHub, model: Path) -> None:
     """Serve our own rows under the ids and commits that the sources pin, in the layout of each repository."""
-    files = {path.name: path.read_bytes() for folder in ("tokenizer", "model") for path in (model / folder).iterdir()}
+    files = {path.name: path.read_bytes() for path in model.iterdir()}
     hub.add("models", MODEL, COMMIT, {**files, "pytorch_model.bin": b"never fetched", "code.py": b"raise SystemExit"})
     pairs = [pair(number, asked) for number, asked in enumerate(ASKED * 4)]
     cards = [{"instruction": "Answer.", "input": f"{asked.format(drug)}", "output": f"{drug} helps."}
@@ -128,9 +138,9 @@ def blocked(command: list[str], environment: dict[str, str], folder: Path) -> tu
 
 
 @pytest.fixture(scope="module")
-def hub(made_base: Path) -> Iterator[FakeHub]:
+def hub(model: Path) -> Iterator[FakeHub]:
     with FakeHub(tokens={"hf_ours"}) as served:
-        put_up(served, made_base)
+        put_up(served, model)
         yield served
 
 
@@ -158,16 +168,14 @@ def listed(folder: Path) -> dict[str, dict]:
     return {asset["name"]: asset for asset in json.loads((folder / "fetched.json").read_text())["assets"]}
 
 
-def test_a_fetch_lists_what_it_got_and_tries_it_without_the_hub(fetched, hub) -> None:
+def test_a_fetch_lists_what_it_got_and_tries_it_without_the_hub(fetched, hub, model) -> None:
     folder, output = fetched
     assets = listed(folder)
-    model = assets[MODEL]
-    assert (model["kind"], model["revision"]) == ("model", COMMIT)
-    assert {Path(name).name for name in model["files"]} == {
-        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-        "chat_template.jinja",
-    }  # fmt: skip
-    assert "hub-mini: sft" in model["stages"]
+    fetched_model = assets[MODEL]
+    assert (fetched_model["kind"], fetched_model["revision"]) == ("model", COMMIT)
+    assert {Path(name).name for name in fetched_model["files"]} == {path.name for path in model.iterdir()}
+    assert sum(name.endswith(".safetensors") for name in fetched_model["files"]) > 1
+    assert "hub-mini: sft" in fetched_model["stages"]
     snorkel = sources.load("snorkel")
     entry = assets[str(snorkel.repository)]
     assert (entry["revision"], entry["stages"]) == (snorkel.revision, ["hub-mini: source.snorkel_2"])
@@ -220,7 +228,7 @@ def test_a_task_of_lm_evals_own_runs_with_sockets_blocked(fetched, recipe, tmp_p
 
 def test_everything_missing_is_named_at_once_before_any_work(copied, recipe, tmp_path) -> None:
     assets = listed(copied)
-    weights = next(name for name in assets[MODEL]["files"] if name.endswith("model.safetensors"))
+    weights = next(name for name in assets[MODEL]["files"] if name.endswith(".safetensors"))
     cards = next(
         name for name in assets["medalpaca/medical_meadow_medical_flashcards"]["files"] if name.endswith("cards.json")
     )
@@ -263,9 +271,9 @@ def test_what_is_done_needs_no_files_and_a_check_reads_them_again(copied, recipe
     assert "has another content than was fetched" in rounds(*changed, store=tmp_path / "store", expect=1)
 
 
-def test_a_broken_fetch_goes_on_where_it_was(made_base, recipe, tmp_path) -> None:
+def test_a_broken_fetch_goes_on_where_it_was(model, recipe, tmp_path) -> None:
     with FakeHub() as hub:
-        put_up(hub, made_base)
+        put_up(hub, model)
         only = ["--set", "evaluate={preferences: ultra_test}", "--to", tmp_path / "home"]
         hub.cut_after = 2000
         output = rounds("fetch", recipe, *only, store=tmp_path / "store", hub=hub, expect=1)
@@ -278,9 +286,9 @@ def test_a_broken_fetch_goes_on_where_it_was(made_base, recipe, tmp_path) -> Non
         assert [each for each in hub.requests if "/resolve/" in each and each.startswith("GET")] == before
 
 
-def test_all_that_the_hub_refuses_is_one_message(made_base, recipe, tmp_path) -> None:
+def test_all_that_the_hub_refuses_is_one_message(model, recipe, tmp_path) -> None:
     with FakeHub(tokens={"hf_ours"}) as hub:
-        put_up(hub, made_base)
+        put_up(hub, model)
         hub.repositories["models", MODEL].gated = True
         hub.repositories["datasets", "snorkelai/Snorkel-Mistral-PairRM-DPO-Dataset"].commit = "b" * 40
         del hub.repositories["datasets", "medalpaca/medical_meadow_medical_flashcards"]
@@ -295,10 +303,10 @@ def test_all_that_the_hub_refuses_is_one_message(made_base, recipe, tmp_path) ->
         assert MODEL not in with_token
 
 
-def test_too_little_room_is_told_before_anything_is_fetched(made_base, recipe, tmp_path) -> None:
+def test_too_little_room_is_told_before_anything_is_fetched(model, recipe, tmp_path) -> None:
     with FakeHub() as hub:
-        put_up(hub, made_base)
-        hub.claimed["model.safetensors"] = 10**15
+        put_up(hub, model)
+        hub.claimed[next(path.name for path in model.glob("*.safetensors"))] = 10**15
         output = rounds(
             "fetch",
             recipe,
@@ -311,6 +319,29 @@ def test_too_little_room_is_told_before_anything_is_fetched(made_base, recipe, t
             expect=1,
         )
         assert "949949.0 GiB are to be fetched" in output
+
+
+def test_a_hub_out_of_reach_is_told_at_once(recipe, tmp_path) -> None:
+    unreachable = FakeHub()
+    with unreachable:
+        pass  # its port is closed again
+    output = rounds("fetch", recipe, "--to", tmp_path / "home", store=tmp_path / "store", hub=unreachable, expect=1)
+    assert f"error: {unreachable.endpoint} cannot be reached" in output
+
+
+def test_the_datasets_of_a_task_are_found_through_groups_and_tags() -> None:
+    """A dataset that two tasks share is counted once; a tag, which its tasks name again, is no endless way."""
+    from lm_eval.tasks._index import Entry, Kind
+
+    index = {
+        "one": Entry("one", Kind.TASK, None, {"dataset_path": "org/one"}, {"both"}),
+        "two": Entry("two", Kind.TASK, None, {"dataset_path": "org/two"}, {"both"}),
+        "both": Entry("both", Kind.TAG, None, None, {"one", "two"}),
+        "group": Entry("group", Kind.GROUP, None, {"task": ["both", {"task": "three"}]}),
+        "three": Entry("three", Kind.TASK, None, {"dataset_path": "json"}),
+    }
+    assert fetching._datasets_of("group", index) == {"org/one", "org/two"}
+    assert fetching._datasets_of("one", index) == {"org/one"}
 
 
 def test_a_recipe_that_needs_nothing_says_so(tmp_path) -> None:

@@ -7,10 +7,10 @@ from train.commands.options import told
 
 @told
 def list_sources() -> None:
-    """List the registered sets of rows: splits, kind, licence, hub repository.
+    """List the registered sets of rows: splits with their published sizes, kind, licence, hub repository and commit.
 
-    A star marks a split that only evaluation may read; a question mark a repository, commit or column list that could
-    not be checked when the source was written.
+    A star marks a split that only evaluation may read; a question mark a repository, commit, file or column that could
+    not be checked when the source was written: `rounds fetch` tries them all and says what it found.
 
         rounds sources
     """

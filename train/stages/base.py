@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
@@ -22,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from data_prep import records
+from data_prep import hub, records
 from data_prep.errors import UserError
 from data_prep.schema import Section
 from train import chat, policy
@@ -53,8 +51,8 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
     except (OSError, ValueError) as error:
         raise UserError(f"{where} is not a usable Hugging Face model folder: {str(error).splitlines()[0]}") from error
     _finish_tokenizer(tokenizer, asked.chat_template, out)
-    hub = asked.base if isinstance(asked.base, Hub) else None
-    policy.write_base(out, hub.id if hub else None, hub.revision if hub else None)
+    from_hub = asked.base if isinstance(asked.base, Hub) else None
+    policy.write_base(out, from_hub.id if from_hub else None, from_hub.revision if from_hub else None)
     return {"model_type": config.model_type, "vocabulary": len(tokenizer)}
 
 
@@ -67,13 +65,7 @@ def _with_place(params: dict, inputs: dict[str, Path]) -> dict:
 
 def _fetch(base: Base) -> str:
     assert isinstance(base, Hub)
-    try:
-        return snapshot_download(base.id, revision=base.revision, allow_patterns=list(policy.MODEL_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise UserError(
-            f"cannot fetch {base.id} at {base.revision}: {str(error).splitlines()[0]}. Check the id and that the machine "
-            "reaches the hub (gated models need HF_TOKEN), or use kind: local with a folder you have"
-        ) from error
+    return str(hub.download(base.id, base.revision, policy.MODEL_FILES, "model"))
 
 
 def _tiny(base: Tiny, asked: Params, corpus: Path, out: Path) -> dict[str, Any]:
