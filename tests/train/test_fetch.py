@@ -239,7 +239,7 @@ def test_everything_missing_is_named_at_once_before_any_work(copied, recipe, tmp
     store = tmp_path / "store"
     own = [
         "--set",
-        "sources.mine={source: file, format: question_answer, path: /no/such.jsonl}",
+        "sources.mine={source: file, format: question_answer, path: /no/such.jsonl, licence: ours}",
         "--set",
         "sft.data=[cards, mine]",
     ]
