@@ -14,6 +14,7 @@ from train.resources import AbsolutePath, Resources
 
 S = TypeVar("S", bound=Section)
 RowName = Literal["cpu", "train", "infer"]
+PairBatching = Literal["auto", "padded", "packed", "shared_prefix"]
 FROM_RECIPE = {
     "train_batch_size": "global_batch_size",
     "train_micro_batch_size_per_gpu": "micro_batch_size of the row",
@@ -70,6 +71,10 @@ class Row(Section):
     """Sequences per pass where nothing is trained."""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention kernel of transformers."""
+    pair_batching: PairBatching = "auto"
+    """How DPO and its reference compute a micro-batch of pairs. `padded`: every side a row as long as the longest. `packed`: all
+    sides in one row without padding. `shared_prefix`: the same, what both sides of a pair begin with only once. `auto`:
+    `shared_prefix` where the model's attention allows it, else `padded`."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: about 30 % slower, far less memory."""
     save_steps: Annotated[int, Field(gt=0)] = 100

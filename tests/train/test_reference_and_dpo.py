@@ -170,6 +170,10 @@ def test_reference_rows_of_other_pairs_are_refused(
         run_stage("dpo", "dpo", params(), inputs, CPU)
 
 
+class StockInOurOrder(training.StageTrainer, DPOTrainer):
+    """TRL's trainer, which sees the rows in the order of `train.order`."""
+
+
 @pytest.mark.parametrize("loss_type", [["sigmoid"], ["ipo"], ["sigmoid", "sft"]], ids="+".join)
 def test_losses_are_those_of_a_stock_trainer_with_a_reference_model(
     run_stage: Run, shelf: Path, tokens: Path, reference: Path, other: Path, pairs: list[Pair], loss_type: list[str]
@@ -186,7 +190,7 @@ def test_losses_are_those_of_a_stock_trainer_with_a_reference_model(
     training.prepare(CPU, 5)
     start = policy.read(other)
     arguments = training.arguments(Training.model_validate(knobs()), CPU, 5, shelf / "stock")
-    stock = DPOTrainer(
+    stock = StockInOurOrder(
         model=models.load_model(start, CPU),
         ref_model=models.load_model(policy.read(shelf / "base"), CPU),
         args=DPOConfig(**arguments, beta=0.1, loss_type=loss_type, max_length=None),

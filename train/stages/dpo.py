@@ -10,12 +10,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from datasets import Dataset
+from peft import PeftModel
 from trl import DPOConfig, DPOTrainer
 
 from data_prep.errors import UserError
 from data_prep.schema import Section
-from train import adapters, models, policy, ranks, store, training
-from train.cluster import Row
+from train import adapters, models, packed_pairs, policy, prefix_attention, ranks, store, training
+from train.cluster import PairBatching, Row
 from train.recipe import DpoLoss, Training
 
 LN2_LOSSES = {"sigmoid", "sigmoid_norm", "robust"}
@@ -55,6 +56,7 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
         train_dataset=pairs,
         processing_class=models.load_tokenizer(start),
         peft_config=adapters.config(lora),
+        pair_batching=machine.pair_batching,
     )
     adapters.restore(trainer.model, start, lora)
     if asked.reference_is_start and training.last_checkpoint(out / "checkpoints") is None:
@@ -68,6 +70,20 @@ class StoredReferenceTrainer(training.StageTrainer, DPOTrainer):
     """DPOTrainer on rows that are already tokens and already carry their reference log-probabilities."""
 
     _check_tolerance: float | None = None
+
+    def __init__(self, *args: Any, pair_batching: PairBatching = "auto", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        model: Any = self.accelerator.unwrap_model(self.model)
+        model = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.pair_batching = prefix_attention.choose(pair_batching, model)
+        if self.pair_batching != "padded":
+            # Put in place afterwards: where TRL makes the collator, it also writes the padding token into the model's config.
+            self.data_collator = packed_pairs.PairCollator(share_prefix=self.pair_batching == "shared_prefix")
+            prefix_attention.install(model)
+        if not packed_pairs.LENGTH_BLIND_LOSSES & set(self.loss_types):
+            rows: Any = self.train_dataset
+            costs = packed_pairs.costs(rows.data.table, self.pair_batching)
+            self.arrange = packed_pairs.arrangement(costs, self.pair_batching, self.args.per_device_train_batch_size)
 
     def _prepare_dataset(self, dataset, *args, **kwargs):
         return dataset
