@@ -115,6 +115,13 @@ class StageTrainer(Trainer):
         if not (_internal_call and self.is_deepspeed_enabled):
             super().save_model(output_dir, _internal_call)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Write weights, but tied ones once: gathered by DeepSpeed they are copies, in which transformers sees no tie."""
+        tied = getattr(self.model, "all_tied_weights_keys", None) or {}
+        if state_dict:
+            state_dict = {name: value for name, value in state_dict.items() if name not in tied}
+        super()._save(output_dir, state_dict)
+
 
 def run(trainer: Trainer, out: Path, start: Path, training: Training, row: Row) -> dict[str, Any]:
     """Train from the last complete checkpoint, if any, and save the policy. Returns counts for `done.json`.
