@@ -25,7 +25,7 @@ from data_prep import progress
 from data_prep.errors import UserError
 from train import adapters, models, ranks, tracking
 from train.cluster import Row
-from train.order import Arrange, GlobalBatches
+from train.order import Arrange, GlobalBatches, steps_per_epoch
 from train.recipe import Lora, Training
 from train.sizes import micro_batches
 
@@ -99,13 +99,16 @@ class StageTrainer(Trainer):
 
     arrange: Arrange | None = None
     """How the rows of a global batch are put together into micro-batches; None leaves them as they come."""
+    order: GlobalBatches
+    """The rows of each step; made when training begins."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> GlobalBatches:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         args = self.args
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         assert dataset is not None and args.data_seed is not None
-        return GlobalBatches(len(dataset), batch, args.data_seed, self.arrange)  # type: ignore[arg-type]
+        self.order = GlobalBatches(len(dataset), batch, args.data_seed, self.arrange)  # type: ignore[arg-type]
+        return self.order
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the policy; in a checkpoint of DeepSpeed, which has its own shards, not the gathered weights besides.
@@ -123,12 +126,12 @@ class StageTrainer(Trainer):
         super()._save(output_dir, state_dict)
 
 
-def run(trainer: Trainer, out: Path, start: Path, training: Training, row: Row) -> dict[str, Any]:
+def run(trainer: StageTrainer, out: Path, start: Path, training: Training, row: Row) -> dict[str, Any]:
     """Train from the last complete checkpoint, if any, and save the policy. Returns counts for `done.json`.
 
     `start` is the stage folder of the policy that training started from. Raises `ranks.Stopped` when it was asked to stop.
     """
-    watcher = Watcher(out, training, row)
+    watcher = Watcher(trainer, out, training, row)
     trainer.add_callback(watcher)
     last = resumable(out / "checkpoints", row)
     if last:
@@ -203,14 +206,19 @@ class Watcher(TrainerCallback):
     """Tells progress and metrics to the stage's folder and to wandb, stops what diverges or is asked to stop, and marks
     checkpoints complete. On every rank, since ranks must agree when to save and when to stop."""
 
-    def __init__(self, out: Path, training: Training, row: Row) -> None:
-        self.out, self.training, self.row = out, training, row
+    def __init__(self, trainer: StageTrainer, out: Path, training: Training, row: Row) -> None:
+        self.trainer, self.out, self.training, self.row = trainer, out, training, row
         self.stopped = False
         self.saved = time.monotonic()
         self.above = 0
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._tell(state)
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        """Choose the epoch's order: accelerate does not find the sampler in an epoch that is resumed in its middle."""
+        order = self.trainer.order
+        order.set_epoch(state.global_step // steps_per_epoch(order.rows, order.global_batch_size))
 
     def on_step_end(self, args, state, control, **kwargs):
         """Save when time is up; save and stop when a file `stop` lies in the stage's folder. Rank 0 looks, all do it."""

@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node=2 -m tests.train.ranks_driver CASES.json
 
-Each case is {function, params, inputs, out, row}; the stage's own `run` is called, as the worker does. With `cut_to` N it is
-first made to look as if it had been killed after step N. One that ends with `ranks.Stopped` or a `UserError` leaves the message in
+Each case is {function, params, inputs, out, row}; the stage's own `run` is called, as the worker does. With `cut_to` N
+and `of` FOLDER it starts from what FOLDER would hold had it been killed after step N. One that ends with `ranks.Stopped` or a `UserError` leaves the message in
 `OUT/ended.txt`.
 """
 
@@ -31,9 +31,10 @@ def main(cases: list[dict]) -> None:
             joined = True
         began = time.monotonic()
         with ranks.first():
-            out.mkdir(exist_ok=True)
             if "cut_to" in case and ranks.rank() == 0:
+                shutil.copytree(case["of"], out)
                 _cut(out, case["cut_to"])
+            out.mkdir(exist_ok=True)
         inputs = {name: Path(path) for name, path in case["inputs"].items()}
         ended, counts = None, {}
         try:
