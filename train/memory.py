@@ -95,6 +95,11 @@ class Memory:
         forward = self.activations + self.logits + (self.gradients if self.gradients_wait else 0)
         return still + max(forward, self.gradients + self.step)
 
+    @property
+    def between(self) -> float:
+        """What is held between two optimizer steps, when neither gradients nor activations are there."""
+        return self.weights + self.optimizer + self.reference + self.communication
+
 
 def training(shape: Shape, how: Setting) -> Memory:
     """Return what one device holds while it trains. No reference model is held: DPO reads stored log-probabilities."""
@@ -137,7 +142,7 @@ def scoring(shape: Shape, how: Setting, width: int) -> Memory:
 def _weights(shape: Shape, how: Setting, added: int) -> float:
     """Weights of the model and of an adapter, as far as they stay on the device."""
     total: float = how.width * (shape.parameters + added)
-    if how.lora is not None and getattr(how.lora, "load_in_4bit", False):
+    if how.lora is not None and how.lora.load_in_4bit:
         # nf4 in blocks of 64 with one scale each: 4 bytes, or 8 bits and a second scale for 256 blocks (Dettmers et al. 2023).
         bits = 4 + (8 / 64 + 32 / (64 * 256) if how.lora.bnb_4bit_use_double_quant else 32 / 64)
         kept = shape.parameters - shape.linear_parameters

@@ -51,7 +51,7 @@ class Shape:
         """Parameters that an adapter adds: r x (inputs + outputs) for each layer that it sits on; DoRA's magnitudes too."""
         targets = lora.target_modules
         return sum(
-            times * (lora.r * (inputs + outputs) + (outputs if getattr(lora, "use_dora", False) else 0))
+            times * (lora.r * (inputs + outputs) + (outputs if lora.use_dora else 0))
             for name, inputs, outputs, times in self.linears
             if targets == "all-linear" or name in targets
         )

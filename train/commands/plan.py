@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from train import ablation, benchmarks, cluster, display, display_ablation, expected, store, yaml_file
+from train import ablation, benchmarks, cluster, display, display_ablation, display_forecast, expected, store, yaml_file
 from train.commands import options
 from train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, told
 from train.pipeline import Plan
@@ -19,6 +19,7 @@ def plan(
     keys: Annotated[bool, typer.Option("--keys", help="Print only stage names and keys, one per line")] = False,
 ) -> None:
     """List every stage of a run, parents first, and say which are done, to do, and why; of an ablation, its variants.
+    With a cluster file also what training needs of it: memory of a device by part, hours, and what to change.
 
     Runs nothing and imports no torch.
 
@@ -29,6 +30,8 @@ def plan(
         rounds plan recipes/quickstart.yaml --keys
 
         rounds plan recipes/ablations/quickstart.yaml
+
+        rounds plan recipes/med42-v2-70b.yaml --cluster recipes/clusters/slurm-8xh100.yaml
     """
     root = root or store.default_root()
     if ablation.is_ablation(file) and not keys:
@@ -37,7 +40,7 @@ def plan(
         display_ablation.plan(options.console, variants, root)
         return
     made = plan_of(file, overrides, root)
-    cluster.load(cluster_file)
+    machines = cluster.load(cluster_file)
     if keys:
         for stage in made.stages:
             print(stage.name, stage.key)
@@ -50,6 +53,8 @@ def plan(
             options.console.print(f"{name}: {_shares(rows)}", highlight=False, markup=False)
     for line in _notes(made):
         options.console.print(line, style="yellow" if line.startswith("warning") else "", highlight=False, markup=False)
+    if cluster_file is not None:
+        display_forecast.plan(options.console, made, machines, root)
 
 
 def _shares(rows: dict[str, int]) -> str:

@@ -1,0 +1,41 @@
+"""What the command line shows of a forecast: memory of a device by part, time, and what to change."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from train import forecast
+from train.cluster import Cluster
+from train.pipeline import Plan
+
+_PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "reference", "communication", "step")
+
+
+def plan(console: Console, made: Plan, machines: Cluster, root: Path) -> None:
+    """Print what training needs: GiB of one device by part, and time, where the row says which GPUs it has."""
+    found, model, origin = forecast.forecasts(made, machines, root)
+    table = Table(title=f"\nMemory of one device in GiB, and time. {model.parameters:,} parameters, counted on the skeleton of "
+                  f"{origin}", title_justify="left", box=None, header_style="bold")  # fmt: skip
+    for heading in ("stage", "devices", "batch", *_PARTS, "peak", "of", "tokens/s", "hours", "GPU-hours"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for each in found:
+        if not each.micro_batch:  # refused: there is nothing to say but why
+            continue
+        space = forecast.room(each.row)
+        table.add_row(
+            each.stage,
+            f"{each.row.world_size}x{each.row.gpu or each.row.device}",
+            f"{each.micro_batch}x{each.accumulation}",
+            *(f"{getattr(each.need, part) / forecast.GIB:.1f}" for part in _PARTS),
+            Text(f"{each.need.peak / forecast.GIB:.1f}", "red" if each.advice else "green"),
+            "-" if space is None else f"{space / forecast.GIB:.1f}",
+            "-" if each.tokens_per_second is None else f"{each.tokens_per_second:,.0f}",
+            "-" if each.hours is None else f"{each.hours:.2f}",
+            "-" if each.gpu_hours is None else f"{each.gpu_hours:,.1f}",
+        )
+    console.print(table)
+    for each in found:
+        if each.advice:
+            console.print(f"{each.stage}: {each.advice}", style="red", highlight=False, markup=False)
