@@ -1,14 +1,19 @@
-"""`rounds ablate`: run all variants of an ablation as one graph, and compare them."""
+"""`rounds ablate`: run all variants of an ablation as one graph, here or on a SLURM cluster, and compare them."""
 
 import os
 import time
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
+from data_prep.errors import UserError
 from train import ablation, cluster, display, display_ablation, needs, offline, store, tracking
-from train.commands import options
-from train.commands.options import AblationFile, ClusterFile, Overrides, StoreRoot, told
+from train.ablation import AblationPlan
+from train.cluster import Cluster
+from train.commands import jobs, options
+from train.commands.options import AblationFile, ClusterFile, Overrides, StoreRoot, store_of, told
+from train.graph import Stage
 
 
 @told
@@ -17,39 +22,71 @@ def ablate(
     overrides: Overrides = None,
     cluster_file: ClusterFile = None,
     root: StoreRoot = None,
+    lanes: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="SLURM: run at most this many jobs at once", show_default=False)
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show what would run; for SLURM also write each script and ask sbatch about it"),
+    ] = False,
+    now: Annotated[bool, typer.Option("--now", help="Run no variant: compare those that are finished")] = False,
 ) -> None:
     """Run every variant of an ablation, what they share once, and end with a page that compares them.
 
     A stage that fails stops only the variants that need it; the page is made of the others, and the same command goes on.
-    `rounds plan`, `status` and `report` read an ablation file like a recipe.
+    `rounds plan`, `status`, `logs`, `cancel` and `report` read an ablation file like a recipe.
 
         rounds ablate recipes/ablations/quickstart.yaml
+
+        rounds ablate recipes/ablations/stages.yaml --cluster recipes/clusters/slurm.yaml --jobs 4
+
+        rounds ablate recipes/ablations/stages.yaml --now
     """
-    root = root or store.default_root()
+    root = store_of(root, cluster_file)
     made = ablation.build_plan(file, root, tuple(overrides or ()))
     machine = cluster.load(cluster_file)
+    if now:
+        lost = {stage.key: f"{stage.name} is not finished" for stage in _todo(made, root)}
+        _end(made, file, root, Cluster(), lost, time.monotonic())
+        return
     if machine.offline:
-        todo = [stage for stage in made.shared if not store.done(store.folder(root, stage))]
         hint = f"rounds fetch {made.ablation.base} --to {machine.fetched or 'FOLDER'}"
-        offline.check(needs.of(todo), machine.fetched, root, hint, watch=options.console.print)
+        offline.check(needs.of(_todo(made, root)), machine.fetched, root, hint, watch=options.console.print)
         os.environ.update(offline.environment(machine.fetched))
-    began = time.monotonic()
-    lost = _run(made, file, root, machine)
+    if machine.kind == "slurm":
+        assert cluster_file
+        plan = made.as_plan()
+        if not dry_run:
+            store.remember_run(root, made.name, str(file), list(made.stages))
+        jobs.submit(made.stages, root, machine, jobs.wanted(file, plan, machine, cluster_file), dry_run, lanes)
+        look = options.command_line("status", file, overrides, cluster_file, root)
+        options.console.print(f"look: {look}", highlight=False, markup=False, soft_wrap=True)
+    elif dry_run:
+        display_ablation.plan(options.console, made, root)
+    else:
+        began = time.monotonic()
+        _end(made, file, root, machine, _run(made, file, root, machine, made.stages), began)
+
+
+def _todo(made: AblationPlan, root: Path) -> list[Stage]:
+    return [stage for stage in made.shared if not store.done(store.folder(root, stage))]
+
+
+def _end(made: AblationPlan, file: Path, root: Path, machine: Cluster, lost: dict[str, str], began: float) -> None:
+    """Compare the variants that can be, and show what came out. Exits with 1 where one is missing."""
+    failed = {}
     if lost:
         made = made.without(lost)
-        lost = {**lost, **_run(made, file, root, machine, only_report=True)}
+        failed = _run(made, file, root, machine, made.stages[-1:])
+    if failed:
+        raise UserError("\n".join(failed.values()))
     display_ablation.summary(options.console, made, root, seconds=time.monotonic() - began)
     if lost:
-        for reason in dict.fromkeys(lost.values()):
-            options.errors.print(reason, style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1)
 
 
-def _run(
-    made: ablation.AblationPlan, file: Path, root: Path, machine: cluster.Cluster, only_report: bool = False
-) -> dict[str, str]:
-    """Run what is not done yet; returns stage key -> why it did not finish."""
-    stages = made.stages[-1:] if only_report else made.stages
+def _run(made: AblationPlan, file: Path, root: Path, machine: Cluster, stages: tuple[Stage, ...]) -> dict[str, str]:
+    """Run here what is not done yet; returns stage key -> why it did not finish."""
     if all(store.done(store.folder(root, stage)) for stage in stages):
         return {}
     from train.launch import local

@@ -6,26 +6,40 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from train import offline, tracking
 from train.cluster import Cluster
 from train.commands import options
 from train.graph import Stage
 from train.launch import queue, slurm
+from train.pipeline import Plan
+
+
+def wanted(file: Path, made: Plan, machine: Cluster, cluster_file: Path) -> slurm.Run:
+    """Say what the jobs of a plan are submitted for."""
+    return slurm.Run(
+        name=made.recipe.name,
+        last=made.stages[-1],
+        recipe=str(file.resolve()),
+        cluster=str(cluster_file.resolve()),
+        wandb=tracking.settings(made.recipe.wandb, made.recipe.name),
+        variables=offline.environment(machine.fetched) if machine.offline else {},
+    )
 
 
 def submit(
-    stages: Sequence[Stage], root: Path, machine: Cluster, wanted: slurm.Run, dry_run: bool, lanes: int | None = None
+    stages: Sequence[Stage], root: Path, machine: Cluster, purpose: slurm.Run, dry_run: bool, lanes: int | None = None
 ) -> None:
     """Submit stages, or with `dry_run` only write and check their scripts, and print the table of jobs with its GPU-hours."""
     unused = [name for name in machine.stages if not any(slurm.fits(name, stage) for stage in stages)]
     if unused:
         options.errors.print(
-            f"{wanted.cluster}: no stage here is called {', '.join(unused)}", style="yellow", markup=False
+            f"{purpose.cluster}: no stage here is called {', '.join(unused)}", style="yellow", markup=False
         )
     if dry_run:
-        entries = slurm.rehearse(stages, root, machine, wanted)
+        entries = slurm.rehearse(stages, root, machine, purpose)
     else:
-        entries = slurm.submit(stages, root, machine, wanted, lanes)
-    options.console.print(jobs_table(wanted.name, entries))
+        entries = slurm.submit(stages, root, machine, purpose, lanes)
+    options.console.print(jobs_table(purpose.name, entries))
     hours = sum(entry.gpu_hours for entry in entries if entry.what in ("submitted", "would"))
     options.console.print(
         f"at most {hours:,.0f} GPU-hours, if every job took its whole time limit once", highlight=False

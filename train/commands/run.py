@@ -13,7 +13,6 @@ from train.cluster import Cluster
 from train.commands import jobs, options
 from train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
 from train.graph import Asset
-from train.launch import slurm
 from train.pipeline import Plan
 
 
@@ -59,24 +58,13 @@ def run(
         assert cluster_file
         if not dry_run:
             store.remember_run(root, made.recipe.name, str(file), list(made.stages))
-        jobs.submit(made.stages, root, machine, _wanted(file, made, machine, cluster_file), dry_run)
+        jobs.submit(made.stages, root, machine, jobs.wanted(file, made, machine, cluster_file), dry_run)
         look = options.command_line("status", file, overrides, cluster_file, root)
         options.console.print(f"look: {look}", highlight=False, markup=False, soft_wrap=True)
     elif dry_run:
         options.console.print(display.plan_table(made, root))
     else:
         _here(file, made, root, machine)
-
-
-def _wanted(file: Path, made: Plan, machine: Cluster, cluster_file: Path) -> slurm.Run:
-    return slurm.Run(
-        name=made.recipe.name,
-        last=made.stages[-1],
-        recipe=str(file.resolve()),
-        cluster=str(cluster_file.resolve()),
-        wandb=tracking.settings(made.recipe.wandb, made.recipe.name),
-        variables=offline.environment(machine.fetched) if machine.offline else {},
-    )
 
 
 def _here(file: Path, made: Plan, root: Path, machine: Cluster) -> None:
