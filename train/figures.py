@@ -151,7 +151,10 @@ class Interval:
 
 
 def forest(label: str, intervals: Sequence[Interval], higher_is_better: bool) -> str:
-    """Draw differences to a baseline, one a line, around zero. What cannot be told apart from it is hollow."""
+    """Draw differences to a baseline, one a line, around zero. What cannot be told apart from it is hollow.
+
+    Where a few would press all others together, the axis ends before them and their value is written at its end.
+    """
     with mpl.rc_context({**_STYLE, "svg.hashsalt": f"forest {label}"}):
         names = [_short(each.name, 24) for each in intervals]
         left = (0.15 + 0.068 * max(map(len, names))) / _FOREST_WIDTH
@@ -163,23 +166,50 @@ def forest(label: str, intervals: Sequence[Interval], higher_is_better: bool) ->
         axes.patch.set_visible(False)
         axes.spines["left"].set_visible(False)
         axes.axvline(0, color=_INK, lw=0.8, zorder=1)
+        limit = forest_limit(intervals)
         for place, each in enumerate(intervals):
-            colour = {1: _FIRST, -1: _SECOND}.get(each.sign, _INK)
             axes.axhline(place, color=_LINE, lw=0.4, alpha=0.4, zorder=0.5)
-            axes.plot(
-                [each.low, each.high], [place, place], color=colour, lw=1.4, alpha=1.0 if each.sign else 0.55, zorder=2
-            )
-            axes.plot(each.value, place, marker={1: ">", -1: "<"}.get(each.sign * (1 if higher_is_better else -1), "o"), ms=5,
-                      mfc=colour if each.sign else _PAGE, mec=colour, ls="", zorder=3)  # fmt: skip
+            _interval(axes, place, each, higher_is_better, limit)
         axes.set_yticks(range(len(intervals)), names)
         axes.set_ylim(len(intervals) - 0.4, -0.6)
+        if limit:
+            inside = [end for each in intervals for end in (each.low, each.high) if abs(end) <= limit]
+            low, high = (min(-limit / 4, *inside), max(limit / 4, *inside))
+            axes.set_xlim(-limit if any(each.value < -limit for each in intervals) else 1.1 * low,
+                          limit if any(each.value > limit for each in intervals) else 1.1 * high)  # fmt: skip
         axes.tick_params(axis="y", length=0, pad=4)
         axes.tick_params(axis="x", length=2.5, pad=2)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set_xlabel("worse ←   difference   → better" if higher_is_better else
-                        "better ←   difference   → worse", labelpad=1)  # fmt: skip
+        axes.set_xlabel(
+            "worse ← difference → better" if higher_is_better else "better ← difference → worse", labelpad=1
+        )
         told = "; ".join(f"{each.name} {each.value:+.3g} ({each.low:+.3g} to {each.high:+.3g})" for each in intervals)
         return _svg(figure, f"{label}, difference to the baseline with 95 % interval: {told}")
+
+
+def forest_limit(intervals: Sequence[Interval]) -> float | None:
+    """Return where the axis ends so that small differences stay apart, or None where all fit on one axis.
+
+    It ends a little beyond the last interval before a jump to more than eight times as far, if half of them lie inside.
+    """
+    reach = sorted(max(abs(each.low), abs(each.high)) for each in intervals)
+    for place in range(len(reach) // 2, len(reach)):
+        if place and reach[place] > 8 * reach[place - 1] > 0:
+            return 1.6 * reach[place - 1]
+    return None
+
+
+def _interval(axes: Axes, place: int, each: Interval, higher_is_better: bool, limit: float | None) -> None:
+    colour = {1: _FIRST, -1: _SECOND}.get(each.sign, _INK)
+    if limit and abs(each.value) > limit:
+        side = math.copysign(1, each.value)
+        axes.annotate(f"{each.value:+.3g} →" if side > 0 else f"← {each.value:+.3g}", (side * limit, place), color=colour, fontsize=8,
+                      ha="right" if side > 0 else "left", va="center", zorder=3)  # fmt: skip
+        return
+    pointing = each.sign * (1 if higher_is_better else -1)
+    axes.plot([each.low, each.high], [place, place], color=colour, lw=1.4, alpha=1.0 if each.sign else 0.55, zorder=2)
+    axes.plot(each.value, place, marker={1: ">", -1: "<"}.get(pointing, "o"), ms=5, mfc=colour if each.sign else _PAGE,
+              mec=colour, ls="", zorder=3)  # fmt: skip
 
 
 def smooth(values: Sequence[float]) -> list[float]:
