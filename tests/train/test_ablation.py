@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -161,10 +162,18 @@ def test_the_stage_ablation_has_its_variants_and_shares_most_of_their_work(file:
     made = ablation.build_plan(file, tmp_path)
     assert set(made.ablation.all()) == {
         "base", "sft-only", "dpo-only", "round-1", "rounds-1-2", "rounds-1-2-3", "ultrafeedback-only", "snorkel-only",
-        "pooled", "fixed-reference", "beta-0.01", "no-decontamination", "lora"}  # fmt: skip
+        "pooled", "fixed-reference", "beta-0.01", "no-decontamination", "lora", "reversed"}  # fmt: skip
     assert len(made.shared) <= 0.4 * sum(len(made.stages_of(name)) for name in made.ablation.all())
     scores = {cell.variant: cell.plan.scores.key for cell in made.cells}
     assert len(set(scores.values())) == len(scores)
+
+
+def test_the_readmes_example_is_planned(plan: Planner):
+    blocks = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    given = yaml.safe_load(next(block for block in blocks if "variants:" in block))
+    del given["base"]
+    made = plan(given.pop("variants"), **given)
+    assert "beta=0.01" in made.ablation.all() and len(made.cells) == 3 * len(made.ablation.all())
 
 
 def rounds(*arguments: str | Path, store: Path, expect: int = 0) -> str:
