@@ -5,7 +5,6 @@ more than once with the number of the repeat. All is decided by hashes of seed a
 in which rows or sources came.
 """
 
-import heapq
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -72,7 +71,8 @@ def choose(ids: Sequence[str], count: int, purpose: str, seed: int) -> list[int]
     if count >= len(ids):
         return list(range(len(ids)))
     keyed = ((stable_hash(purpose, seed, each), each, place) for place, each in enumerate(ids))
-    return sorted(place for _, _, place in heapq.nsmallest(count, keyed))
+    # Not heapq.nsmallest, which takes four times as long where half of the rows are wanted.
+    return sorted(place for _, _, place in sorted(keyed)[:count])
 
 
 def repeated_id(name: str, repeat: int) -> str:

@@ -12,7 +12,7 @@ from data_prep.schema import SourceUse
 from train.graph import Stage, parents_first
 from train.policy import MODEL_FILES
 
-_READ_NO_WEIGHTS = {"source", "data", "pack", "tokenize", "gate", "report"}
+_READ_NO_WEIGHTS = {"source", "data", "pack", "tokenize", "gate", "manifest", "report"}
 
 
 @dataclass(frozen=True)
