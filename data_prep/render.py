@@ -23,6 +23,13 @@ MULTIPLE_CHOICE = (
     ("A", "Choose the best answer.\n\nQuestion: {question}\n\n{options}\n\nState the answer in full."),
     ("1", "{question}\n\nWhich of these is right?\n{options}"),
 )
+# The same for choices of a word or two, such as yes, no and maybe, which need no list: the first is that of `with_words`.
+SHORT_CHOICE = (
+    "{question}\n\nAnswer {words}.",
+    "{question}\n\nIs it {words}?",
+    "{question}\n\nReply with one of: {words}.",
+    "Answer {words}.\n\n{question}",
+)
 # The parts in braces are what `request` is given. Questions that people ask stand mostly alone, as they do in use.
 REQUESTS: dict[str, tuple[str, ...]] = {
     "answer": (
@@ -78,10 +85,16 @@ def with_choices(question: str, choices: Sequence[str]) -> str:
     return _phrased(0, question, choices)
 
 
+def with_words(question: str, choices: Sequence[str]) -> str:
+    """Return the text that asks a question whose choices are words, in the form that evaluation scores."""
+    return SHORT_CHOICE[0].format(question=question.strip(), words=_words(choices))
+
+
 def to_conversation(question: Question, *, seed: int = 0, system: str | None = None) -> Conversation:
     """Return the question with the right choice's full text as the assistant's answer.
 
-    A question asked in the words of `with_choices` is asked in one of `MULTIPLE_CHOICE`; another form is left alone.
+    A question asked in the words of `with_choices` is asked in one of `MULTIPLE_CHOICE`, one asked in those of `with_words`
+    in one of `SHORT_CHOICE`; another form is left alone.
     `system` is said first where the question brings no system turn of its own.
     """
     *before, last = question.prompt
@@ -89,6 +102,9 @@ def to_conversation(question: Question, *, seed: int = 0, system: str | None = N
     if bare is not None:
         index = _pick(len(MULTIPLE_CHOICE), seed, "multiple_choice", question.id)
         last = Message(last.role, _phrased(index, bare, question.choices))
+    elif (short := _without_words(last.content, question.choices)) is not None:
+        phrasing = SHORT_CHOICE[_pick(len(SHORT_CHOICE), seed, "short_choice", question.id)]
+        last = Message(last.role, phrasing.format(question=short, words=_words(question.choices)))
     if system and not (before and before[0].role == "system"):
         before = [Message("system", system), *before]
     answer = Message("assistant", question.choices[question.answer])
@@ -146,3 +162,13 @@ def _without_choices(asked: str, choices: Sequence[str]) -> str | None:
     """Return the question in a text that `with_choices` wrote for these choices; None for any other text."""
     tail = with_choices("", choices)
     return asked.removesuffix(tail) if asked.endswith(tail) and len(asked) > len(tail) else None
+
+
+def _without_words(asked: str, choices: Sequence[str]) -> str | None:
+    tail = with_words("", choices)
+    return asked.removesuffix(tail) if asked.endswith(tail) and len(asked) > len(tail) else None
+
+
+def _words(choices: Sequence[str]) -> str:
+    *first, last = choices
+    return f"{', '.join(first)} or {last}"

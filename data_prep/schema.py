@@ -52,7 +52,19 @@ class SourceUse(Section):
     """Local file, or local folder with the hub repository's layout, instead of the hub. Relative to the recipe."""
     revision: str | None = None
     """Commit of the hub dataset, when not the one pinned in the source's file."""
-    format: Literal["messages", "question_answer", "multiple_choice", "preference", "graded"] | None = None
+    format: (
+        Literal[
+            "messages",
+            "question_answer",
+            "summary",
+            "dialogue",
+            "classification",
+            "multiple_choice",
+            "preference",
+            "graded",
+        ]
+        | None
+    ) = None
     """`file` only: the shape of a row; see data_prep/sources/file.py for one example row of each."""
     columns: dict[str, str] = Field(default_factory=dict)
     """`file` only: our column name -> the column's name in your file, where they differ."""

@@ -6,6 +6,10 @@ yours to state (`licence:`). One row of each format, with our names for the colu
     messages          {"messages": [{"role": "user", "content": "What is an ECG?"},
                                     {"role": "assistant", "content": "A recording of the heart's electricity."}]}
     question_answer   {"question": "What is an ECG?", "answer": "A recording of the heart's electricity."}
+    summary           {"text": "A long report on sleep and shift work.", "summary": "Shift work shortens sleep."}
+    dialogue          {"dialogue": "Doctor: What brings you?\\nPatient: A cough.", "note": "Cough.", "section": "Complaint"}
+                                                        (`section` is optional: the part of the note that is asked for)
+    classification    {"question": "Is this urgent or routine?", "text": "Chest pain since an hour.", "label": "urgent"}
     multiple_choice   {"question": "Which vessel brings blood to the heart?", "choices": ["vena cava", "aorta"],
                        "answer": 0}                     (the index of the right choice, or its text)
     preference        {"prompt": "Is this mole harmless?", "chosen": "Have it seen by a doctor.", "rejected": "Yes."}
@@ -14,7 +18,8 @@ yours to state (`licence:`). One row of each format, with our names for the colu
     graded            {"question": "Is this mole harmless?",
                        "answers": [{"text": "Have it seen by a doctor.", "score": 4}, {"text": "Yes.", "score": 1}]}
 
-`question_answer`, `multiple_choice` and `graded` may have `system`; every format may have `id` and `group`. A row
+All but `messages` and `preference` may have `system`; every format may have `id` and `group`. What is asked of a summary, a
+dialogue or a classification is put into words by `data_prep.render`, in several phrasings. A row
 without `id` is named by a hash of its content, so that rows added later change no name. `graded` makes pairs of a
 better and a worse answer (a higher score is better), the widest difference first, up to `MAX_PAIRS` a question.
 
@@ -40,6 +45,9 @@ from data_prep.turns import ask, identity, messages, normalised, preference, req
 COLUMNS = {
     "messages": ("messages",),
     "question_answer": ("question", "answer"),
+    "summary": ("text", "summary"),
+    "dialogue": ("dialogue", "note"),
+    "classification": ("question", "text", "label"),
     "multiple_choice": ("question", "choices", "answer"),
     "preference": ("prompt", "chosen", "rejected"),
     "graded": ("question", "answers"),
@@ -47,11 +55,20 @@ COLUMNS = {
 OPTIONAL = {
     "messages": ("id", "group"),
     "question_answer": ("system", "id", "group"),
+    "summary": ("system", "id", "group"),
+    "dialogue": ("section", "system", "id", "group"),
+    "classification": ("system", "id", "group"),
     "multiple_choice": ("system", "id", "group"),
     "preference": ("id", "group"),
     "graded": ("text", "score", "system", "id", "group"),
 }
-ASKED_IN = {"messages": ("messages",), "preference": ("prompt", "chosen")}
+ASKED_IN = {
+    "messages": ("messages",),
+    "preference": ("prompt", "chosen"),
+    "summary": ("text",),
+    "dialogue": ("dialogue",),
+    "classification": ("text",),
+}
 MAX_PAIRS = 8  # Pairs of one question beyond a few repeat each other and let long lists outweigh short ones.
 
 
@@ -98,6 +115,9 @@ def to_record(row: Row, index: int, use: SourceUse) -> Record:
     if use.format == "question_answer":
         answer = Message("assistant", text(required(row, "answer"), "answer"))
         return Conversation(messages=(*_question(row), answer), **named)
+    if use.format in _REQUESTS:
+        asked, answer = _REQUESTS[use.format](row, named["id"], use.seed)
+        return render.exchange("file", named["id"], asked, answer, system=_system(row), group=named["group"])
     if use.format == "multiple_choice":
         choices = _choices(row)
         return Question(prompt=_question(row, choices), choices=choices, answer=_right(row, choices), **named)
@@ -145,9 +165,33 @@ def _group(row: Row) -> str:
 
 def _question(row: Row, choices: tuple[str, ...] = ()) -> tuple[Message, ...]:
     question = text(required(row, "question"), "question")
+    return ask(render.with_choices(question, choices) if choices else question, _system(row))
+
+
+def _system(row: Row) -> str | None:
     system = row.get("system")
-    system = None if system is None or system == "" else text(system, "system")
-    return ask(render.with_choices(question, choices) if choices else question, system)
+    return None if system is None or system == "" else text(system, "system")
+
+
+def _summary(row: Row, name: str, seed: int) -> tuple[str, str]:
+    whole = text(required(row, "text"), "text")
+    return render.request("summary", name, seed=seed, text=whole), text(required(row, "summary"), "summary")
+
+
+def _dialogue(row: Row, name: str, seed: int) -> tuple[str, str]:
+    said, note = text(required(row, "dialogue"), "dialogue"), text(required(row, "note"), "note")
+    if row.get("section") in (None, ""):
+        return render.request("note", name, seed=seed, text=said), note
+    return render.request("note_section", name, seed=seed, section=text(row["section"], "section"), text=said), note
+
+
+def _classification(row: Row, name: str, seed: int) -> tuple[str, str]:
+    question, whole = text(required(row, "question"), "question"), text(required(row, "text"), "text")
+    asked = render.request("classification", name, seed=seed, question=question, text=whole)
+    return asked, text(required(row, "label"), "label")
+
+
+_REQUESTS = {"summary": _summary, "dialogue": _dialogue, "classification": _classification}
 
 
 def _choices(row: Row) -> tuple[str, ...]:
@@ -218,7 +262,7 @@ def _graded(answer: Any, use: SourceUse) -> tuple[str, float]:
 
 SOURCE = Source(
     name="file",
-    description="your own rows: JSONL, JSON or parquet, in one of five formats",
+    description="your own rows: JSONL, JSON, CSV or parquet, in one of eight formats",
     licence="",
     splits={"train": "conversation", "heldout": "conversation"},
     rows=rows,
@@ -227,6 +271,9 @@ SOURCE = Source(
     kind_by_format={
         "messages": "conversation",
         "question_answer": "conversation",
+        "summary": "conversation",
+        "dialogue": "conversation",
+        "classification": "conversation",
         "multiple_choice": "question",
         "preference": "pair",
         "graded": "pair",

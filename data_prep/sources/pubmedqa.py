@@ -21,11 +21,11 @@ public projects pin and read.
 from collections.abc import Iterator
 from typing import Any
 
-from data_prep import hub
-from data_prep.records import Message, Question, stable_hash
+from data_prep import hub, render
+from data_prep.records import Question, stable_hash
 from data_prep.schema import SourceUse
 from data_prep.sources import Companion, Row, RowError, Source
-from data_prep.turns import identity, required, text
+from data_prep.turns import ask, identity, required, text
 
 REPOSITORY = "bigbio/pubmed_qa"
 REVISION = "32707c4b9e3a7d8f5c34eae183a1924620839768"
@@ -34,7 +34,6 @@ LABELED = "qiaojin/PubMedQA"
 LABELED_REVISION = "9001f2853fb87cab8d220904e0de81ac6973b318"
 LABELED_FILES = ("pqa_labeled/*.parquet",)  # not the 211,269 artificial rows beside them
 CHOICES = ("yes", "no", "maybe")
-INSTRUCTION = "Answer yes, no or maybe."
 
 
 def rows(use: SourceUse) -> Iterator[Row | RowError]:
@@ -55,7 +54,7 @@ def to_record(row: Row, index: int, use: SourceUse) -> Question:
     decision = text(required(row, "final_decision"), "final_decision").strip().lower()
     if decision not in CHOICES:
         raise RowError("not_a_decision")
-    asked = (Message("user", f"{prompt}\n\n{INSTRUCTION}"),)
+    asked = ask(render.with_words(prompt, CHOICES))
     return Question(id=name, source="pubmedqa", prompt=asked, choices=CHOICES, answer=CHOICES.index(decision))
 
 

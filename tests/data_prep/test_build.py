@@ -199,3 +199,30 @@ def test_real_rows_through_both_stages(tmp_path: Path, shared_data: Path) -> Non
     result = build.data(params("medquad", filters=["exact_dedup", "decontaminate"]), inputs, out, None)
     assert result["in"] == {"medquad": 9840}
     assert result["dropped"] == {"exact_dedup": {"duplicate": 9}, "decontaminate": {}}
+
+
+def test_real_vignettes_that_are_told_again_are_counted_by_benchmark(tmp_path: Path, shared_data: Path) -> None:
+    """MEDEC's notes re-tell some of MedQA's vignettes; both together are mixed by share and repeated."""
+
+    def fetch(name: str, path: str, **use: Any) -> Path:
+        out = tmp_path / name
+        out.mkdir()
+        stage = {"use": use, "source_version": 1, "repository": None, "revision": None}
+        build.source(stage, {"path": shared_data / path}, out, None)
+        return out
+
+    medec = {**QA, "columns": {"question": "Text", "answer": "Corrected Sentence"}, "max_bad_share": 0.6}
+    inputs = {
+        "source.medec": fetch("medec", "medec/medec_ms_validation.jsonl", **medec),
+        "source.mts": fetch("mts", "mts_dialog/mts_dialog_train.jsonl", source="mts_dialog"),
+        "heldout.medqa.test": fetch("exam", "medqa_usmle/medqa_us_dev_facts.jsonl", source="medqa", split="test"),
+    }
+    out = tmp_path / "out"
+    out.mkdir()
+    mixed = params({"name": "medec", "share": 0.2}, {"name": "mts", "epochs": 2}, filters=["decontaminate"])
+    result = build.data(mixed, inputs, out, None)
+    assert result["in"] == {"medec": 511, "mts": 1201}
+    assert set(result["dropped"]["decontaminate"]) <= {"overlaps_medqa.test", "heldout_prompt_medqa.test"}
+    assert result["dropped"]["decontaminate"]["overlaps_medqa.test"] >= 40
+    assert result["repeats"] == {"mts": result["out"]["mts"] - 1201}
+    assert result["out"]["medec"] / result["records"] == pytest.approx(0.2, abs=0.001)

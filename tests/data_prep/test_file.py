@@ -16,6 +16,9 @@ from data_prep.sources import RowError, file
 ROWS: dict[str, dict[str, Any]] = {
     "messages": {"messages": [{"role": "user", "content": "Hot?"}, {"role": "assistant", "content": "Measure it."}]},
     "question_answer": {"question": "Hot?", "answer": "Measure it."},
+    "summary": {"text": "Measure it twice a day, they say.", "summary": "Measure it."},
+    "dialogue": {"dialogue": "Doctor: Hot?\nPatient: Since Monday.", "note": "Fever since Monday."},
+    "classification": {"question": "Is this urgent?", "text": "Hot since Monday.", "label": "routine"},
     "multiple_choice": {"question": "Which is hotter?", "choices": ["ice", "steam"], "answer": 1},
     "preference": {"prompt": "Hot?", "chosen": "Measure it.", "rejected": "Who knows."},
     "graded": {
@@ -59,6 +62,23 @@ def test_each_format_becomes_its_record(one) -> None:
     assert found == Question("7", "file", prompt, ("ice", "steam"), 1)
     (found,) = one("preference", ROWS["preference"] | {"id": "7"})
     assert found == Pair("7", "file", asked, "Measure it.", "Who knows.")
+
+
+@pytest.mark.parametrize("format", ["summary", "dialogue", "classification"])
+def test_a_request_is_put_into_several_phrasings_that_hold_the_whole_row(tmp_path: Path, convert, format: str) -> None:
+    rows = [ROWS[format] | {"id": str(number), "system": "Be brief."} for number in range(40)]
+    records, reasons = convert(use(write(tmp_path / "rows.jsonl", *rows), format))
+    *asked, answer = ROWS[format].values()
+    assert not reasons and len({record.messages[1].content for record in records}) == 3
+    for record in records:
+        assert [turn.role for turn in record.messages] == ["system", "user", "assistant"]
+        assert all(part in record.messages[1].content for part in asked)
+        assert record.messages[-1].content == answer
+
+
+def test_a_dialogue_may_ask_for_one_section(one) -> None:
+    (found,) = one("dialogue", ROWS["dialogue"] | {"section": "Complaint"})
+    assert "Complaint" in found.messages[0].content and "Hot?" in found.messages[0].content
 
 
 def test_a_system_text_comes_first(one) -> None:
@@ -139,7 +159,7 @@ def test_what_is_wrong_with_a_row_is_named(one, format: str, change: dict[str, A
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"format": None}, "needs `format:`, one of messages, question_answer, multiple_choice, preference, graded"),
+        ({"format": None}, f"needs `format:`, one of {', '.join(ROWS)}"),
         ({"path": None}, "needs `path:`"),
         ({"columns": {"anwser": "reply"}}, "'anwser', unknown to question_answer: did you mean 'answer'"),
         ({"columns": {"score": "grade"}}, "unknown to question_answer"),
@@ -207,7 +227,23 @@ def test_one_question_falls_on_the_same_side_in_every_format(tmp_path: Path) -> 
 @given(
     format=st.sampled_from(sorted(ROWS)),
     column=st.sampled_from(
-        ["messages", "question", "answer", "choices", "prompt", "chosen", "answers", "id", "system"]
+        [
+            "messages",
+            "question",
+            "answer",
+            "choices",
+            "prompt",
+            "chosen",
+            "answers",
+            "id",
+            "system",
+            "text",
+            "summary",
+            "dialogue",
+            "note",
+            "section",
+            "label",
+        ]
     ),
     value=st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),

@@ -1,5 +1,6 @@
 """A question is asked in one form for evaluation and in several to learn from; no request is ever empty words."""
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,20 @@ def test_the_first_phrasing_is_the_form_that_evaluation_scores() -> None:
     assert render.MULTIPLE_CHOICE[0] == ("-", "{question}\n\nChoose one:\n{options}")
 
 
+def test_a_question_of_words_is_learnt_in_several_phrasings_and_asked_in_one() -> None:
+    words = ["yes", "no", "maybe"]
+    assert render.with_words("Is it so? ", words) == "Is it so?\n\nAnswer yes, no or maybe."
+    questions = [
+        Question(str(n), "exam", ask(render.with_words("Is it so?", words)), tuple(words), 2) for n in range(80)
+    ]
+    learnt = [render.to_conversation(each) for each in questions]
+    asked = {each.messages[0].content for each in learnt}
+    assert len(asked) == len(render.SHORT_CHOICE)
+    assert all("Is it so?" in text and "yes, no or maybe" in text for text in asked)
+    assert {each.messages[-1].content for each in learnt} == {"maybe"}
+    assert {render.to_conversation(each, seed=1).messages[0].content for each in questions} == asked
+
+
 def test_many_choices_are_numbered_when_letters_run_out() -> None:
     choices = [f"choice {number}" for number in range(30)]
     asked = {render.to_conversation(closed(str(name), "Which?", choices, 0)).messages[0].content for name in range(50)}
@@ -101,6 +116,16 @@ def test_the_system_prompts_that_come_along_are_plain_and_short(path: Path) -> N
     assert path.suffix == ".md"
     assert 0 < len(text) < 1000
     assert "#" not in text
+
+
+def test_no_system_prompt_is_written_in_code() -> None:
+    """What a model is told first is a person's to read and to change: it is a file, whose text is part of a stage's key."""
+    for path in [*(ROOT / "data_prep").rglob("*.py"), *(ROOT / "train").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Message":
+                literals = [each.value for each in (*node.args, *(key.value for key in node.keywords))
+                            if isinstance(each, ast.Constant)]  # fmt: skip
+                assert not ("system" in literals and len(literals) > 1), f"{path}:{node.lineno}"
 
 
 def test_a_system_prompt_that_cannot_be_used_is_one_message(tmp_path: Path) -> None:

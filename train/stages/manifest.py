@@ -108,7 +108,8 @@ def training_set(folder: Path, tokens: Path | None) -> dict[str, Any]:
     lengths = (store.done(tokens) or {})["counts"]["by_source"] if tokens else {}
     sources = {}
     for name, came in counts["in"].items():
-        dropped, out = counts["dropped_by_source"].get(name, {}), counts["out"].get(name, 0)
+        found, out = counts["dropped_by_source"].get(name, {}), counts["out"].get(name, 0)
+        dropped = {use["name"]: found[use["name"]] for use in spec["params"]["filters"] if use["name"] in found}
         repeats = counts["repeats"].get(name, 0)
         gone = sum(sum(reasons.values()) for reasons in dropped.values())
         sources[name] = {
