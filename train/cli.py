@@ -1,5 +1,4 @@
-"""The command line: `rounds plan | run | ablate | status | logs | cancel | show | report | sources | fetch | data`, each a file of
-`train/commands`.
+"""The command line, `rounds`: each subcommand is a file of `train/commands`.
 
 Only what a command needs is imported, so that planning answers in well under a second and never imports torch.
 """
@@ -9,7 +8,7 @@ import sys
 
 import typer
 
-from train.commands import ablate, cancel, data, fetch, logs, plan, report, run, show, sources, status
+from train.commands import ablate, cancel, data, fetch, logs, plan, preflight, report, run, show, sources, status
 
 app = typer.Typer(
     help="Train clinical language models in rounds: SFT, then DPO rounds with an evaluation and a gate between them.\n\n"
@@ -25,6 +24,7 @@ app.command("ablate")(ablate.ablate)
 app.command("status")(status.status)
 app.command("logs")(logs.logs)
 app.command("cancel")(cancel.cancel)
+app.command("preflight")(preflight.preflight)
 app.command("show")(show.show)
 app.command("report")(report.report)
 app.command("sources")(sources.list_sources)

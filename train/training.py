@@ -139,6 +139,7 @@ def run(trainer: StageTrainer, out: Path, start: Path, training: Training, row: 
     began = time.monotonic()
     result = trainer.train(resume_from_checkpoint=str(last) if last else None)
     if watcher.stopped and trainer.state.global_step < trainer.state.max_steps:
+        ranks.barrier()  # the first rank to leave makes srun and torchrun end the others: not before rank 0 has marked the checkpoint
         raise ranks.Stopped(
             f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, as asked; a checkpoint is written"
         )

@@ -10,7 +10,7 @@ from train import offline, tracking
 from train.cluster import Cluster
 from train.commands import options
 from train.graph import Stage
-from train.launch import queue, slurm
+from train.launch import preflight, queue, slurm
 from train.pipeline import Plan
 
 
@@ -35,6 +35,7 @@ def submit(
         options.errors.print(
             f"{purpose.cluster}: no stage here is called {', '.join(unused)}", style="yellow", markup=False
         )
+    checks = preflight.stages(stages, root, machine) if machine.preflight else []
     if dry_run:
         entries = slurm.rehearse(stages, root, machine, purpose)
     else:

@@ -5,6 +5,7 @@ in the `#SBATCH` lines, which no shell reads.
 """
 
 import functools
+import hashlib
 import json
 import re
 import shlex
@@ -37,8 +38,9 @@ def job_name(run: str, stage: str) -> str:
 
 
 def comment(folder: Path) -> str:
-    """Return what marks a job as the one of a stage's folder."""
-    return f"rounds:{folder.name}"
+    """Return what marks a job as the one of a stage's folder in this store: the same stage may be queued from another."""
+    place = hashlib.sha256(str(folder.resolve().parent).encode()).hexdigest()[:8]
+    return f"rounds:{folder.name}:{place}"
 
 
 def render(run: str, stage: Stage, folder: Path, row: Row, variables: Mapping[str, str]) -> str:

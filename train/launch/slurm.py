@@ -15,10 +15,12 @@ from data_prep.errors import UserError
 from train import ranks, resources, store, worker
 from train.cluster import Cluster, Row
 from train.graph import Asset, Stage
-from train.launch import queue, script
+from train.launch import preflight, queue, script
 from train.launch.queue import Job
 
 _SETTLE_SECONDS = 20
+_PREFLIGHT_TIME = "00:20:00"
+"""Long enough to import torch from a cold shared file system on every node; short, so that it is scheduled soon."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Entry:
 
 
 @dataclass
-class _Chain:
+class Chain:
     """The jobs of one submission so far, by stage key, and the tails of its lanes."""
 
     jobs: dict[str, str] = field(default_factory=dict)
@@ -71,10 +73,13 @@ class _Chain:
     lanes: list[str] = field(default_factory=list)
     before: dict[str, set[str]] = field(default_factory=dict)
     """Every job that ends before a job may start, by job."""
+    checks: list[str] = field(default_factory=list)
+    """Jobs before all others."""
 
     def needs(self, stage: Stage) -> tuple[str, ...]:
         """Return the jobs that a stage must wait for: of its parents, those that no other of them waits for anyway."""
         parents = dict.fromkeys(self.jobs[parent.key] for parent in stage.parents if parent.key in self.jobs)
+        parents = parents or dict.fromkeys(self.checks)
         implied = set[str]().union(*(self.before[parent] for parent in parents))
         return tuple(parent for parent in parents if parent not in implied)
 
@@ -99,57 +104,101 @@ class _Chain:
         self.lanes = [tail for tail in self.lanes if tail not in behind] + [job]
 
 
-def submit(stages: Sequence[Stage], root: Path, cluster: Cluster, run: Run, lanes: int | None = None) -> list[Entry]:
+def submit(
+    stages: Sequence[Stage],
+    root: Path,
+    cluster: Cluster,
+    run: Run,
+    lanes: int | None = None,
+    checks: Sequence[Stage] = (),
+) -> list[Entry]:
     """Submit a job for each stage that is neither done nor in the queue, parents first, and return what became of each.
 
-    `lanes` bounds how many of the jobs run at once. Raises `UserError` where SLURM refuses a job; those before it stay
-    submitted, and the same call goes on from there.
+    `lanes` bounds how many of the jobs run at once. `checks` are stages of `train.launch.preflight` that all others wait for.
+    Raises `UserError` where SLURM refuses a job; those before it stay submitted, and the same call goes on from there.
     """
     root = root.resolve()
-    known = live_jobs(stages, root)
-    chain = _Chain()
+    known = live_jobs([*checks, *stages], root)
+    chain = Chain()
     entries = []
+    if not any(stage.key not in known and not store.done(store.folder(root, stage)) for stage in stages):
+        checks = ()
+    for check in checks:
+        folder, row = store.folder(root, check), row_of(check, cluster)
+        if check.key in known:
+            entries.append(_queued(check, folder, row, known[check.key].id, chain, run, ()))
+        else:
+            preflight.reset(folder)
+            entries.append(_submitted(check, root, row, chain, run, lanes=None, checks=()))
+    chain.checks = [entry.job for entry in entries if entry.job]
     for stage in stages:
         folder, row = store.folder(root, stage), row_of(stage, cluster)
         if any(isinstance(source, Asset) for source in stage.inputs.values()):
             store.prepare(root, stage)  # done or not: where the user's files are now is read from here
+        job = known.get(stage.key)
         if store.done(folder):
             entries.append(Entry(stage, "done", row))
             continue
         waits_for = chain.needs(stage)
-        job = known.get(stage.key)
         if job and job.state == "PENDING" and chain.new.intersection(parent.key for parent in stage.parents):
             queue.cancel([job.id])  # it waits for a job that is gone, not for the new one
             job = None
         if job:
-            chain.note(stage.key, job.id, waits_for)
-            _share(folder, job.id, run)
-            entries.append(Entry(stage, "queued", row, job.id, waits_for))
-            continue
-        written = write_script(stage, root, row, run)
-        behind = chain.lane(waits_for, lanes)
-        try:
-            number = queue.submit(written, waits_for, [job for job in behind if job not in waits_for])
-        except UserError as error:
-            raise UserError(
-                f"{stage.name}: {error} (script: {written}). {len(chain.new)} jobs were submitted before it and stay; the same "
-                "command goes on from here"
-            ) from None
-        _remember(folder, number, [run.id], run)
-        chain.note(stage.key, number, waits_for)
-        chain.take_lane(stage.key, number, behind)
-        entries.append(Entry(stage, "submitted", row, number, waits_for))
+            entries.append(_queued(stage, folder, row, job.id, chain, run, waits_for))
+        else:
+            entries.append(_submitted(stage, root, row, chain, run, lanes, checks))
     return entries
 
 
-def rehearse(stages: Sequence[Stage], root: Path, cluster: Cluster, run: Run) -> list[Entry]:
+def _queued(
+    stage: Stage, folder: Path, row: Row, job: str, chain: Chain, run: Run, waits_for: tuple[str, ...]
+) -> Entry:
+    """Take a job that is in the queue already into the chain, and note that this run wants it too."""
+    chain.note(stage.key, job, waits_for)
+    known = record(folder)
+    runs = known["runs"] if known and known["id"] == job else []
+    if run.id not in runs:
+        _remember(folder, job, [*runs, run.id], run, known["checks"] if known else [])
+    return Entry(stage, "queued", row, job, waits_for)
+
+
+def _submitted(
+    stage: Stage, root: Path, row: Row, chain: Chain, run: Run, lanes: int | None, checks: Sequence[Stage]
+) -> Entry:
+    """Write a stage's script, submit it behind what it needs, and note its id beside it."""
+    waits_for = chain.needs(stage)
+    written = write_script(stage, root, row, run)
+    behind = chain.lane(waits_for, lanes)
+    try:
+        number = queue.submit(written, waits_for, [job for job in behind if job not in waits_for])
+    except UserError as error:
+        raise UserError(
+            f"{stage.name}: {error} (script: {written}). {len(chain.new)} jobs were submitted before it and stay; the same "
+            "command goes on from here"
+        ) from None
+    _remember(store.folder(root, stage), number, [run.id], run, [check.folder_name for check in checks])
+    chain.note(stage.key, number, waits_for)
+    chain.take_lane(stage.key, number, behind)
+    return Entry(stage, "submitted", row, number, waits_for)
+
+
+def checks_of(stages: Sequence[Stage], root: Path) -> list[Stage]:
+    """Return the checks that the last submission of these stages put before them."""
+    names = [name for stage in stages for name in (record(store.folder(root, stage)) or {}).get("checks", ())]
+    specs = [store.spec(root / name) for name in dict.fromkeys(names) if (root / name / "stage.json").exists()]
+    return [Stage(spec["name"], spec["function"], spec["params"], row=spec["params"]["row"]) for spec in specs]
+
+
+def rehearse(
+    stages: Sequence[Stage], root: Path, cluster: Cluster, run: Run, checks: Sequence[Stage] = ()
+) -> list[Entry]:
     """Write every script that would be submitted, and ask SLURM, where there is one, whether it would take it."""
     root = root.resolve()
     known = live_jobs(stages, root) if queue.available() else {}
     entries = []
-    for stage in stages:
+    for stage in (*checks, *stages):
         row = row_of(stage, cluster)
-        if store.done(store.folder(root, stage)):
+        if store.done(store.folder(root, stage)) and stage not in checks:
             entries.append(Entry(stage, "done", row))
         elif stage.key in known:
             entries.append(Entry(stage, "queued", row, known[stage.key].id))
@@ -168,6 +217,9 @@ def fits(pattern: str, stage: Stage) -> bool:
 def row_of(stage: Stage, cluster: Cluster) -> Row:
     """Return the row of a stage, checked for what its processes need."""
     row = cluster.row(stage.row, stage.name)
+    if stage.function == "preflight" and not any(fits(pattern, stage) for pattern in cluster.stages):
+        quick = {"time": _PREFLIGHT_TIME, "signal_seconds": 60}
+        row = row.model_copy(update={"slurm": row.slurm.model_copy(update=quick)})
     resources.check(row.slurm, f"stage {stage.name}", ranks.processes(stage.function, row)[1])
     return row
 
@@ -216,6 +268,7 @@ def cancel(
     With `shared` those are cancelled as well.
     """
     root = root.resolve()
+    stages = [*checks_of(stages, root), *stages]
     ids, left = [], []
     for key, job in live_jobs(stages, root).items():
         folder = next(store.folder(root, stage) for stage in stages if stage.key == key)
@@ -246,14 +299,13 @@ def other_plans(name: str, stages: Sequence[Stage], root: Path) -> list[str]:
     return [job.id for job in queue.jobs(wanted).values() if job.live and job.comment == wanted[job.id]]
 
 
-def _share(folder: Path, number: str, run: Run) -> None:
-    """Note that this run wants a job too, so that cancelling another run leaves it."""
-    known = record(folder)
-    runs = known["runs"] if known and known["id"] == number else []
-    if run.id not in runs:
-        _remember(folder, number, [*runs, run.id], run)
-
-
-def _remember(folder: Path, number: str, runs: list[str], run: Run) -> None:
-    entry = {"id": number, "runs": runs, "recipe": run.recipe, "cluster": run.cluster, "submitted": time.time()}
+def _remember(folder: Path, number: str, runs: list[str], run: Run, checks: list[str]) -> None:
+    entry = {
+        "id": number,
+        "runs": runs,
+        "recipe": run.recipe,
+        "cluster": run.cluster,
+        "submitted": time.time(),
+        "checks": checks,
+    }
     store.write_json(folder / "slurm" / "job.json", entry)

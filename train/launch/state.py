@@ -52,7 +52,8 @@ class State:
 
 
 def states(stages: Sequence[Stage], root: Path) -> list[State]:
-    """Say how each stage stands."""
+    """Say how each stage stands, after the checks that were put before them."""
+    stages = [*slurm.checks_of(stages, root), *stages]
     jobs = _jobs([store.folder(root, stage) for stage in stages])
     found: dict[str, State] = {}
     for stage in stages:
@@ -90,7 +91,7 @@ def _state(stage: Stage, folder: Path, job: Job | None, parents: list[State]) ->
     if bad and not started(folder, job):
         origin = bad.because.removeprefix("behind ") if bad.because.startswith("behind ") else bad.stage.name
         return State(stage, folder, "cancelled", job, f"behind {origin}")
-    return State(stage, folder, *_ended(job, folder))
+    return State(stage, folder, *ended(job, folder))
 
 
 def started(folder: Path, job: Job) -> bool:
@@ -103,13 +104,13 @@ def _in_queue(job: Job, folder: Path) -> tuple[str, Job, str]:
         return ("running" if (folder / "holder.json").exists() else "starting"), job, ""
     if job.state in ("COMPLETING", "CONFIGURING"):
         return job.state.lower(), job, ""
-    if "held" in job.reason.lower():
+    if re.search(r"JobHeld|JobHold|requeued held", job.reason):
         return "held", job, f"{job.reason}: `scontrol release {job.id}` lets it go on"
     reason = {"None": "", "BeginTime": "about to be started again"}.get(job.reason, job.reason)
     return "waiting", job, reason
 
 
-def _ended(job: Job, folder: Path) -> tuple[str, Job, str]:
+def ended(job: Job, folder: Path) -> tuple[str, Job, str]:
     """Say why a job is gone without a word in `failed.json`."""
     state = _FINAL.get(job.state, "ended")
     if _MEMORY.search("\n".join(last_lines(folder / "slurm" / f"{job.id}.txt", 50))):

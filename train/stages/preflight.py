@@ -6,7 +6,6 @@ It fails, saying everything that is wrong at once, and what was submitted behind
 
 import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
@@ -227,9 +226,3 @@ def _files(paths: tuple[str, ...]) -> tuple[str, list[str]]:
     missing = _gather([path for path in paths if not Path(path).exists()])
     wrong = [f"{who} does not see {path}" for who, lost in missing.items() for path in lost]
     return f"{len(paths)} files and folders of the recipe are there", wrong
-
-
-def read(folder: Path) -> list[dict[str, Any]]:
-    """Return what a preflight found, check by check; empty where it never came so far."""
-    path = folder / "checks.json"
-    return json.loads(path.read_text()) if path.exists() else []

@@ -2,7 +2,7 @@
 # Stage med42.source.notes (stage-0123456789abcdef), 1 x 1 processes
 # Written by Rounds. What runs is in job.json beside this folder; what this job may wait for was said when it was submitted.
 #SBATCH --job-name=med42.source.notes
-#SBATCH --comment=rounds:stage-0123456789abcdef
+#SBATCH --comment=rounds:stage-0123456789abcdef:574c1f4b
 #SBATCH --output=/fsx/store/stage-0123456789abcdef/slurm/%j.txt
 #SBATCH --open-mode=append
 #SBATCH --partition=cpu
@@ -18,7 +18,7 @@ export STAGE=/fsx/store/stage-0123456789abcdef
 rm -f "$STAGE/stop" "$STAGE/failed.json"
 
 again() { # start this same job anew; what waits for it keeps waiting
-    echo "$(date +%T) requeue: $1"
+    echo "$(date +%T) again: $1"
     echo "the cluster file says requeue: false; \`rounds run\` goes on"
     exit 75 # never 0: what waits for this stage would start on an unfinished one
 }
@@ -59,11 +59,11 @@ done
 if [ "$code" -eq 0 ] && [ -e "$STAGE/done.json" ]; then
     exit 0
 fi
-said_why() { [ -e "$STAGE/failed.json" ] && ! grep -q '"lost_contact": true' "$STAGE/failed.json"; }
-if said_why; then
-    exit 1
-fi
-if [ -n "$stopping" ]; then
+if [ -n "$stopping" ] && [ ! -e "$STAGE/failed.json" ]; then
     again "stopped before the end of its time"
+fi
+# Ranks that lost each other are no mistake of the programme's: a node, a network. One that the kernel killed for its memory is.
+if grep -qs '"lost_contact": true' "$STAGE/failed.json" && ! grep -qsi 'oom.kill' "$STAGE/slurm/$SLURM_JOB_ID.txt"; then
+    again "the ranks lost each other"
 fi
 exit 1

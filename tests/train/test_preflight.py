@@ -1,0 +1,51 @@
+"""Preflight: the checks on one process, all complaints at once, and which checks a plan asks for."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_prep.errors import UserError
+from train.cluster import Cluster, Row
+from train.graph import Asset, Stage
+from train.launch import preflight
+from train.policy import MODEL_FILES
+
+ASKED = {"row": "train", "gpus": 0, "gpu_type": None, "need_bytes": 1000, "paths": []}
+
+
+def test_a_machine_that_has_what_is_needed_passes(run_stage):
+    out, counts = run_stage("preflight", "preflight", ASKED, {})
+    found = json.loads((out / "checks.json").read_text())
+    assert [entry["check"] for entry in found] == ["store", "disk", "clocks", "versions", "GPUs", "all-reduce", "files"]
+    assert not any(entry["wrong"] for entry in found) and "torch" in counts["checks"]["versions"]
+    assert not list(out.glob("probe-*"))
+
+
+def test_everything_that_is_wrong_is_told_at_once(run_stage, shelf):
+    asked = {**ASKED, "gpus": 8, "gpu_type": "h100", "need_bytes": 10**18, "paths": ["/nowhere/model"]}
+    with pytest.raises(UserError) as told:
+        run_stage("preflight", "preflight", asked, {}, Row(device="cuda"))
+    for complaint in ("make room", "torch sees 0 GPUs, expected 8", "does not see /nowhere/model"):
+        assert complaint in str(told.value)
+    found = json.loads((shelf / "preflight" / "checks.json").read_text())
+    assert [entry["check"] for entry in found if entry["wrong"]] == ["disk", "GPUs", "files"]
+
+
+def test_a_plan_is_checked_for_the_rows_the_files_and_the_room_that_it_needs(tmp_path: Path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(bytes(1000))
+    base = Stage("base", "base", {}, {"model": Asset(model, "digest", MODEL_FILES)})
+    sft = Stage("sft", "sft", {}, {"policy": base}, row="train")
+    machine = Cluster.model_validate({"kind": "slurm", "train": {"slurm": {"gpus": 8, "gpu_type": "h100"}}})
+    checks = {stage.name: stage for stage in preflight.stages([base, sft], tmp_path / "store", machine)}
+    assert set(checks) == {"preflight.cpu", "preflight.train"}
+    assert checks["preflight.train"].params == {
+        "row": "train",
+        "gpus": 8,
+        "gpu_type": "h100",
+        "need_bytes": 9000,
+        "paths": [str(model)],
+    }
+    assert preflight.room([sft]) is None
