@@ -37,9 +37,9 @@ def submit(
         )
     checks = preflight.stages(stages, root, machine) if machine.preflight else []
     if dry_run:
-        entries = slurm.rehearse(stages, root, machine, purpose)
+        entries = slurm.rehearse(stages, root, machine, purpose, checks)
     else:
-        entries = slurm.submit(stages, root, machine, purpose, lanes)
+        entries = slurm.submit(stages, root, machine, purpose, lanes, checks)
     options.console.print(jobs_table(purpose.name, entries))
     hours = sum(entry.gpu_hours for entry in entries if entry.what in ("submitted", "would"))
     options.console.print(
