@@ -1,7 +1,8 @@
 """What a GPU has: memory, and arithmetic per second. Dense figures of the vendors' data sheets, without sparsity.
 
 `utilisation` is the share of it that training reaches in practice, counted over all arithmetic that is done, recomputation
-included. It is what `rounds plan` assumes and no promise; docs/planner.md holds it against published throughputs.
+included. It is what `rounds plan` assumes and no promise. H100's and A100's are held against published throughputs in
+train/planner.md; the other kinds' are guesses by these two.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ class Gpu:
     """TFLOP/s of dense bf16 products with fp32 sums."""
     fp32: float
     """TFLOP/s of fp32, without TF32."""
-    utilisation: float = 0.4
+    utilisation: float = 0.34
 
 
 GPUS: dict[GpuName, Gpu] = {

@@ -100,7 +100,7 @@ def _steps(stage: Stage, plan: Plan, size: expected.Size) -> str:
     if not size.counted:
         unsure = f"; {size.assumed_share:.0%} of its rows taken as {expected.MEAN_TOKENS} tokens"
         text += f" if no row is dropped{unsure if size.assumed_share else ''}"
-    published = plan.recipe.published_steps.get(stage.name.removeprefix("dpo."))
+    published = (plan.recipe.published_steps or {}).get(stage.name.removeprefix("dpo."))
     return f"{text} (published: {published:,})" if published else text
 
 

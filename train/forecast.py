@@ -97,9 +97,15 @@ def setting(function: str, training: Training, row: Row) -> tuple[Setting, int, 
         ranks=row.world_size,
         deepspeed=row.deepspeed,
         on_gpu=on_gpu(row),
-        dense_mask=row.attn_implementation != "flash_attention_2",
+        dense_mask=_dense_mask(function, row),
     )
     return how, micro, accumulation
+
+
+def _dense_mask(function: str, row: Row) -> bool:
+    """Tell whether attention is given a mask of rows x rows, and so computes what the mask hides: transformers does that for
+    packed rows and for padded pairs, unless it has FlashAttention."""
+    return row.attn_implementation != "flash_attention_2" and (function == "sft" or row.pair_batching == "padded")
 
 
 def on_gpu(row: Row) -> bool:
@@ -115,12 +121,13 @@ def _time(
     if function == "sft":
         per_row, longest = float(training.max_length), float(training.max_length)
     else:
-        per_row = cost.pair_tokens(size.prompt_tokens, size.answer_tokens, getattr(row, "pair_batching", "padded"))
+        per_row = cost.pair_tokens(size.prompt_tokens, size.answer_tokens, row.pair_batching)
         longest = min(training.max_length, mean * cost.PADDING)
-    span = cost.span(longest, mean, skips_masked=row.attn_implementation == "flash_attention_2")
+    span = cost.span(longest, mean, skips_masked=not _dense_mask(function, row))
     work = cost.Work(span, row.activation_checkpointing, frozen=training.lora is not None)
     tokens = expected.steps(size.rows, training.model_dump()) * training.global_batch_size * per_row
     seconds = cost.seconds(tokens * cost.flops_per_token(model, work), GPUS[row.gpu], row.world_size, row.precision)
+    seconds /= cost.DPO_SHARE if function == "dpo" else 1
     return seconds / 3600, tokens / seconds / row.world_size
 
 

@@ -11,7 +11,7 @@ What is held follows from how this project trains (train/training.py) and from t
 - Logits: TRL's fused LM head (trl/kernels/chunked_logprob.py), which works in tiles of 4,096 tokens x 32,768 words.
 
 Not counted: the CUDA context, NCCL's buffers, what the allocator cannot use. `RESERVE` stands for them.
-docs/planner.md compares the formulas with measured peaks.
+train/planner.md compares the formulas with measured peaks.
 """
 
 from dataclasses import dataclass, replace

@@ -338,7 +338,7 @@ class Recipe(Section):
     gate: Gate | None = None
     """Gate of every round that has none of its own; None lets every round's policy go on."""
     export: Export = Export()
-    published_steps: dict[Name, Count] = Field(default_factory=dict)
+    published_steps: dict[Name, Count] | None = None
     """Optimizer steps that a publication reports, by `sft` or a round's name; `rounds plan` prints them beside ours."""
     wandb: Annotated[Wandb | None, BeforeValidator(_wandb)] = Wandb()
     """`off` switches it off."""

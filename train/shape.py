@@ -69,10 +69,15 @@ def of(base: Base, root: Path) -> tuple[Shape, str]:
         memory[digest] = _count(config, origin)
         root.mkdir(parents=True, exist_ok=True)
         store.write_json(root / "shapes.json", memory)
-    counted = memory[digest]
+    return from_counts(memory[digest]), origin
+
+
+def from_counts(counted: dict[str, Any]) -> Shape:
+    """Make a shape of what `train.skeleton` counted."""
     linears = tuple((str(name), int(a), int(b), int(n)) for name, a, b, n in counted["linears"])
-    rest = {field.name: counted[field.name] for field in fields(Shape) if field.name != "linears"}
-    return Shape(linears=linears, **rest), origin
+    return Shape(
+        linears=linears, **{field.name: counted[field.name] for field in fields(Shape) if field.name != "linears"}
+    )
 
 
 def _count(config: dict[str, Any], origin: str) -> dict[str, Any]:

@@ -79,6 +79,8 @@ def _over(under: Any, over: Any, layer: Layer, loc: tuple[str, ...]) -> Any:
                 items.append(_added(str(name).removeprefix("+"), value, items, where))
                 continue
             place = position(under, str(name), where)
+            if isinstance(items[place], str) and isinstance(value, dict):
+                items[place] = {"name": items[place]}  # a plain name stands for a section with nothing but a name
             items[place] = _over(items[place], value, layer, (*loc, str(name)))
         return items
     if not isinstance(under, dict) or not isinstance(over, dict):

@@ -57,6 +57,11 @@ def test_a_plus_adds_an_element_to_a_list(tmp_path: Path):
     assert "fields of the new element" in message_of(write(tmp_path, top=over.replace("{max_rows: 3}", "3")))
 
 
+def test_a_map_over_a_plain_name_gives_it_fields(tmp_path: Path):
+    made = recipe.load(write(tmp_path, top="extends: base.yaml\nsft: {data: {facts: {max_rows: 3}}}\n"))
+    assert made.sft and [(each.name, each.max_rows) for each in made.sft.data] == [("facts", 3)]
+
+
 def test_a_section_of_another_kind_replaces(tmp_path: Path):
     file = write(tmp_path, top=f"extends: base.yaml\nbase: {{kind: hub, id: a/b, revision: '{'0' * 40}'}}\n")
     assert recipe.load(file).base.kind == "hub"
