@@ -113,6 +113,8 @@ def load_scorer(described: Policy, row: Row, lora: Lora | None, cache: Path) -> 
         model = PeftModel.from_pretrained(model, str(adapter)).get_base_model()  # its layers hold the adapter now
     if lora is not None and lora.load_in_4bit:
         return _as_trl_does(model).to(models.device_of(row))
+    if is_deepspeed_zero3_enabled():
+        return model  # in shards, which DeepSpeed places
     return models.place(model, row, as_in_training=True)
 
 

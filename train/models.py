@@ -42,8 +42,9 @@ def place(model: PreTrainedModel, row: Row, as_in_training: bool = False) -> Pre
 
 
 def autocast(row: Row) -> torch.autocast:
-    """Return the arithmetic of a forward pass in training on this row."""
-    return torch.autocast(device_of(row), dtype=torch.bfloat16, enabled=row.precision == "bf16")
+    """Return the arithmetic of a forward pass in training on this row. Under DeepSpeed the weights themselves are bf16."""
+    enabled = row.precision == "bf16" and row.deepspeed is None
+    return torch.autocast(device_of(row), dtype=torch.bfloat16, enabled=enabled)
 
 
 def training_dtype(row: Row) -> torch.dtype:

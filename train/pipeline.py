@@ -241,7 +241,7 @@ class _Builder:
         pairs = Stage(f"tokenize.{item.name}", "tokenize", {"max_length": item.max_length},
                       {"tokenizer": base, "data": data}, 2)  # fmt: skip
         inputs = {"policy": reference, "pairs": pairs}
-        scored = Stage(f"reference.{item.name}", "reference", _arithmetic(item.lora), inputs, 2, row="train")
+        scored = Stage(f"reference.{item.name}", "reference", _arithmetic(item.lora), inputs, 3, row="train")
         params = {
             "training": _dump(item, Training),
             "dpo": _dump(item, DpoLoss),
@@ -249,6 +249,8 @@ class _Builder:
             "seed": self.recipe.seed,
         }
         inputs = {"policy": policy, "pairs": pairs, "reference": scored}
+        if reference is not policy:
+            inputs["reference_policy"] = reference  # a few pairs are scored again before training
         return Stage(f"dpo.{item.name}", "dpo", params, inputs, 2, row="train")
 
     def check_continues(self, item: Round) -> None:

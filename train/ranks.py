@@ -17,7 +17,9 @@ from train.cluster import Row
 
 EXIT_STOPPED = 75
 """Exit code of a rank that stopped because it was asked to (EX_TEMPFAIL); torchrun turns it into 1."""
-TOGETHER = ("sft", "dpo", "preflight")
+TRAINING = ("sft", "dpo")
+"""Functions whose stages make a new policy."""
+TOGETHER = (*TRAINING, "reference", "preflight")
 """Functions whose stages run as all ranks of their cluster row; every other stage is one process."""
 _TOLD = "rounds/told"
 _POLL_SECONDS = 0.2

@@ -213,6 +213,8 @@ class DpoLoss(Section):
     """Alpha of `alpha_divergence`."""
     use_weighting: bool = False
     """Weight each pair by how likely the policy finds it (WPO, Zhou et al. 2024): off-policy pairs count less."""
+    ld_alpha: Annotated[float, Field(ge=0, le=1)] | None = None
+    """LD-DPO (Liu et al. 2024): weight of the tokens by which the longer answer outlasts the shorter; None is 1, as in DPO."""
     discopop_tau: Positive = 0.05
     """Temperature of the loss type `discopop`."""
 

@@ -80,7 +80,7 @@ def _claimed(job: Job, others: ranks.Others | None) -> dict[str, Any]:
         record = _skip(spec, inputs)
         if others:
             others.tell(go=record is None)
-        if record and spec["function"] in ranks.TOGETHER:
+        if record and spec["function"] in ranks.TRAINING:
             policy.write_same(job.folder, inputs["policy"])  # what follows, a gate or the export, goes on with that
         if record is None:
             _check_inputs(spec, inputs, job)

@@ -150,9 +150,9 @@ def test_reference_numbers_that_are_a_little_off_are_noticed(
 
 
 def test_without_a_start_that_is_the_reference_nothing_is_demanded(
-    run_stage: Run, tokens: Path, other: Path, reference: Path
+    run_stage: Run, shelf: Path, tokens: Path, other: Path, reference: Path
 ):
-    inputs = {"policy": other, "pairs": tokens, "reference": reference}
+    inputs = {"policy": other, "pairs": tokens, "reference": reference, "reference_policy": shelf / "base"}
     out, _ = run_stage("dpo", "dpo", params(is_start=False), inputs, CPU)
     assert abs(metrics(out)[0]["rewards/chosen"]) > 1e-3
 
@@ -170,6 +170,52 @@ def test_reference_rows_of_other_pairs_are_refused(
         run_stage("dpo", "dpo", params(), inputs, CPU)
 
 
+def test_a_reference_that_is_not_the_start_is_scored_again_in_part(
+    run_stage: Run, shelf: Path, tokens: Path, other: Path, reference: Path
+):
+    inputs = {"policy": shelf / "base", "pairs": tokens, "reference": reference, "reference_policy": other}
+    with pytest.raises(
+        UserError, match=r"reference says that the chosen answer of pair p\d+ .* under other, and it has"
+    ):
+        run_stage("dpo", "dpo", params(is_start=False), inputs, CPU)
+    assert not list((shelf / "dpo").glob("model*"))
+
+
+def test_a_scored_block_is_not_scored_again(run_stage: Run, shelf: Path, tokens: Path):
+    inputs, row = {"policy": shelf / "base", "pairs": tokens}, Row(device="cpu", threads=1, eval_batch_size=2)
+    run_stage("reference", "scored", {}, inputs, row)
+    before = columns(shelf / "scored")
+    (block,) = (shelf / "scored" / "cache").glob("blocks-*/000000.parquet")
+    table = pq.read_table(block)
+    pq.write_table(table.set_column(1, "ref_chosen_logps", pa.array([-1.0] * len(table))), block)
+    run_stage("reference", "scored", {}, inputs, row)
+    assert columns(shelf / "scored")["ref_chosen_logps"] == [-1.0] * 16
+    block.unlink()
+    run_stage("reference", "scored", {}, inputs, row)
+    assert columns(shelf / "scored") == before
+
+
+def test_log_probabilities_of_the_first_tokens_are_kept_apart(
+    run_stage: Run, shelf: Path, tokens: Path, reference: Path
+):
+    rows, found = pq.read_table(tokens / "pairs.parquet").to_pylist(), columns(reference)
+    model = models.load_model(policy.read(shelf / "base"), CPU).eval()
+    for side in ("chosen", "rejected"):
+        shorter = [min(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
+        wanted = [
+            plain_logprob(model, r["prompt_ids"], r[f"{side}_ids"][:n]) for r, n in zip(rows, shorter, strict=True)
+        ]
+        assert found[f"ref_{side}_shared_logps"] == pytest.approx(wanted, abs=1e-4)
+
+
+def test_ld_alpha_weighs_the_tokens_that_only_the_longer_answer_has(
+    run_stage: Run, shelf: Path, tokens: Path, reference: Path
+):
+    inputs = {"policy": shelf / "base", "pairs": tokens, "reference": reference}
+    out, _ = run_stage("dpo", "dpo", params(ld_alpha=0.5), inputs, CPU)
+    assert metrics(out)[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+
+
 class StockInOurOrder(training.StageTrainer, DPOTrainer):
     """TRL's trainer, which sees the rows in the order of `train.order`."""
 
@@ -179,7 +225,7 @@ def test_losses_are_those_of_a_stock_trainer_with_a_reference_model(
     run_stage: Run, shelf: Path, tokens: Path, reference: Path, other: Path, pairs: list[Pair], loss_type: list[str]
 ):
     """TRL gets the conversations and both models; we get token rows and stored numbers."""
-    inputs = {"policy": other, "pairs": tokens, "reference": reference}
+    inputs = {"policy": other, "pairs": tokens, "reference": reference, "reference_policy": shelf / "base"}
     out, _ = run_stage("dpo", "dpo", params(is_start=False, loss_type=loss_type), inputs, CPU)
 
     def turn(role: str, text: str) -> list[dict[str, str]]:

@@ -1,13 +1,16 @@
 """Stage `dpo`: one round of Direct Preference Optimization with TRL's DPOTrainer (Rafailov et al. 2023, eq. 7).
 
-In: `policy` (where to start), `pairs` (token rows), `reference` (their log-probabilities under the reference policy).
+In: `policy` (where to start), `pairs` (token rows), `reference` (their log-probabilities under the reference policy), and
+`reference_policy` where that is not the start.
 Out: the new policy (`model/` or `adapter/`) and `metrics.jsonl`. No reference model is held.
 """
 
 import math
+import random
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 from peft import PeftModel
@@ -15,15 +18,17 @@ from trl import DPOConfig, DPOTrainer
 
 from data_prep.errors import UserError
 from data_prep.schema import Section
-from train import adapters, models, packed_pairs, policy, prefix_attention, ranks, store, training
+from train import adapters, models, packed_pairs, policy, prefix_attention, ranks, scoring, store, training
 from train.cluster import PairBatching, Row
-from train.recipe import DpoLoss, Training
+from train.recipe import DpoLoss, Lora, Training
 
 LN2_LOSSES = {"sigmoid", "sigmoid_norm", "robust"}
 """Loss types that equal ln 2 where policy and reference agree."""
 _TOLERANCE = {"fp32": 1e-4, "bf16": 2e-3}
 """Share of an answer's log-probability by which policy and reference may differ through the shape of a batch alone: sums of
 rounding errors. Measured on SmolLM2-135M, answers of 150 tokens: below 1e-6 in fp32, 6e-4 in bf16."""
+_SAMPLE = 4
+"""Pairs that are scored again before a round whose reference is not its start."""
 _COLUMNS = ["prompt_ids", "chosen_ids", "rejected_ids"]
 
 
@@ -41,7 +46,10 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
     start = policy.read(inputs["policy"])
     _check_precision(inputs["reference"], machine)
     with ranks.first():
-        pairs = _with_reference(inputs["pairs"], inputs["reference"], out)
+        pairs = _with_reference(inputs["pairs"], inputs["reference"], asked.dpo.ld_alpha, out)
+        going_on = training.last_checkpoint(out / "checkpoints") is not None
+        if ranks.rank() == 0 and not (going_on or asked.reference_is_start):
+            _check_sample(asked, inputs, machine, out)
     lora = asked.training.lora
     start = adapters.merged_on_disk(start, machine, lora, out / "cache")
     args = DPOConfig(
@@ -59,9 +67,8 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
         pair_batching=machine.pair_batching,
     )
     adapters.restore(trainer.model, start, lora)
-    if asked.reference_is_start and training.last_checkpoint(out / "checkpoints") is None:
-        in_bf16 = machine.precision == "bf16" or (lora is not None and lora.load_in_4bit)
-        trainer.check_first_loss(tolerance=_TOLERANCE["bf16" if in_bf16 else "fp32"])
+    if asked.reference_is_start and not going_on:
+        trainer.check_first_loss(_tolerance(machine, lora))
     counts = training.run(trainer, out, inputs["policy"], asked.training, machine)
     return {**counts, "pairs": len(pairs)}
 
@@ -133,7 +140,39 @@ def _check_precision(reference: Path, machine: Row) -> None:
         )
 
 
-def _with_reference(pairs: Path, reference: Path, out: Path) -> Dataset:
+def _tolerance(machine: Row, lora: Lora | None) -> float:
+    in_bf16 = machine.precision == "bf16" or (lora is not None and lora.load_in_4bit)
+    return _TOLERANCE["bf16" if in_bf16 else "fp32"]
+
+
+def _check_sample(asked: Params, inputs: dict[str, Path], machine: Row, out: Path) -> None:
+    """Score a few pairs again with the reference policy, which leaves memory before the round's own model is loaded.
+
+    Where the round starts from its reference, its first step shows the same without a second model. Under ZeRO-3 no device
+    holds a whole model, so the sample is scored on the CPU there. Raises `UserError` where a stored number is another.
+    """
+    row = machine.model_copy(update={"device": "cpu"}) if machine.zero_stage == 3 else machine
+    lora = asked.training.lora
+    table = pq.read_table(inputs["pairs"] / "pairs.parquet")
+    places = sorted(random.Random(asked.seed).sample(range(len(table)), min(_SAMPLE, len(table))))
+    stored = pq.read_table(inputs["reference"] / "logps.parquet").take(places).to_pylist()
+    tokens = [(r["prompt_ids"], r["chosen_ids"], r["rejected_ids"]) for r in table.take(places).to_pylist()]
+    described = policy.read(inputs["reference_policy"])
+    score = scoring.prepare(adapters.load_scorer(described, row, lora, out / "cache"), row)
+    with models.autocast(row):
+        found = score(tokens)
+    for old, new in zip(stored, found, strict=True):
+        for side, value in (("chosen", new.chosen), ("rejected", new.rejected)):
+            was = old[f"ref_{side}_logps"]
+            if abs(value - was) > _tolerance(machine, lora) * max(abs(was), 1.0):
+                raise UserError(
+                    f"{inputs['reference'].name} says that the {side} answer of pair {old['id']} has a log-probability of {was:.3f} "
+                    f"under {inputs['reference_policy'].name}, and it has {value:.3f}: the stored numbers are not that policy's. "
+                    f"Remove {inputs['reference']} and run again; if it stays, this is a bug to report"
+                )
+
+
+def _with_reference(pairs: Path, reference: Path, ld_alpha: float | None, out: Path) -> Dataset:
     """Join token rows and reference log-probabilities, which must be about the same pairs in the same order."""
     rows = pq.read_table(pairs / "pairs.parquet")
     logps = pq.read_table(reference / "logps.parquet")
@@ -142,8 +181,12 @@ def _with_reference(pairs: Path, reference: Path, out: Path) -> Dataset:
             f"{reference.name} was not computed on the pairs of {pairs.name}; remove its folder and run again"
         )
     joined = rows.select(_COLUMNS)
-    for name in ("ref_chosen_logps", "ref_rejected_logps"):
-        joined = joined.append_column(name, logps[name])
+    for side in ("chosen", "rejected"):
+        whole = logps[f"ref_{side}_logps"].to_numpy()
+        if ld_alpha is not None:
+            shared = logps[f"ref_{side}_shared_logps"].to_numpy()
+            whole = shared + ld_alpha * (whole - shared)
+        joined = joined.append_column(f"ref_{side}_logps", pa.array(whole, pa.float32()))
     (out / "cache").mkdir(exist_ok=True)
     if ranks.rank() == 0:
         pq.write_table(joined, out / "cache" / "joined.parquet")

@@ -1,9 +1,12 @@
 """Stage `reference`: log-probabilities of both answers of every pair under the round's reference policy.
 
-In: `policy` (the reference), `pairs` (the tokenize stage). Out: `logps.parquet` with `id`, `ref_chosen_logps` and
-`ref_rejected_logps`: summed over the answer's tokens, in nats, fp32, row by row as in `pairs.parquet`. With it no
-reference model is in memory while a round trains, and another beta or learning rate computes nothing again. It runs on the
-cluster row and in the arithmetic of training: in another, the first step would not start from a reward of 0.
+In: `policy` (the reference), `pairs` (the tokenize stage). Out: `logps.parquet`, in nats, fp32, row by row as in
+`pairs.parquet`: `id`, and for chosen and rejected `ref_*_logps`, summed over the answer's tokens, and `ref_*_shared_logps`,
+summed over as many of its first tokens as the shorter answer has (for TRL's `ld_alpha`). With it no reference model is in
+memory while a round trains, and another beta or learning rate computes nothing again.
+
+It runs on the cluster row and in the arithmetic of training: in another, the first step would not start from a reward of 0.
+How many ranks compute it, and in which batches, changes nothing but the last bits of a sum.
 """
 
 from pathlib import Path
@@ -14,7 +17,7 @@ import pyarrow.parquet as pq
 
 from data_prep import progress
 from data_prep.schema import Section
-from train import adapters, logprobs, models, policy
+from train import adapters, models, policy, ranks, scoring, store
 from train.cluster import Row
 from train.recipe import Lora
 
@@ -25,29 +28,30 @@ class Params(Section):
 
 
 def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[str, Any]:
-    """Score every side of every pair once."""
+    """Score every side of every pair once; a run that was interrupted goes on with the blocks that are missing."""
     models.set_threads(machine)
     lora = Params.model_validate(params).lora
-    model = adapters.load_scorer(policy.read(inputs["policy"]), machine, lora, out / "cache")
-    pairs = pq.read_table(inputs["pairs"] / "pairs.parquet").to_pylist()
-    sides = [(pair["prompt_ids"], pair[side]) for side in ("chosen_ids", "rejected_ids") for pair in pairs]
+    pairs = pq.read_table(inputs["pairs"] / "pairs.parquet")
+
+    def tell(done: int) -> None:
+        if ranks.rank() == 0:
+            progress.write(out, done, len(pairs), "pairs")
+
+    described = adapters.merged_on_disk(policy.read(inputs["policy"]), machine, lora, out / "cache")
+    sharding = scoring.Sharding(machine)
+    score = scoring.prepare(adapters.load_scorer(described, machine, lora, out / "cache"), machine, sharding)
     with models.autocast(machine):
-        sums = logprobs.answer_logprobs(
-            model, sides, machine.eval_batch_size, lambda done: progress.write(out, done, len(sides), "answers")
-        )
-    chosen, rejected = sums[: len(pairs)], sums[len(pairs) :]
-    table = pa.table(
-        {
-            "id": [pair["id"] for pair in pairs],
-            "ref_chosen_logps": pa.array(chosen, pa.float32()),
-            "ref_rejected_logps": pa.array(rejected, pa.float32()),
-        }
-    )
-    pq.write_table(table, out / "logps.parquet.partial")
-    (out / "logps.parquet.partial").rename(out / "logps.parquet")
+        scores = scoring.in_blocks(score, pairs, machine, out / "cache", tell)
+    if ranks.rank() == 0:
+        columns = map(list, zip(*scores, strict=True))
+        names = scoring.SCHEMA.names[1:]
+        table = pa.table({"id": pairs["id"], **dict(zip(names, columns, strict=True))}, scoring.SCHEMA)
+        pq.write_table(table, out / "logps.parquet.partial")
+        (out / "logps.parquet.partial").rename(out / "logps.parquet")
     return {
         "pairs": len(pairs),
-        "mean_chosen": sum(chosen) / len(pairs),
-        "mean_rejected": sum(rejected) / len(pairs),
+        "mean_chosen": sum(each.chosen for each in scores) / len(pairs),
+        "mean_rejected": sum(each.rejected for each in scores) / len(pairs),
         "precision": machine.precision,
+        "pairs_digest": store.file_digest(inputs["pairs"] / "pairs.parquet"),
     }

@@ -1,0 +1,175 @@
+"""Score preference pairs under one policy, as one process or as many ranks: what stage `reference` stores.
+
+In: a loaded model and token rows. Out: for each pair the log-probabilities of both answers. The pairs are cut into blocks of
+batches of like length; the ranks take the blocks in turn, and each finished block is a file, so that a run that was interrupted
+scores no block twice.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from transformers import PreTrainedModel
+from transformers.integrations import HfDeepSpeedConfig
+from trl.trainer.utils import add_fused_lm_head
+
+from train import packed_pairs, prefix_attention, ranks
+from train.cluster import Row
+
+Tokens = tuple[list[int], list[int], list[int]]
+"""Prompt, chosen and rejected answer of a pair."""
+_BLOCK_BATCHES = 32
+_NAMES = ("ref_chosen_logps", "ref_rejected_logps", "ref_chosen_shared_logps", "ref_rejected_shared_logps")
+SCHEMA = pa.schema([("id", pa.string()), *((name, pa.float32()) for name in _NAMES)])
+
+
+class Scores(NamedTuple):
+    """Log-probabilities in nats: summed over each answer, and over as many of its first tokens as the shorter answer has."""
+
+    chosen: float
+    rejected: float
+    chosen_shared: float
+    rejected_shared: float
+
+
+class Sharding:
+    """ZeRO-3 for a model that is only scored with: made before the model is loaded, it lets each rank keep only its share."""
+
+    def __init__(self, row: Row) -> None:
+        self.config = {
+            "zero_optimization": (row.deepspeed or {}).get("zero_optimization", {}),
+            "train_micro_batch_size_per_gpu": 1,
+            "bf16": {"enabled": row.precision == "bf16"},
+        }
+        self.needed = row.zero_stage == 3 and ranks.world_size() > 1
+        # transformers asks for this object when a model is loaded, and holds it by a weak reference only.
+        self.loading = HfDeepSpeedConfig(self.config) if self.needed else None
+
+    def wrap(self, model: PreTrainedModel) -> Any:
+        """Return the model, or DeepSpeed's engine around its shards."""
+        if not self.needed:
+            return model
+        import deepspeed
+
+        return deepspeed.initialize(model=model, config=self.config)[0]
+
+
+def prepare(
+    model: PreTrainedModel, row: Row, sharding: Sharding | None = None
+) -> Callable[[Sequence[Tokens]], list[Scores]]:
+    """Make a loaded model ready, and return what scores one batch of pairs with it."""
+    add_fused_lm_head(model)
+    batching = prefix_attention.choose(row.pair_batching, model)
+    if batching != "padded":
+        prefix_attention.install(model)
+    model.eval()
+    wrapped = sharding.wrap(model) if sharding else model
+    collate: Any = packed_pairs.PairCollator(share_prefix=batching == "shared_prefix")
+    if batching == "padded":
+        collate = padded
+    device = next(model.parameters()).device
+
+    @torch.no_grad()
+    def score(pairs: Sequence[Tokens]) -> list[Scores]:
+        rows = [dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), pair, strict=True)) for pair in pairs]
+        batch = {name: value.to(device) for name, value in collate(rows).items()}
+        mask = batch.pop("completion_mask")
+        labels = batch["input_ids"].masked_fill(mask == 0, -100)
+        found = wrapped(**batch, labels=labels, use_cache=False, fused_lm_head=True).log_probs.float()
+        mask = mask[:, 1:]
+        found = found[:, -mask.shape[1] :] * mask
+        shorter = torch.minimum(*mask.sum(1).chunk(2)).repeat(2)
+        shared = found * (mask.cumsum(1) <= shorter[:, None])
+        chosen, rejected = found.sum(1).chunk(2)
+        chosen_shared, rejected_shared = shared.sum(1).chunk(2)
+        columns = (chosen, rejected, chosen_shared, rejected_shared)
+        return [Scores(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
+
+    return score
+
+
+def padded(rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    """Make the padded batch of TRL's DPOTrainer: chosen sides first, then rejected ones."""
+    sides = [(row["prompt_ids"], row[f"{side}_ids"]) for side in ("chosen", "rejected") for row in rows]
+    width = max(len(prompt) + len(answer) for prompt, answer in sides)
+    shape = (len(sides), width)
+    batch = {name: torch.zeros(shape, dtype=torch.long) for name in ("input_ids", "attention_mask", "completion_mask")}
+    for place, (prompt, answer) in enumerate(sides):
+        ids = prompt + answer
+        batch["input_ids"][place, : len(ids)] = torch.tensor(ids)
+        batch["attention_mask"][place, : len(ids)] = 1
+        batch["completion_mask"][place, len(prompt) : len(ids)] = 1
+    return batch
+
+
+def in_blocks(
+    score: Callable[[Sequence[Tokens]], list[Scores]],
+    pairs: pa.Table,
+    row: Row,
+    folder: Path,
+    progress: Callable[[int], None],
+) -> list[Scores]:
+    """Score all pairs, on all ranks; every rank returns the scores in the order of `pairs`.
+
+    `folder` keeps finished blocks. Under ZeRO-3 each forward pass is one of all ranks together, so a rank that has no batch left
+    scores one again.
+    """
+    size = max(1, row.eval_batch_size // 2)
+    costs = packed_pairs.costs(pairs, row.pair_batching)
+    order = sorted(range(len(costs)), key=lambda place: -costs[place])  # longest first: memory trouble shows at once
+    batches = _cut(order, size)
+    per_block = max(1, min(_BLOCK_BATCHES, -(-len(batches) // ranks.world_size())))
+    blocks = _cut(batches, per_block)
+    folder = folder / f"blocks-{size}-{per_block}"
+    folder.mkdir(parents=True, exist_ok=True)
+    ranks.barrier()
+    todo = [number for number in range(len(blocks)) if not _file(folder, number).is_file()]
+    ranks.barrier()  # nobody writes before everybody has looked
+    done = sum(len(batch) for number, block in enumerate(blocks) if number not in set(todo) for batch in block)
+    for turn in _cut(todo, ranks.world_size()):
+        mine = turn[ranks.rank()] if ranks.rank() < len(turn) else None
+        block = blocks[mine] if mine is not None else ()
+        found = [score(_tokens(pairs, batch)) for batch in block]
+        if row.zero_stage == 3 and ranks.world_size() > 1:
+            for _ in range(per_block - len(block)):
+                score(_tokens(pairs, batches[-1]))
+        if mine is not None:
+            _write(
+                folder, mine, [place for batch in block for place in batch], [each for batch in found for each in batch]
+            )
+        done += sum(len(batch) for number in turn for batch in blocks[number])
+        progress(done)
+    ranks.barrier()
+    return _joined(folder, len(blocks), len(order))
+
+
+def _tokens(pairs: pa.Table, places: Sequence[int]) -> list[Tokens]:
+    rows = pairs.take(list(places)).to_pylist()
+    return [(row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) for row in rows]
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"{number:06}.parquet"
+
+
+def _write(folder: Path, number: int, places: list[int], scores: list[Scores]) -> None:
+    columns = dict(zip(_NAMES, map(list, zip(*scores, strict=True)), strict=True))
+    partial = _file(folder, number).with_suffix(".partial")
+    pq.write_table(pa.table({"place": places, **columns}), partial)
+    partial.rename(_file(folder, number))
+
+
+def _joined(folder: Path, blocks: int, pairs: int) -> list[Scores]:
+    found: list[Scores | None] = [None] * pairs
+    for number in range(blocks):
+        for row in pq.read_table(_file(folder, number)).to_pylist():
+            found[row["place"]] = Scores(*(row[name] for name in _NAMES))
+    assert all(each is not None for each in found)
+    return [each for each in found if each is not None]
+
+
+def _cut(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
