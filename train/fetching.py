@@ -171,9 +171,12 @@ def _estimate(need: Need) -> Estimate:
 
 
 def _fetch_repository(need: Need) -> tuple[list[Path], dict[str, Any]]:
+    from huggingface_hub.utils import filter_repo_objects
+
     root = hub.download(need.name, need.revision, need.patterns, need.kind)
-    fits = [path for pattern in need.patterns or ("*",) for path in root.rglob(pattern) if path.is_file()]
-    return sorted(set(fits)), {}
+    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    # By the client's own rule: its `*` goes over the slashes of a path, which that of a shell does not.
+    return [root / name for name in filter_repo_objects(names, allow_patterns=list(need.patterns) or None)], {}
 
 
 @functools.cache

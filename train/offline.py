@@ -92,9 +92,7 @@ def _altered(asset: dict[str, Any], folder: Path, root: Path, fresh: bool, watch
             wrong.append(f"{name} has {path.stat().st_size} bytes, {entry['size']} were fetched")
         else:
             whole[path] = (name, entry["sha256"])
-    if fresh:
-        watch(f"reading {len(whole)} files of {asset['name']}")
-    found = store.digests(root, list(whole), fresh=fresh)
+    found = store.digests(root, list(whole), fresh, lambda line: watch(f"{asset['name']}: {line}"))
     wrong += [
         f"{name} has another content than was fetched"
         for (name, wanted), digest in zip(whole.values(), found, strict=True)

@@ -18,7 +18,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from data_prep.errors import UserError
 from train.graph import Asset, Stage
 
 DEFAULT_ROOT = "store"
+_LONG_READ = 4 << 30  # bytes; some seconds, at the speed of a disk
 SIDE_FILES = {
     "stage.json",
     "log.txt",
@@ -204,15 +205,22 @@ def asset(root: Path, path: Path, patterns: tuple[str, ...] = ("*",)) -> Asset:
     return Asset(path, digest, patterns)
 
 
-def digests(root: Path, files: Sequence[Path], fresh: bool = False) -> list[str]:
+def digests(
+    root: Path, files: Sequence[Path], fresh: bool = False, watch: Callable[[str], None] = lambda line: None
+) -> list[str]:
     """Return the SHA-256 of each file. They are remembered in the store by size and modification time, so that a large
-    model is read once; `fresh` reads everything again.
+    model is read once; `fresh` reads everything again. `watch` is told what is read where that may take a while.
     """
     memory = read_json(root / "digests.json") or {}
-    stamps = [f"{file.resolve()}:{(stat := file.stat()).st_size}:{stat.st_mtime_ns}" for file in files]
-    unknown = {stamp: file for stamp, file in zip(stamps, files, strict=True) if fresh or stamp not in memory}
+    stats = [file.stat() for file in files]
+    stamps = [f"{file.resolve()}:{s.st_size}:{s.st_mtime_ns}" for file, s in zip(files, stats, strict=True)]
+    unknown = {stamp: place for place, stamp in enumerate(stamps) if fresh or stamp not in memory}
+    size = sum(stats[place].st_size for place in unknown.values())
+    if size > _LONG_READ:
+        watch(f"reading {len(unknown)} files, {size / 2**30:.1f} GiB, to check their digests")
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:  # hashing leaves the interpreter to the others
-        known = {**memory, **dict(zip(unknown, threads.map(file_digest, unknown.values()), strict=True))}
+        read = threads.map(file_digest, [files[place] for place in unknown.values()])
+        known = {**memory, **dict(zip(unknown, read, strict=True))}
     if known != memory:
         with contextlib.suppress(OSError):  # a store that cannot be written only costs the memory
             root.mkdir(parents=True, exist_ok=True)
