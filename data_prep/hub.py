@@ -6,6 +6,7 @@ layout; `path`, a folder written by `save_to_disk`; `path`, one file of rows. Co
 run. `datasets` and `huggingface_hub` are imported only when rows are read.
 """
 
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,10 +129,18 @@ def _from_layout(path: Path, config: str | None, split: str, name: str) -> Any:
 
     try:
         # A README with `configs:` names the files of a configuration. A copy without it has a folder of that name.
-        if config and config in get_dataset_config_names(str(path)):
-            return load_dataset(str(path), name=config, split=split, streaming=True)
-        inner = config if config and (path / config).is_dir() else None
-        return load_dataset(str(path), data_dir=inner, split=split, streaming=True)
+        declared = config is not None and config in get_dataset_config_names(str(path))
+        inner = config if config and not declared and (path / config).is_dir() else None
+        # It writes a lock even so, and a cache that many share is not for everybody to write to.
+        with tempfile.TemporaryDirectory(prefix="rounds-") as locks:
+            return load_dataset(
+                str(path),
+                name=config if declared else None,
+                data_dir=inner,
+                split=split,
+                streaming=True,
+                cache_dir=locks,
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{name}: {_what(config, split)} cannot be loaded: {_first_line(error)}. Expected the layout of the hub "

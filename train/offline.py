@@ -7,6 +7,8 @@ the variables of `environment` every library finds its files there by itself. `f
                  "files": {"hub/datasets--org--set/snapshots/.../a.parquet": {"size": 1234, "sha256": "..."}}}]}
 """
 
+import contextlib
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,20 +22,34 @@ LIST = "fetched.json"
 _SHOWN = 5
 
 
-def environment(folder: Path | None, offline: bool = True) -> dict[str, str]:
+def environment(folder: Path | None, root: Path | None = None, offline: bool = True) -> dict[str, str]:
     """Return the variables under which the libraries use the folder, and with `offline` nothing else.
 
-    They are read when the libraries are imported: set them before, or in the environment of a new process.
+    They are read when the libraries are imported: set them before, or in the environment of a new process. With a store
+    `root` the folder may be read-only, as one that many share is.
     """
     found = {}
     if folder is not None:
         home = folder.resolve()
+        datasets = _linked(home / "datasets", root) if root else home / "datasets"
         # A cache that the user's own variables name would be looked in before that of HF_HOME.
-        found = {"HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub"), "HF_DATASETS_CACHE": str(home / "datasets")}
+        found = {"HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub"), "HF_DATASETS_CACHE": str(datasets)}
     if offline:
         found |= dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE"), "1")
         found |= {"TRANSFORMERS_OFFLINE": "1", "WANDB_MODE": os.environ.get("WANDB_MODE", "offline")}
     return found
+
+
+def _linked(datasets: Path, root: Path) -> Path:
+    """Return a folder of the store with links to the prepared datasets: `datasets` writes its locks beside them."""
+    name = hashlib.sha256(str(datasets).encode()).hexdigest()[:8]
+    links = root.resolve() / f".datasets-{name}"
+    links.mkdir(parents=True, exist_ok=True)
+    for prepared in datasets.iterdir() if datasets.is_dir() else ():
+        if prepared.is_dir():
+            with contextlib.suppress(FileExistsError):
+                (links / prepared.name).symlink_to(prepared)
+    return links
 
 
 def assets(folder: Path) -> list[dict[str, Any]]:

@@ -112,7 +112,10 @@ def rounds(*arguments: str | Path, store: Path, expect: int = 0, hub: FakeHub | 
     if hub:
         environment |= {"HF_ENDPOINT": hub.endpoint} | ({"HF_TOKEN": token} if token else {})
     else:
-        command, environment = blocked(command, environment, store.parent)
+        shared = next(
+            (each for each in arguments if isinstance(each, Path) and (each / "fetched.json").is_file()), None
+        )
+        command, environment = blocked(command, environment, store.parent, shared)
     process = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=WAIT_SECONDS)
     output = process.stdout + process.stderr
     assert process.returncode == expect, output
@@ -120,10 +123,18 @@ def rounds(*arguments: str | Path, store: Path, expect: int = 0, hub: FakeHub | 
     return output
 
 
-def blocked(command: list[str], environment: dict[str, str], folder: Path) -> tuple[list[str], dict[str, str]]:
-    """Put a command into a network namespace without any interface; where that is not allowed, block its sockets."""
-    namespace = ["unshare", "--map-root-user", "--net"]
+def blocked(
+    command: list[str], environment: dict[str, str], folder: Path, shared: Path | None
+) -> tuple[list[str], dict[str, str]]:
+    """Put a command into a network namespace without any interface; where that is not allowed, block its sockets.
+
+    In the namespace the fetched folder is read-only, as one that many share is.
+    """
+    namespace = ["unshare", "--map-root-user", "--net", "--mount"]
     if shutil.which("unshare") and subprocess.run([*namespace, "true"], capture_output=True).returncode == 0:
+        if shared:
+            mount = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0"; exec "$@"'
+            namespace += ["sh", "-c", mount, str(shared)]
         return [*namespace, *command], environment
     (folder / "blocked").mkdir(exist_ok=True)
     (folder / "blocked" / "sitecustomize.py").write_text(

@@ -98,4 +98,4 @@ def _be_offline(file: Path, overrides: list[str] | None, folder: Path | None, ro
         fresh=fresh,
         watch=options.console.print,
     )
-    os.environ.update(offline.environment(folder))
+    os.environ.update(offline.environment(folder, root))
