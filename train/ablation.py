@@ -95,8 +95,8 @@ def load(file: Path) -> Ablation:
     return yaml_file.load(file, Ablation)
 
 
-def build_plan(file: Path, root: Path, overrides: tuple[str, ...] = ()) -> AblationPlan:
-    """Plan all variants of an ablation file; `overrides` change its base recipe.
+def build_plan(file: Path, root: Path, overrides: tuple[str, ...] = (), *, read_files: bool = True) -> AblationPlan:
+    """Plan all variants of an ablation file; `overrides` change its base recipe, `read_files` is that of a recipe's plan.
 
     Raises `UserError` for a mistake in the file or in the base, or with the variant and its field for an edit that leads
     nowhere or to no valid recipe.
@@ -110,7 +110,7 @@ def build_plan(file: Path, root: Path, overrides: tuple[str, ...] = ()) -> Ablat
         where = f"variants.{name}" if name in ablation.variants else f"grid {name}"
         data = _edited(file, where, start, variant)
         for seed in ablation.seeds or (data["seed"],):
-            cells.append(_cell(name, {**data, "seed": seed}, root, base.parent, f"{file}: {where}"))
+            cells.append(_cell(name, {**data, "seed": seed}, root, base.parent, f"{file}: {where}", read_files))
     union = _union(sorted(cells, key=lambda cell: cell.variant != ablation.baseline))
     return AblationPlan(ablation, loaded, tuple(cells), (*union, _report(ablation, loaded, cells, union, {})))
 
@@ -123,7 +123,7 @@ def _edited(file: Path, where: str, data: dict[str, Any], variant: Variant) -> d
         raise UserError(f"{file}: {where}.{error}") from None
 
 
-def _cell(name: str, data: dict[str, Any], root: Path, recipe_folder: Path, where: str) -> Cell:
+def _cell(name: str, data: dict[str, Any], root: Path, recipe_folder: Path, where: str, read_files: bool) -> Cell:
     try:
         checked = Recipe.model_validate(data)
     except ValidationError as error:
@@ -131,7 +131,7 @@ def _cell(name: str, data: dict[str, Any], root: Path, recipe_folder: Path, wher
     if checked.evaluate is None:
         raise UserError(f"{where}: nothing is measured: give the base recipe an `evaluate` section")
     try:
-        plan = pipeline.build_plan(checked, root, recipe_folder)
+        plan = pipeline.build_plan(checked, root, recipe_folder, read_files=read_files)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     return Cell(name, data["seed"], plan, tuple(parents_first([plan.scores])))

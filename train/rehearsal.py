@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data_prep import hub, sources
 from data_prep.errors import UserError
-from train import needs, pipeline, recipe
+from train import ablation, needs, pipeline, recipe
 from train.graph import Stage
 from train.needs import Need
 
@@ -22,13 +22,16 @@ ROWS = 100
 
 def run(file: Path, overrides: Sequence[str]) -> bool:
     """Open everything that the recipe needs from the hub; print what was found and return whether all of it is well."""
-    loaded = recipe.load(file, tuple(overrides))
-    plan = pipeline.build_plan(loaded, Path(), file.resolve().parent, read_files=False)
+    if ablation.is_ablation(file):
+        stages = ablation.build_plan(file, Path(), tuple(overrides), read_files=False).stages
+    else:
+        loaded = recipe.load(file, tuple(overrides))
+        stages = pipeline.build_plan(loaded, Path(), file.resolve().parent, read_files=False).stages
     well = True
-    for stage in plan.stages:
+    for stage in stages:
         if stage.function == "source" and needs.of([stage]):
             well &= _told(stage.name, lambda stage=stage: _source(stage))
-    for need in needs.of(plan.stages):
+    for need in needs.of(stages):
         if need.kind != "dataset":
             opened = _model if need.kind == "model" else _task
             well &= _told(f"{need.kind} {need.name}", lambda need=need, opened=opened: opened(need))

@@ -1,6 +1,5 @@
 """`rounds ablate`: run all variants of an ablation as one graph, here or on a SLURM cluster, and compare them."""
 
-import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +7,7 @@ from typing import Annotated
 import typer
 
 from data_prep.errors import UserError
-from train import ablation, cluster, display, display_ablation, needs, offline, store, tracking
+from train import ablation, cluster, display, display_ablation, store, tracking
 from train.ablation import AblationPlan
 from train.cluster import Cluster
 from train.commands import jobs, options
@@ -43,22 +42,20 @@ def ablate(
         rounds ablate recipes/ablations/stages.yaml --now
     """
     root = store_of(root, cluster_file)
-    made = ablation.build_plan(file, root, tuple(overrides or ()))
     machine = cluster.load(cluster_file)
+    if not now:
+        options.go_offline(file, overrides, machine, root)
+    made = ablation.build_plan(file, root, tuple(overrides or ()))
     if now:
         lost = {stage.key: f"{stage.name} is not finished" for stage in _todo(made, root)}
         _end(made, file, root, Cluster(), lost, time.monotonic())
         return
-    if machine.offline:
-        hint = f"rounds fetch {made.ablation.base} --to {machine.fetched or 'FOLDER'}"
-        offline.check(needs.of(_todo(made, root)), machine.fetched, root, hint, watch=options.console.print)
-        os.environ.update(offline.environment(machine.fetched))
     if machine.kind == "slurm":
         assert cluster_file
         plan = made.as_plan()
         if not dry_run:
             store.remember_run(root, made.name, str(file), list(made.stages))
-        jobs.submit(made.stages, root, machine, jobs.wanted(file, plan, machine, cluster_file), dry_run, lanes)
+        jobs.submit(made.stages, root, machine, jobs.wanted(file, plan, root, machine, cluster_file), dry_run, lanes)
         look = options.command_line("status", file, overrides, cluster_file, root)
         options.console.print(f"look: {look}", highlight=False, markup=False, soft_wrap=True)
     elif dry_run:

@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from data_prep.errors import UserError
-from train import fetching, needs, offline, pipeline, recipe, store
+from train import fetching, needs, offline, store
 from train.commands import options
 from train.commands.options import Overrides, RecipeFile, told
 
@@ -19,7 +19,7 @@ def fetch(
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and fetch nothing")] = False,
 ) -> None:
-    """Download every dataset, model and evaluation set of a recipe into one folder, with a list of digests.
+    """Download every dataset, model and evaluation set of a recipe (or ablation) into one folder, with a list of digests.
 
     Run it where there is internet, take the folder to the machine that has none (rsync -a), and run with --offline
     there. Stopped, it goes on where it was; a second recipe can be fetched into the same folder. Gated repositories need
@@ -29,11 +29,11 @@ def fetch(
 
         rounds run recipes/med42-v2-8b.yaml --offline /media/disk/med42
     """
-    loaded = recipe.load(file, tuple(overrides or ()))
-    plan = pipeline.build_plan(loaded, store.default_root(), file.resolve().parent, read_files=False)
+    plan = options.plan_of(file, overrides, store.default_root(), read_files=False)
+    name = plan.recipe.name
     wanted = needs.of(plan.stages)
     if not wanted:
-        options.console.print(f"{loaded.name} needs nothing from the hub")
+        options.console.print(f"{name} needs nothing from the hub")
         return
     to = to.resolve()
     fetching.prepare(to)
@@ -42,7 +42,7 @@ def fetch(
     if dry_run:
         return
     for need in wanted:
-        entry = fetching.fetch(need, to, loaded.name)
+        entry = fetching.fetch(need, to, name)
         size = sum(each["size"] for each in entry["files"].values())
         options.console.print(
             f"{need.kind} {need.name}: {len(entry['files'])} files, {fetching.gib(size)}", highlight=False

@@ -14,7 +14,7 @@ from train.launch import preflight, queue, slurm
 from train.pipeline import Plan
 
 
-def wanted(file: Path, made: Plan, machine: Cluster, cluster_file: Path) -> slurm.Run:
+def wanted(file: Path, made: Plan, root: Path, machine: Cluster, cluster_file: Path) -> slurm.Run:
     """Say what the jobs of a plan are submitted for."""
     return slurm.Run(
         name=made.recipe.name,
@@ -22,7 +22,7 @@ def wanted(file: Path, made: Plan, machine: Cluster, cluster_file: Path) -> slur
         recipe=str(file.resolve()),
         cluster=str(cluster_file.resolve()),
         wandb=tracking.settings(made.recipe.wandb, made.recipe.name),
-        variables=offline.environment(machine.fetched) if machine.offline else {},
+        variables=offline.environment(machine.fetched, root) if machine.offline else {},
     )
 
 

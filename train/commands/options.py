@@ -1,5 +1,6 @@
 """What the subcommands share: the options of a recipe, a store and a cluster, and how a mistake is told."""
 
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -11,7 +12,8 @@ import typer
 from rich.console import Console
 
 from data_prep.errors import UserError
-from train import ablation, cluster, pipeline, recipe, store
+from train import ablation, cluster, needs, offline, pipeline, recipe, store
+from train.graph import Asset
 from train.pipeline import Plan
 
 console = Console(width=None if sys.stdout.isatty() else 160)  # in a log nothing is to be cut at 80 columns
@@ -71,12 +73,38 @@ def command_line(
     return shlex.join(words)
 
 
-def plan_of(file: Path, overrides: list[str] | None, root: Path) -> Plan:
-    """Read a recipe, or an ablation of one, and list its stages. Raises `UserError` with the file's name."""
+def plan_of(file: Path, overrides: list[str] | None, root: Path, *, read_files: bool = True) -> Plan:
+    """Read a recipe, or an ablation of one, and list its stages; `read_files` is that of `pipeline.build_plan`.
+
+    Raises `UserError` with the file's name.
+    """
     if ablation.is_ablation(file):
-        return ablation.build_plan(file, root, tuple(overrides or ())).as_plan()
+        return ablation.build_plan(file, root, tuple(overrides or ()), read_files=read_files).as_plan()
     loaded = recipe.load(file, tuple(overrides or ()))
     try:
-        return pipeline.build_plan(loaded, root, file.resolve().parent)
+        return pipeline.build_plan(loaded, root, file.resolve().parent, read_files=read_files)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
+
+
+def go_offline(
+    file: Path, overrides: list[str] | None, machine: cluster.Cluster, root: Path, fresh: bool = False
+) -> None:
+    """Refuse to start unless all that is still to do has its files; then let the libraries use nothing but `fetched`.
+
+    Does nothing where the cluster is not offline. `fresh` reads every file again. Raises one `UserError` that names all
+    that is missing or altered, the recipe's own files among it.
+    """
+    if not machine.offline:
+        return
+    stages = plan_of(file, overrides, root, read_files=False).stages
+    own = {source.path for stage in stages for source in stage.inputs.values() if isinstance(source, Asset)}
+    missing = sorted(str(path) for path in own if not path.exists())
+    if not missing:
+        stages = [stage for stage in plan_of(file, overrides, root).stages if not store.done(store.folder(root, stage))]
+    words = [word for override in overrides or () for word in ("--set", override)]
+    command = shlex.join(["rounds", "fetch", str(file), *words, "--to", str(machine.fetched or "FOLDER")])
+    offline.check(
+        needs.of(stages), machine.fetched, root, command, missing_paths=missing, fresh=fresh, watch=console.print
+    )
+    os.environ.update(offline.environment(machine.fetched, root))

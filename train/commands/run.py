@@ -1,6 +1,5 @@
 """`rounds run`: run what is not done yet, here or on a SLURM cluster."""
 
-import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -8,11 +7,10 @@ from typing import Annotated
 import typer
 
 from data_prep.errors import UserError
-from train import ablation, cluster, display, needs, offline, pipeline, recipe, store, tracking
+from train import ablation, cluster, display, store, tracking
 from train.cluster import Cluster
 from train.commands import jobs, options
 from train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
-from train.graph import Asset
 from train.pipeline import Plan
 
 
@@ -51,14 +49,13 @@ def run(
     machine = cluster.load(cluster_file)
     if fetched:
         machine = machine.model_copy(update={"offline": True, "fetched": fetched})
-    if machine.offline:
-        _be_offline(file, overrides, machine.fetched, root, check)
+    options.go_offline(file, overrides, machine, root, check)
     made = plan_of(file, overrides, root)
     if machine.kind == "slurm":
         assert cluster_file
         if not dry_run:
             store.remember_run(root, made.recipe.name, str(file), list(made.stages))
-        jobs.submit(made.stages, root, machine, jobs.wanted(file, made, machine, cluster_file), dry_run)
+        jobs.submit(made.stages, root, machine, jobs.wanted(file, made, root, machine, cluster_file), dry_run)
         look = options.command_line("status", file, overrides, cluster_file, root)
         options.console.print(f"look: {look}", highlight=False, markup=False, soft_wrap=True)
     elif dry_run:
@@ -78,24 +75,3 @@ def _here(file: Path, made: Plan, root: Path, machine: Cluster) -> None:
         with display.Live(options.console, made, root) as live:
             local.run(made.stages, root, machine, settings, live)
     display.summary(options.console, made, root, ran=len(todo), seconds=time.monotonic() - began)
-
-
-def _be_offline(file: Path, overrides: list[str] | None, folder: Path | None, root: Path, fresh: bool) -> None:
-    """Refuse to start unless all that is still to do has its files; then let the libraries use nothing but the folder."""
-    loaded = recipe.load(file, tuple(overrides or ()))
-    plan = pipeline.build_plan(loaded, root, file.resolve().parent, read_files=False)
-    own = {source.path for stage in plan.stages for source in stage.inputs.values() if isinstance(source, Asset)}
-    missing = sorted(str(path) for path in own if not path.exists())
-    stages = plan.stages
-    if not missing:
-        stages = [stage for stage in plan_of(file, overrides, root).stages if not store.done(store.folder(root, stage))]
-    offline.check(
-        needs.of(stages),
-        folder,
-        root,
-        f"rounds fetch {file} --to {folder or 'FOLDER'}",
-        missing_paths=missing,
-        fresh=fresh,
-        watch=options.console.print,
-    )
-    os.environ.update(offline.environment(folder, root))
