@@ -260,7 +260,7 @@ def test_everything_missing_is_named_at_once_before_any_work(copied, recipe, tmp
     assert f"{weights} is gone" in output
     assert f"{cards} has another content than was fetched" in output
     assert "task medqa_4options (for evaluate.base, " in output
-    assert f"rounds fetch {recipe} --to {copied}" in output
+    assert f"rounds fetch {recipe} --set " in output and f" --to {copied}" in output
     assert not list(store.glob("*/stage.json"))
     again = rounds("run", recipe, "--offline", tmp_path / "nowhere", store=store, expect=1)
     assert again.count("not fetched") == 6
