@@ -1,5 +1,6 @@
 """What the command line shows of an ablation: what its variants share before it runs, and what came out after."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from train.graph import Stage
 _MARKS = {"better": ("▲", "green"), "worse": ("▼", "red"), "same policy": ("=", "")}
 
 
-def plan(console: Console, made: AblationPlan, root: Path) -> None:
-    """Print every variant with its stages, and what the whole costs as a share of running each alone. Reads the store."""
+def plan(console: Console, made: AblationPlan, root: Path, gpu_hours: Mapping[str, float | None] | None = None) -> None:
+    """Print every variant with its stages, and what the whole costs as a share of running each alone. Reads the store.
+
+    `gpu_hours` has the forecast of every training stage by name: None where it is not known.
+    """
     users = made.users()
     seconds = {stage.key: (store.done(store.folder(root, stage)) or {}).get("seconds") for stage in made.shared}
     table = Table(
@@ -23,6 +27,9 @@ def plan(console: Console, made: AblationPlan, root: Path) -> None:
     )
     for heading in ("variant", "stages", "shared", "its own", "to do"):
         table.add_column(heading, justify="left" if heading == "variant" else "right", no_wrap=True)
+    hours = {stage.key: gpu_hours.get(stage.name) for stage in made.shared} if gpu_hours else {}
+    if gpu_hours:
+        table.add_column("GPU-hours", justify="right", no_wrap=True)
     table.add_column("about")
     alone: list[Stage] = []
     for name, variant in made.ablation.all().items():
@@ -31,11 +38,18 @@ def plan(console: Console, made: AblationPlan, root: Path) -> None:
         own = sum(len(users[stage.key]) == 1 for stage in stages)
         todo = sum(seconds[stage.key] is None for stage in stages)
         label = f"{name} (baseline)" if name == made.ablation.baseline else name
-        table.add_row(label, str(len(stages)), str(len(stages) - own), str(own), str(todo), variant.about)
+        trained = [f"{sum(hours[stage.key] or 0 for stage in stages):,.1f}"] if gpu_hours else []
+        table.add_row(label, str(len(stages)), str(len(stages) - own), str(own), str(todo), *trained, variant.about)
     console.print(table)
     shared = sum(len(names) > 1 for names in users.values())
     console.print(f"{len(made.shared)} stages in all, {shared} of them shared, and the report; each variant alone: {len(alone)}. "
                   f"Cost: {_share(len(made.shared), len(alone))} in stages.", highlight=False, soft_wrap=True)  # fmt: skip
+    if gpu_hours:
+        all_hours, apart = sum(each or 0 for each in hours.values()), sum(hours[stage.key] or 0 for stage in alone)
+        unknown = [name for name, each in gpu_hours.items() if each is None]
+        left_out = f" (not known, so left out: {', '.join(unknown)})" if unknown else ""
+        console.print(f"Training: {all_hours:,.1f} GPU-hours; each variant alone {apart:,.1f}: {_share(all_hours, apart)}{left_out}.",
+                      highlight=False, soft_wrap=True)  # fmt: skip
     if all(each is not None for each in seconds.values()):
         spent, apart = sum(seconds[s.key] or 0 for s in made.shared), sum(seconds[s.key] or 0 for s in alone)
         console.print(f"Measured: {spent:,.0f} stage-seconds; each variant alone {apart:,.0f}: {_share(spent, apart)}.",

@@ -1,10 +1,22 @@
 """`rounds plan`: every stage of a run, and what is done or to do."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from train import ablation, benchmarks, cluster, display, display_ablation, display_forecast, expected, store, yaml_file
+from train import (
+    ablation,
+    benchmarks,
+    cluster,
+    display,
+    display_ablation,
+    display_forecast,
+    expected,
+    forecast,
+    store,
+    yaml_file,
+)
 from train.commands import options
 from train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, told
 from train.pipeline import Plan
@@ -36,8 +48,7 @@ def plan(
     root = root or store.default_root()
     if ablation.is_ablation(file) and not keys:
         variants = ablation.build_plan(file, root, tuple(overrides or ()))
-        cluster.load(cluster_file)
-        display_ablation.plan(options.console, variants, root)
+        display_ablation.plan(options.console, variants, root, _gpu_hours(variants.as_plan(), cluster_file, root))
         return
     made = plan_of(file, overrides, root)
     machines = cluster.load(cluster_file)
@@ -55,6 +66,14 @@ def plan(
         options.console.print(line, style="yellow" if line.startswith("warning") else "", highlight=False, markup=False)
     if cluster_file is not None:
         display_forecast.plan(options.console, made, machines, root)
+
+
+def _gpu_hours(made: Plan, cluster_file: Path | None, root: Path) -> dict[str, float | None] | None:
+    """Return the GPU-hours of every training stage; None where the cluster file does not say which GPUs it has."""
+    if cluster_file is None:
+        return None
+    found, _, _ = forecast.forecasts(made, cluster.load(cluster_file), root)
+    return {each.stage: each.gpu_hours for each in found} if any(each.gpu_hours is not None for each in found) else None
 
 
 def _shares(rows: dict[str, int]) -> str:
