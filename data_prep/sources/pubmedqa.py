@@ -30,6 +30,7 @@ from data_prep.turns import ask, identity, required, text
 REPOSITORY = "bigbio/pubmed_qa"
 REVISION = "32707c4b9e3a7d8f5c34eae183a1924620839768"
 FOLD = "pubmed_qa_labeled_fold0_source"
+FILES = (f"{FOLD}/*.parquet",)  # of 22 configurations, the largest 233 MB
 LABELED = "qiaojin/PubMedQA"
 LABELED_REVISION = "9001f2853fb87cab8d220904e0de81ac6973b318"
 LABELED_FILES = ("pqa_labeled/*.parquet",)  # not the 211,269 artificial rows beside them
@@ -39,7 +40,8 @@ CHOICES = ("yes", "no", "maybe")
 def rows(use: SourceUse) -> Iterator[Row | RowError]:
     """Yield the rows of the split, in the columns of the copy that is read."""
     if use.split != "labeled":
-        return hub.rows(use, REPOSITORY, revision=REVISION, split=use.split, config=FOLD)
+        patterns = (f"{FOLD}/{use.split}-*.parquet",)
+        return hub.rows(use, REPOSITORY, revision=REVISION, split=use.split, patterns=patterns)
     # A recipe's `revision` is a commit of the other repository.
     use = use.model_copy(update={"revision": None})
     return hub.rows(use, LABELED, revision=LABELED_REVISION, split="train", patterns=LABELED_FILES)
@@ -87,7 +89,7 @@ SOURCE = Source(
     to_record=to_record,
     repository=REPOSITORY,
     revision=REVISION,
-    verified=False,
+    files=FILES,
     companions=(Companion(LABELED, LABELED_REVISION, LABELED_FILES),),
     columns=("question", "context", "final_decision"),
     evaluation_only=("test", "labeled"),
