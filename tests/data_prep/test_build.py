@@ -1,6 +1,7 @@
 """The two stages end to end on small files: what they write, what they count, and what they refuse."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -182,14 +183,21 @@ def test_data_refuses_what_it_cannot_mix(tmp_path: Path) -> None:
         build.data(params("talk", filters=["decontaminate"]), inputs, out, None)
 
 
-def test_real_rows_through_both_stages(tmp_path: Path, shared_data: Path) -> None:
-    def fetch(name: str, path: str, **use: Any) -> Path:
+@pytest.fixture
+def fetch(tmp_path: Path, shared_data: Path) -> Callable[..., Path]:
+    """Run `source` on a real file; returns its folder."""
+
+    def run(name: str, path: str, **use: Any) -> Path:
         out = tmp_path / name
         out.mkdir()
         stage = {"use": use, "source_version": 1, "repository": None, "revision": None}
         build.source(stage, {"path": shared_data / path}, out, None)
         return out
 
+    return run
+
+
+def test_real_rows_through_both_stages(tmp_path: Path, fetch: Callable[..., Path]) -> None:
     inputs = {
         "source.medquad": fetch("medquad", "medquad/medquad_answered.jsonl", **QA),
         "heldout.pubmedqa": fetch("exam", "pubmedqa/pqal_trainval.json", source="pubmedqa", split="labeled"),
@@ -201,15 +209,10 @@ def test_real_rows_through_both_stages(tmp_path: Path, shared_data: Path) -> Non
     assert result["dropped"] == {"exact_dedup": {"duplicate": 9}, "decontaminate": {}}
 
 
-def test_real_vignettes_that_are_told_again_are_counted_by_benchmark(tmp_path: Path, shared_data: Path) -> None:
+def test_real_vignettes_that_are_told_again_are_counted_by_benchmark(
+    tmp_path: Path, fetch: Callable[..., Path]
+) -> None:
     """MEDEC's notes re-tell some of MedQA's vignettes; both together are mixed by share and repeated."""
-
-    def fetch(name: str, path: str, **use: Any) -> Path:
-        out = tmp_path / name
-        out.mkdir()
-        stage = {"use": use, "source_version": 1, "repository": None, "revision": None}
-        build.source(stage, {"path": shared_data / path}, out, None)
-        return out
 
     medec = {**QA, "columns": {"question": "Text", "answer": "Corrected Sentence"}, "max_bad_share": 0.6}
     inputs = {
