@@ -10,7 +10,17 @@ from train import forecast
 from train.cluster import Cluster
 from train.pipeline import Plan
 
-_PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "reference", "communication", "step")
+_PARTS = {
+    "weights": "weights",
+    "grads": "gradients",
+    "optim.": "optimizer",
+    "activ.": "activations",
+    "logits": "logits",
+    "ref.": "reference",
+    "comm.": "communication",
+    "step": "step",
+}
+"""Heading -> part of `train.memory.Memory`."""
 
 
 def plan(console: Console, made: Plan, machines: Cluster, root: Path) -> None:
@@ -19,7 +29,7 @@ def plan(console: Console, made: Plan, machines: Cluster, root: Path) -> None:
     table = Table(title=f"\nMemory of one device in GiB, and time. {model.parameters:,} parameters, counted on the skeleton of "
                   f"{origin}", title_justify="left", box=None, header_style="bold")  # fmt: skip
     for heading in ("stage", "devices", "batch", *_PARTS, "peak", "of", "tokens/s", "hours", "GPU-hours"):
-        table.add_column(heading, justify="left" if heading == "stage" else "right")
+        table.add_column(heading, justify="left" if heading == "stage" else "right", no_wrap=True)
     for each in found:
         if not each.micro_batch:  # refused: there is nothing to say but why
             continue
@@ -28,7 +38,7 @@ def plan(console: Console, made: Plan, machines: Cluster, root: Path) -> None:
             each.stage,
             f"{each.row.world_size}x{each.row.gpu or each.row.device}",
             f"{each.micro_batch}x{each.accumulation}",
-            *(f"{getattr(each.need, part) / forecast.GIB:.1f}" for part in _PARTS),
+            *(f"{getattr(each.need, part) / forecast.GIB:.1f}" for part in _PARTS.values()),
             Text(f"{each.need.peak / forecast.GIB:.1f}", "red" if each.advice else "green"),
             "-" if space is None else f"{space / forecast.GIB:.1f}",
             "-" if each.tokens_per_second is None else f"{each.tokens_per_second:,.0f}",

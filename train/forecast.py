@@ -6,7 +6,7 @@ from itertools import product
 from pathlib import Path
 
 from data_prep.errors import UserError
-from train import cost, expected, memory, shape, sizes, store, yaml_file
+from train import cost, expected, memory, ranks, shape, sizes, store, yaml_file
 from train.cluster import Cluster, Row
 from train.devices import GPUS
 from train.graph import Stage
@@ -40,7 +40,7 @@ class Forecast:
 
 
 def forecasts(plan: Plan, cluster: Cluster, root: Path) -> tuple[list[Forecast], Shape, str]:
-    """Return a forecast for every SFT and DPO stage, with the shape of the model and where that is from.
+    """Return a forecast for every SFT, reference and DPO stage, with the shape of the model and where that is from.
 
     Raises `UserError` where no config of the model is at hand. Where a row's processes do not divide a batch, the advice of
     that stage says so.
@@ -59,6 +59,8 @@ def forecasts(plan: Plan, cluster: Cluster, root: Path) -> tuple[list[Forecast],
                 found.append(
                     Forecast(stage.name, cluster.row(stage.row, stage.name), Memory(), 0, 0, advice=str(error))
                 )
+        elif stage.function == "reference":
+            found.append(_scoring(stage, model, cluster.row(stage.row, stage.name), known.get(stage.name)))
     return found, model, origin
 
 
@@ -77,6 +79,43 @@ def _training(stage: Stage, model: Shape, row: Row, size: expected.Size | None, 
     return Forecast(
         stage.name, row, need, micro, accumulation, hours, rate, _advice(stage.function, training, model, row)
     )
+
+
+def _scoring(stage: Stage, model: Shape, row: Row, size: expected.Size | None) -> Forecast:
+    """Score every pair once, in the arithmetic of training: fp32 weights, or those of a 4-bit adapter."""
+    nodes, processes = ranks.processes(stage.function, row)
+    one = row.model_copy(update={"nodes": nodes, "processes": processes, "deepspeed": None})
+    pairs = stage.inputs["pairs"]
+    assert isinstance(pairs, Stage)
+    longest = pairs.params["max_length"]
+    lora = stage.params.get("lora")
+
+    def need(batch: int) -> Memory:
+        how = Setting(
+            micro_tokens=batch * longest,
+            longest=longest,
+            optimizer="sgd",
+            lora=Lora.model_validate(lora) if lora else None,
+            precision=row.precision,
+            on_gpu=on_gpu(row),
+        )
+        return memory.scoring(model, how)
+
+    hours = rate = None
+    if row.gpu is not None and size is not None:
+        tokens = size.rows * cost.pair_tokens(size.prompt_tokens, size.answer_tokens, row.pair_batching)
+        work = cost.Work((size.prompt_tokens + size.answer_tokens) / 2, forward_only=True)
+        flops = tokens * cost.flops_per_token(model, work)
+        seconds = cost.seconds(flops, GPUS[row.gpu], one.world_size, row.precision)
+        hours, rate = seconds / 3600, tokens / seconds / one.world_size
+    space, advice = room(row), ""
+    if space is not None and need(row.eval_batch_size).peak > space:
+        smaller = next(
+            (n for n in (row.eval_batch_size // 2**k for k in range(1, 12)) if n and need(n).peak <= space), 0
+        )
+        advice = (f"does not fit: try eval_batch_size: {smaller}" if smaller else
+                  "does not fit: one process holds the whole model here; a larger GPU is needed")  # fmt: skip
+    return Forecast(stage.name, one, need(row.eval_batch_size), row.eval_batch_size, 1, hours, rate, advice)
 
 
 def setting(function: str, training: Training, row: Row) -> tuple[Setting, int, int]:

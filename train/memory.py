@@ -14,7 +14,7 @@ Not counted: the CUDA context, NCCL's buffers, what the allocator cannot use. `R
 train/planner.md compares the formulas with measured peaks.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from train.recipe import Lora
@@ -129,13 +129,14 @@ def training(shape: Shape, how: Setting) -> Memory:
     )
 
 
-def scoring(shape: Shape, how: Setting, width: int) -> Memory:
-    """Return what one device holds while a whole model of `width` bytes a weight scores tokens without gradients."""
-    without = replace(how, activation_checkpointing=False)
-    compute = 2 if how.precision == "bf16" else width
-    layer = how.micro_tokens * compute * (2 * shape.intermediate + 4 * shape.hidden)
+def scoring(shape: Shape, how: Setting) -> Memory:
+    """Return what one device holds while a whole model scores tokens without gradients: one layer's tensors at a time."""
+    width = 2 if how.precision == "bf16" else 4
+    layer = how.micro_tokens * (width * (2 * shape.intermediate + 2 * shape.hidden) + 8 * shape.hidden)
+    casts = 2 * shape.linear_parameters if how.autocast else 0
+    added = shape.adapter_parameters(how.lora) if how.lora else 0
     return Memory(
-        weights=width * shape.parameters, activations=layer, logits=_tile(shape, without, backward=False), step=0
+        weights=_weights(shape, how, added), activations=layer + casts, logits=_tile(shape, how, backward=False)
     )
 
 

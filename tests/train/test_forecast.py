@@ -27,14 +27,19 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def on_cluster(root: Path, name: str, cluster_name: str) -> list[forecast.Forecast]:
     file = RECIPES / f"{name}.yaml"
     plan = build_plan(recipe.load(file), root, file.parent)
-    return forecast.forecasts(plan, cluster.load(RECIPES / "clusters" / f"{cluster_name}.yaml"), root)[0]
+    found, _, _ = forecast.forecasts(plan, cluster.load(RECIPES / "clusters" / f"{cluster_name}.yaml"), root)
+    return found
+
+
+def trained(found: list[forecast.Forecast]) -> list[forecast.Forecast]:
+    return [each for each in found if not each.stage.startswith("reference")]
 
 
 def paper(root: Path, name: str, **row: object) -> list[forecast.Forecast]:
     file = RECIPES / f"{name}.yaml"
     settings = {"gpu": "h100-80", "precision": "bf16", "attn_implementation": "flash_attention_2", **row}
     plan = build_plan(recipe.load(file), root, file.parent)
-    return forecast.forecasts(plan, Cluster(train=Row.model_validate(settings)), root)[0]
+    return trained(forecast.forecasts(plan, Cluster(train=Row.model_validate(settings)), root)[0])
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +97,19 @@ def test_a_model_without_a_config_is_one_message(tmp_path: Path):
 def test_each_recipe_fits_the_hardware_and_takes_the_hours_that_its_head_says(
     root: Path, name: str, machines: str, sft_hours: float, dpo_hours: float, gib: float
 ):
-    sft, *dpo = on_cluster(root, name, machines)
+    sft, *dpo = trained(on_cluster(root, name, machines))
     assert not any(each.advice for each in (sft, *dpo))
     assert sft.hours == pytest.approx(sft_hours, rel=0.05)
     assert sum(each.hours or 0 for each in dpo) == pytest.approx(dpo_hours, rel=0.1)
     assert max(each.need.peak for each in (sft, *dpo)) / forecast.GIB == pytest.approx(gib, rel=0.05)
+
+
+def test_a_reference_is_one_model_on_one_device_and_is_told_where_it_does_not_fit(root: Path):
+    found = {each.stage: each for each in on_cluster(root, "med42-v2-8b", "slurm-2x8h100")}
+    one = found["reference.first"]
+    assert one.row.world_size == 1 and one.need.weights == 4 * 8_030_261_248 and not one.advice and one.hours
+    large = {each.stage: each for each in on_cluster(root, "med42-v2-70b", "slurm-8xh100")}
+    assert "does not fit" in large["reference.first"].advice
 
 
 def test_a_batch_that_does_not_divide_is_told_beside_the_stages_that_do(root: Path):
