@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
@@ -173,9 +174,31 @@ def assert_resumed_without_a_trace(cases: list[dict]) -> None:
         assert_same(Path(whole["out"]), Path(cut["out"]), 0, 0)
 
 
+def scored(shelf: Path, row: str) -> dict:
+    """Score the pairs as two ranks, in batches of one pair."""
+    setting = {"device": "cpu", "threads": 1, "processes": 2, "eval_batch_size": 2, **ROWS[row]}
+    inputs = {"policy": str(shelf / "base"), "pairs": str(shelf / "pairs")}
+    return {
+        "function": "reference",
+        "params": {},
+        "inputs": inputs,
+        "row": setting,
+        "out": str(shelf / f"scored {row}"),
+    }
+
+
+def assert_scored_alike(shelf: Path, row: str) -> None:
+    one, two = (pq.read_table(shelf / name / "logps.parquet").to_pydict() for name in ("reference", f"scored {row}"))
+    assert one["id"] == two["id"]
+    for name in ("ref_chosen_logps", "ref_rejected_logps"):
+        assert two[name] == pytest.approx(one[name], abs=1e-4), row
+
+
 def test_two_ranks_train_as_one_process_does_and_resume_without_a_trace(shelf: Path):
     cut = interrupted(shelf, [("sft", "zero3", None), ("dpo", "zero2", None)])
-    start([*sharded(shelf, QUICK), *cut], shelf)
+    start([*(scored(shelf, row) for row in ("ddp", "zero3")), *sharded(shelf, QUICK), *cut], shelf)
+    for row in ("ddp", "zero3"):
+        assert_scored_alike(shelf, row)
     assert_as_one_process(shelf, QUICK)
     assert_resumed_without_a_trace(cut)
 
