@@ -12,14 +12,22 @@ Example row, of our own:
 many public projects pin, with columns and counts as a stored copy of the hub's commit page shows them.
 """
 
+from collections.abc import Iterator
+
 from data_prep import hub
 from data_prep.records import Conversation
 from data_prep.schema import SourceUse
-from data_prep.sources import Row, Source
+from data_prep.sources import Row, RowError, Source
 from data_prep.turns import identity, messages, required
 
 REPOSITORY = "HuggingFaceH4/ultrachat_200k"
 REVISION = "8049631c405ae6576f93f445c6b8166f76f5505a"
+FILES = {split: (f"data/{split}-*",) for split in ("train_sft", "test_sft")}
+
+
+def rows(use: SourceUse) -> Iterator[Row | RowError]:
+    """Yield the rows of the split, of whose files alone the repository's are fetched."""
+    return hub.rows(use, REPOSITORY, revision=REVISION, split=use.split, patterns=FILES[use.split])
 
 
 def to_record(row: Row, index: int, use: SourceUse) -> Conversation:
@@ -33,11 +41,11 @@ SOURCE = Source(
     description="general dialogues between two chat models, as the Zephyr recipe uses them",
     licence="mit",
     splits={"train_sft": "conversation", "test_sft": "conversation"},
-    rows=hub.reader(REPOSITORY, REVISION),
+    rows=rows,
     to_record=to_record,
     repository=REPOSITORY,
     revision=REVISION,
-    files=("data/train_sft-*", "data/test_sft-*"),
+    files=tuple(pattern for patterns in FILES.values() for pattern in patterns),
     columns=("prompt_id", "messages"),
     evaluation_only=("test_sft",),
     sizes={"train_sft": 207_865, "test_sft": 23_110},

@@ -4,10 +4,12 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,10 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from fake_hub import FakeHub
+from rich.console import Console
 
 from data_prep import sources
 from data_prep.errors import UserError
-from train import cluster, fetching
+from train import cluster, display, fetching, offline
+from train.needs import Need
 
 MODEL, COMMIT = "made/tiny-llama", "a" * 40
 CLUSTER = Path(__file__).parent / "mini_cluster.yaml"
@@ -332,6 +336,45 @@ def test_too_little_room_is_told_before_anything_is_fetched(model, recipe, tmp_p
         assert "949949.0 GiB are to be fetched" in output
 
 
+def test_a_source_of_few_files_opens_without_the_others(tmp_path) -> None:
+    """What is fetched of a large repository, and of a further one that a source reads, is what the source asks for."""
+    said = [("What is a stye?", "A lump."), ("And a boil?", "A lump, too.")]
+    chats = [{"prompt_id": f"c{number}", "prompt": asked, "messages": [{"role": "user", "content": asked},
+              {"role": "assistant", "content": answer}]} for number, (asked, answer) in enumerate(said)]  # fmt: skip
+    orca = [
+        {"conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]}
+        for asked, answer in said
+    ]
+    tags = [{"id": f"cot.{number}", "system_prompt": "", "question": asked} for number, (asked, _) in enumerate(said)]
+    content = {
+        "ultrachat": {"data/train_sft-00000-of-00001.parquet": parquet(chats)},
+        "slim_orca": {"oo-labeled_correct.gpt4.sharegpt.jsonl": "\n".join(map(json.dumps, orca)).encode()},
+    }
+    recipe = {
+        "name": "few",
+        "base": {"kind": "tiny"},
+        "sources": {
+            "chat": {"source": "ultrachat", "split": "train_sft"},
+            "orca": {"source": "slim_orca", "split": "cot"},
+        },
+        "filters": [],
+        "sft": {"data": ["chat", "orca"], "max_length": 64, "global_batch_size": 1, "learning_rate": 1e-3},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with FakeHub() as hub:
+        for name, files in content.items():
+            source = sources.load(name)
+            hub.add("datasets", str(source.repository), str(source.revision), {**files, "data/gen-0.parquet": b"huge"})
+            for other in source.companions:
+                hub.add(
+                    "datasets", other.repository, other.revision, {other.files[0]: parquet(tags), "3M.parquet": b"huge"}
+                )
+        output = rounds("fetch", tmp_path / "recipe.yaml", "--to", tmp_path / "home", store=tmp_path / "store", hub=hub)
+    assert "ok       source.chat: 2 of the first 2 rows become records" in output
+    assert "ok       source.orca: 2 of the first 2 rows become records" in output
+    assert not [request for request in hub.requests if "gen-0" in request or "3M" in request]
+
+
 def test_a_hub_out_of_reach_is_told_at_once(recipe, tmp_path) -> None:
     unreachable = FakeHub()
     with unreachable:
@@ -353,6 +396,29 @@ def test_the_datasets_of_a_task_are_found_through_groups_and_tags() -> None:
     }
     assert fetching._datasets_of("group", index) == {"org/one", "org/two"}
     assert fetching._datasets_of("one", index) == {"org/one"}
+
+
+def test_an_asset_serves_the_needs_that_it_includes() -> None:
+    need = Need("dataset", "org/set", "c" * 40, ("a/*",), ("source.a",))
+    asset = {"kind": "dataset", "name": "org/set", "revision": "c" * 40}
+    assert offline.find([{**asset, "patterns": ["a/*", "b/*"]}], need)
+    assert offline.find([{**asset, "patterns": []}], need)
+    assert not offline.find([{**asset, "patterns": ["b/*"]}], need)
+    assert not offline.find([{**asset, "patterns": ["a/*"]}], replace(need, patterns=()))
+    assert not offline.find([{**asset, "revision": "d" * 40, "patterns": []}], need)
+
+
+def test_the_table_of_sources_tells_rows_commit_and_doubt() -> None:
+    shown = rounds_table()
+    assert re.search(r"snorkel +train_iteration_1 19,766 +pair +apache-2.0 +snorkelai/Snorkel\S+ +1fb8cdacb5", shown)
+    assert re.search(r"ImperialCollegeLondon/health_fact \?", shown)
+    assert "validation* 4,183" in shown
+
+
+def rounds_table() -> str:
+    console = Console(width=200, file=io.StringIO())
+    console.print(display.sources_table())
+    return console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_a_recipe_that_needs_nothing_says_so(tmp_path) -> None:
