@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from data_prep.errors import UserError
 from train import offline, tracking
 from train.cluster import Cluster
 from train.commands import options
@@ -50,6 +51,11 @@ def submit(
         options.console.print(
             f"nothing was submitted; the scripts are in {root}/*/slurm/job.sh ({asked})", soft_wrap=True
         )
+    refusals = dict.fromkeys(entry.refused for entry in entries if entry.refused)
+    if refusals:
+        raise UserError(
+            f"SLURM would refuse {sum(bool(e.refused) for e in entries)} of these jobs: {'; '.join(map(str, refusals))}"
+        )
 
 
 def jobs_table(title: str, entries: list[slurm.Entry]) -> Table:
@@ -60,7 +66,7 @@ def jobs_table(title: str, entries: list[slurm.Entry]) -> Table:
         table.add_column(heading, overflow="fold")
     for entry in entries:
         asks = entry.row.slurm
-        state = Text(f"refused: {entry.refused}", "red") if entry.refused else Text(words[entry.what])
+        state = Text("refused", "red") if entry.refused else Text(words[entry.what])
         needs = [] if entry.what == "done" else [
             asks.partition or "", f"{entry.nodes} x {asks.gpus}", asks.time, f"{entry.gpu_hours:,.0f}" if asks.gpus else "",
         ]  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from data_prep.errors import UserError
-from train import ablation, cluster, display, store, tracking
+from train import ablation, cluster, display, display_forecast, store, tracking
 from train.cluster import Cluster
 from train.commands import jobs, options
 from train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
@@ -55,13 +55,23 @@ def run(
         assert cluster_file
         if not dry_run:
             store.remember_run(root, made.recipe.name, str(file), list(made.stages))
+        if dry_run:
+            _forecast(made, machine, root)
         jobs.submit(made.stages, root, machine, jobs.wanted(file, made, root, machine, cluster_file), dry_run)
-        look = options.command_line("status", file, overrides, cluster_file, root)
-        options.console.print(f"look: {look}", highlight=False, markup=False, soft_wrap=True)
+        if not dry_run:
+            look = options.command_line("status", file, overrides, cluster_file, root)
+            options.console.print(f"look: {look}", highlight=False, markup=False, soft_wrap=True)
     elif dry_run:
         options.console.print(display.plan_table(made, root))
     else:
         _here(file, made, root, machine)
+
+
+def _forecast(made: Plan, machine: Cluster, root: Path) -> None:
+    try:
+        display_forecast.plan(options.console, made, machine, root)
+    except UserError as error:  # nothing of the model is here yet, which a run would fetch
+        options.console.print(f"no forecast of memory and hours: {error}", style="yellow", markup=False, soft_wrap=True)
 
 
 def _here(file: Path, made: Plan, root: Path, machine: Cluster) -> None:
