@@ -203,7 +203,8 @@ def _interval(axes: Axes, place: int, each: Interval, higher_is_better: bool, li
     colour = {1: _FIRST, -1: _SECOND}.get(each.sign, _INK)
     if limit and abs(each.value) > limit:
         side = math.copysign(1, each.value)
-        axes.annotate(f"{each.value:+.3g} →" if side > 0 else f"← {each.value:+.3g}", (side * limit, place), color=colour, fontsize=8,
+        value = f"{each.value:+.3g}".replace("-", "−")  # as the axis writes it
+        axes.annotate(f"{value} →" if side > 0 else f"← {value}", (side * limit, place), color=colour, fontsize=8,
                       ha="right" if side > 0 else "left", va="center", zorder=3)  # fmt: skip
         return
     pointing = each.sign * (1 if higher_is_better else -1)
