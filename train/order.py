@@ -23,6 +23,7 @@ class GlobalBatches(Sampler[int]):
     def __init__(self, rows: int, global_batch_size: int, seed: int, arrange: Arrange | None = None) -> None:
         self.rows, self.global_batch_size, self.seed, self.arrange = rows, global_batch_size, seed, arrange
         self.epoch = 0
+        self._known: tuple[int, list[int]] = -1, []
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, from 0, whose order comes next."""
@@ -32,12 +33,23 @@ class GlobalBatches(Sampler[int]):
         return steps_per_epoch(self.rows, self.global_batch_size) * self.global_batch_size
 
     def __iter__(self) -> Iterator[int]:
-        order = torch.randperm(self.rows, generator=_generator(self.seed, self.epoch)).tolist()
-        times = math.ceil(len(self) / self.rows)  # a set smaller than one batch goes round more than once
-        whole = (order * times)[: len(self)]
+        whole = self._whole(self.epoch)
         for start in range(0, len(whole), self.global_batch_size):
             batch = whole[start : start + self.global_batch_size]
             yield from self.arrange(batch) if self.arrange else batch
+
+    def batch(self, step: int) -> list[int]:
+        """Return the rows of an optimizer step, counted from 0 over all epochs, as they come before `arrange`."""
+        epoch, place = divmod(step, steps_per_epoch(self.rows, self.global_batch_size))
+        if self._known[0] != epoch:
+            self._known = epoch, self._whole(epoch)
+        start = place * self.global_batch_size
+        return self._known[1][start : start + self.global_batch_size]
+
+    def _whole(self, epoch: int) -> list[int]:
+        order = torch.randperm(self.rows, generator=_generator(self.seed, epoch)).tolist()
+        times = math.ceil(len(self) / self.rows)  # a set smaller than one batch goes round more than once
+        return (order * times)[: len(self)]
 
 
 def steps_per_epoch(rows: int, global_batch_size: int) -> int:

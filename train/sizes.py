@@ -1,7 +1,24 @@
 """How a recipe's global batch is divided over the ranks of a cluster row. No torch: planning refuses what does not divide."""
 
+from collections.abc import Iterable
+
 from data_prep.errors import UserError
-from train.cluster import Row
+from train import ranks
+from train.cluster import Cluster, Row
+from train.graph import Stage
+
+
+def check(stages: Iterable[Stage], cluster: Cluster) -> None:
+    """Refuse a cluster file whose ranks do not divide the batch of a training stage. Raises `UserError`, a line for each."""
+    wrong = []
+    for stage in stages:
+        if stage.function in ranks.TOGETHER:
+            try:
+                micro_batches(stage.params["training"]["global_batch_size"], cluster.row(stage.row, stage.name))
+            except UserError as error:
+                wrong.append(f"{stage.name}: {error}")
+    if wrong:
+        raise UserError("\n".join(wrong))
 
 
 def micro_batches(global_batch_size: int, row: Row) -> tuple[int, int]:

@@ -13,10 +13,12 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import psutil
 import torch
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import set_seed
@@ -101,6 +103,10 @@ class StageTrainer(Trainer):
     """How the rows of a global batch are put together into micro-batches; None leaves them as they come."""
     order: GlobalBatches
     """The rows of each step; made when training begins."""
+    row_sizes: Mapping[str, Sequence[int]] = MappingProxyType({})
+    """Numbers of each row that are logged as their mean over a step's rows, such as the length of an answer; `tokens`, of which
+    there must be one, is logged per second instead."""
+    _logged_at: float
 
     def _get_train_sampler(self, train_dataset: Any = None) -> GlobalBatches:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -109,6 +115,19 @@ class StageTrainer(Trainer):
         assert dataset is not None and args.data_seed is not None
         self.order = GlobalBatches(len(dataset), batch, args.data_seed, self.arrange)  # type: ignore[arg-type]
         return self.order
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log a step with more numbers: they follow from its rows, so no rank need be asked."""
+        if "loss" in logs:
+            logs |= self._more_numbers()
+        super().log(logs, start_time)
+
+    def _more_numbers(self) -> dict[str, float]:
+        rows, now = self.order.batch(self.state.global_step - 1), time.monotonic()
+        means = {name: sum(sizes[i] for i in rows) / len(rows) for name, sizes in self.row_sizes.items()}
+        per_second = means.pop("tokens") * len(rows) / (now - self._logged_at)
+        self._logged_at = now
+        return {"tokens_per_second": round(per_second, 1), "memory_gib": round(_memory_gib(), 3), **means}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the policy; in a checkpoint of DeepSpeed, which has its own shards, not the gathered weights besides.
@@ -124,6 +143,13 @@ class StageTrainer(Trainer):
         if state_dict:
             state_dict = {name: value for name, value in state_dict.items() if name not in tied}
         super()._save(output_dir, state_dict)
+
+
+def _memory_gib() -> float:
+    """Return the most that this rank has held on its GPU, or what its process holds now where there is none."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return psutil.Process().memory_info().rss / 2**30
 
 
 def run(trainer: StageTrainer, out: Path, start: Path, training: Training, row: Row) -> dict[str, Any]:
@@ -214,6 +240,7 @@ class Watcher(TrainerCallback):
         self.above = 0
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer._logged_at = time.monotonic()
         self._tell(state)
 
     def on_epoch_begin(self, args, state, control, **kwargs):

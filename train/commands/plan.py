@@ -14,6 +14,7 @@ from train import (
     display_forecast,
     expected,
     forecast,
+    sizes,
     store,
     yaml_file,
 )
@@ -52,6 +53,7 @@ def plan(
         return
     made = plan_of(file, overrides, root)
     machines = cluster.load(cluster_file)
+    sizes.check(made.stages, machines)
     if keys:
         for stage in made.stages:
             print(stage.name, stage.key)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from data_prep.errors import UserError
-from train import ablation, cluster, display, display_forecast, store, tracking
+from train import ablation, cluster, display, display_forecast, sizes, store, tracking
 from train.cluster import Cluster
 from train.commands import jobs, options
 from train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
@@ -51,6 +51,7 @@ def run(
         machine = machine.model_copy(update={"offline": True, "fetched": fetched})
     options.go_offline(file, overrides, machine, root, check)
     made = plan_of(file, overrides, root)
+    sizes.check(made.stages, machine)
     if machine.kind == "slurm":
         assert cluster_file
         if not dry_run:

@@ -2,12 +2,14 @@
 
 import re
 import shutil
+import time
 from pathlib import Path
 
 from train import store
 
 _FULL_BYTES = 1 << 20
-_ENDED = re.compile(r"failed \(exitcode: (-\d+)\) local_rank: (\d+) \(pid: (\d+)\)")
+_ENDED = re.compile(r"host\s+: (\S+)\s+rank\s+: (\d+) .*\s+exitcode\s+: -(\d+) \(pid: (\d+)\)")
+"""As torchrun sums up a rank that was ended by a signal; 15 is how it ends the others itself."""
 _PORT_TAKEN = "EADDRINUSE"
 
 
@@ -17,15 +19,16 @@ def why(name: str, folder: Path, exit_code: int | None, torchrun_output: str = "
     A rank that is killed writes nothing, and the others only that they lost contact: then the agent knows the cause.
     """
     failure = store.read_json(folder / "failed.json")
-    killed = _ENDED.search(torchrun_output)
+    killed = next((found.groups() for found in _ENDED.finditer(torchrun_output) if found[3] != "15"), None)
     if killed and (failure is None or failure.get("lost_contact")):
-        signal, local_rank, pid = (abs(int(part)) for part in killed.groups())
-        logs = folder / "logs"
-        return (
-            f"{name} did not finish: the rank with local rank {local_rank} (process {pid}) was ended by signal {signal}"
-            f"{_KILLED if signal == 9 else ''}. Logs: {folder / 'log.txt'} (rank 0), {logs}. "
-            "The same command goes on from the last checkpoint."
+        host, rank, signal, pid = killed
+        log = folder / (f"logs/rank-{rank}.txt" if rank != "0" else "log.txt")
+        message = (
+            f"rank {rank} on {host} (process {pid}) was ended by signal {signal}{_KILLED if signal == '9' else ''}. Its log: {log}. "
+            "The same command goes on from the last checkpoint"
         )
+        store.write_json(folder / "failed.json", {"message": message, "user_error": True, "time": time.time()})
+        return f"{name}: {message}."
     if failure is None:
         if _PORT_TAKEN in torchrun_output:
             return (

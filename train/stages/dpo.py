@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset
 from peft import PeftModel
@@ -92,6 +93,19 @@ class StoredReferenceTrainer(training.StageTrainer, DPOTrainer):
             costs = packed_pairs.costs(rows.data.table, self.pair_batching)
             self.arrange = packed_pairs.arrangement(costs, self.pair_batching, self.args.per_device_train_batch_size)
 
+        self.row_sizes = _sizes(self.train_dataset)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log a step with the mean of log(policy / reference) over its chosen and rejected answers, in nats.
+
+        Over answers that the policy had drawn itself it would estimate the KL divergence from the reference; over these it only
+        tells how far the policy has moved on them.
+        """
+        rewards = [self._metrics["train"].get(f"rewards/{side}") for side in ("chosen", "rejected")]
+        if "loss" in logs and all(rewards):
+            logs["log_ratio"] = sum(sum(values) / len(values) for values in rewards if values) / 2 / self.beta
+        super().log(logs, start_time)
+
     def _prepare_dataset(self, dataset, *args, **kwargs):
         return dataset
 
@@ -128,6 +142,15 @@ class StoredReferenceTrainer(training.StageTrainer, DPOTrainer):
                 f"{rewards['rejected']:.4f} (rejected): the stored log-probabilities are not this policy's. Remove the "
                 "round's reference stage folder and run again; if it stays, this is a bug to report"
             )
+
+
+def _sizes(pairs: Any) -> dict[str, list[int]]:
+    """Return the lengths of each pair's answers, and the tokens of both its sides."""
+    prompt, chosen, rejected = (
+        pc.call_function("list_value_length", [pairs.data.table[name]]).to_pylist() for name in _COLUMNS
+    )
+    tokens = [2 * p + c + r for p, c, r in zip(prompt, chosen, rejected, strict=True)]
+    return {"tokens": tokens, "tokens/chosen": chosen, "tokens/rejected": rejected}
 
 
 def _check_precision(reference: Path, machine: Row) -> None:

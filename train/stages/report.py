@@ -29,8 +29,15 @@ _CURVES = {
     "rewards/accuracies": "reward accuracy",
     "logps/chosen": "log-probability of chosen answers",
     "logps/rejected": "log-probability of rejected answers",
+    "log_ratio": "mean log(policy / reference) of both answers",
+    "tokens/chosen": "length of chosen answers, tokens",
+    "tokens/rejected": "length of rejected answers, tokens",
+    "grad_norm": "gradient norm",
+    "tokens_per_second": "tokens per second",
+    "memory_gib": "memory of rank 0, GiB",
 }
-"""TRL's keys of what is drawn for the DPO rounds."""
+"""Keys of what is drawn for the DPO rounds: TRL's, and ours."""
+_SFT_CURVES = ("loss", "grad_norm", "answer_tokens", "tokens_per_second", "memory_gib")
 
 
 class Params(Section):
@@ -157,14 +164,18 @@ def _score_figure(metric: str, steps: Sequence[Step]) -> Markup:
 
 def _curve_figures(steps: Sequence[Step]) -> list[tuple[str, Markup]]:
     found: list[tuple[str, Markup]] = []
-    sft = [figures.Curve(step.name, _logged(step, "loss")) for step in steps if step.name == "sft"]
-    if sft and sft[0].values:
-        found.append(("SFT loss", Markup(figures.curves("SFT loss", sft, named=False))))
+    for key in _SFT_CURVES:
+        name = f"SFT {_CURVES.get(key, key.replace('_', ' '))}"
+        sft = [figures.Curve(step.name, _logged(step, key)) for step in steps if step.name == "sft"]
+        if sft and sft[0].values:
+            found.append((name, Markup(figures.curves(name, sft, named=False))))
     rounds = [step for step in steps if step.stage.function == "dpo"]
     for key, name in _CURVES.items():
         curves = [figures.Curve(step.name, values) for step in rounds if (values := _logged(step, key))]
         if curves:
-            found.append((f"DPO {name}", Markup(figures.curves(f"DPO {name}", curves, second=key == "logps/rejected"))))
+            found.append(
+                (f"DPO {name}", Markup(figures.curves(f"DPO {name}", curves, second=key.endswith("/rejected"))))
+            )
     return found
 
 

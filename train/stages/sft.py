@@ -7,6 +7,7 @@ The loss is the mean over answer tokens of the whole global batch, whatever the 
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
@@ -53,6 +54,15 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
 
 class PackedTrainer(training.StageTrainer, SFTTrainer):
     """SFTTrainer on rows that are packed already."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        rows: Any = self.train_dataset
+        table = rows.data.table
+        self.row_sizes = {
+            "tokens": pc.call_function("list_value_length", [table["input_ids"]]).to_pylist(),
+            "answer_tokens": [len(labels) - labels.count(-100) for labels in table["labels"].to_pylist()],
+        }
 
 
 class PackedRows:
