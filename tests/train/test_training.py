@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from data_prep.errors import UserError
 from data_prep.records import Conversation, Pair
-from train import policy, training
+from train import policy, ranks, training
 from train.cluster import Row
 from train.recipe import Training
 
@@ -182,3 +182,63 @@ def test_a_lora_stage_writes_an_adapter_and_leaves_the_start_alone(run_stage: Ru
     assert 0 < counts["trainable_parameters"] < counts["parameters"]
     config = json.loads((out / "adapter" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (4, 8, 0.2)
+
+
+def test_a_loss_above_the_bound_for_too_long_stops_and_keeps_the_last_good_checkpoint(
+    run_stage: Run, shelf: Path, rows: Path
+):
+    asked = knobs(
+        learning_rate=3.0,
+        optim="sgd",
+        num_train_epochs=3.0,
+        stop_on_loss_above=6.2,
+        stop_after_steps=3,
+        max_grad_norm=1e9,
+    )
+    with pytest.raises(
+        UserError, match=r"above stop_on_loss_above = 6.2 for 3 steps.*last good checkpoint is .*checkpoint-"
+    ):
+        run_stage(
+            "sft",
+            "sft",
+            {"training": asked, "seed": 5},
+            {"policy": shelf / "base", "rows": rows},
+            machine(save_steps=1),
+        )
+    last = training.last_checkpoint(shelf / "sft" / "checkpoints")
+    assert last is not None
+    history = json.loads((last / "trainer_state.json").read_text())["log_history"]
+    assert history[-1]["loss"] <= 6.2
+
+
+def test_the_file_stop_ends_a_stage_with_a_checkpoint_and_it_goes_on_from_there(
+    run_stage: Run, shelf: Path, rows: Path
+):
+    inputs, params = {"policy": shelf / "base", "rows": rows}, {"training": knobs(), "seed": 5}
+    straight, _ = run_stage("sft", "straight", params, inputs, machine())
+    (shelf / "sft").mkdir()
+    (shelf / "sft" / "stop").touch()
+    with pytest.raises(ranks.Stopped, match="stopped at step 1"):
+        run_stage("sft", "sft", params, inputs, machine())
+    (shelf / "sft" / "stop").unlink()
+    out, counts = run_stage("sft", "sft", params, inputs, machine())
+    assert counts["resumed_from"] == "checkpoint-1"
+    assert weights(out, "model") == weights(straight, "model") and curve(out) == curve(straight)
+
+
+def test_every_step_says_its_tokens_memory_and_lengths(
+    run_stage: Run, shelf: Path, rows: Path, scored: dict[str, Path]
+):
+    out, _ = run_stage(
+        "sft", "sft", {"training": knobs(), "seed": 5}, {"policy": shelf / "base", "rows": rows}, machine()
+    )
+    params = {"training": knobs(learning_rate=1e-3), "dpo": DPO, "reference_is_start": True, "seed": 5}
+    round_, _ = run_stage("dpo", "dpo", params, scored, machine())
+    wanted = {out: {"answer_tokens"}, round_: {"log_ratio", "tokens/chosen", "tokens/rejected"}}
+    for folder, own in wanted.items():
+        for line in (folder / "metrics.jsonl").read_text().splitlines():
+            step = json.loads(line)
+            assert {"grad_norm", "tokens_per_second", "memory_gib", *own} <= step.keys()
+            assert step["tokens_per_second"] > 0 and step["memory_gib"] > 0
+            if "log_ratio" in own:
+                assert step["log_ratio"] == pytest.approx((step["rewards/chosen"] + step["rewards/rejected"]) / 2 / 0.1)
