@@ -18,8 +18,9 @@ import pytest
 from safetensors.torch import load_file
 
 from data_prep import records
+from data_prep.errors import UserError
 from data_prep.records import Conversation, Pair
-from train import worker
+from train import training, worker
 from train.cluster import Row
 from train.recipe import Training
 
@@ -201,6 +202,34 @@ def test_two_ranks_train_as_one_process_does_and_resume_without_a_trace(shelf: P
         assert_scored_alike(shelf, row)
     assert_as_one_process(shelf, QUICK)
     assert_resumed_without_a_trace(cut)
+
+
+@pytest.mark.slow
+def test_zero_2_goes_on_with_another_number_of_ranks(shelf: Path):
+    """Through DeepSpeed's universal checkpoint; the curve is that of two ranks throughout."""
+    setting = {"processes": 2, "micro_batch_size": 1, "save_steps": 2, **ROWS["zero2"]}
+    two = case(shelf, "sft", "by two", setting, epochs=2)
+    one = {**case(shelf, "sft", "by two then one", {**setting, "processes": 1}, epochs=2), "of": two["out"], "cut_to": 8}
+    start([two], shelf)
+    start([one], shelf, processes=1)
+    assert_same(Path(two["out"]), Path(one["out"]))
+
+
+@pytest.mark.parametrize(
+    ("wrote", "here", "says"),
+    [
+        ({"world_size": 8, "deepspeed": True, "zero_stage": 3}, {"processes": 4, "deepspeed": ZERO[3]},
+         "8 processes with DeepSpeed ZeRO-3, and this cluster file says 4 processes with DeepSpeed ZeRO-3"),
+        ({"world_size": 8, "deepspeed": True, "zero_stage": 2}, {"processes": 8, "deepspeed": ZERO[3]}, "DeepSpeed ZeRO-2, and"),
+        ({"world_size": 8, "deepspeed": True, "zero_stage": 2}, {"processes": 8}, "says 8 processes with no DeepSpeed"),
+    ],
+)  # fmt: skip
+def test_shards_that_other_ranks_cannot_read_exactly_are_refused(tmp_path: Path, wrote: dict, here: dict, says: str):
+    checkpoint = tmp_path / "checkpoints" / "checkpoint-4"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / training.COMPLETE).write_text(json.dumps({"step": 4, **wrote}))
+    with pytest.raises(UserError, match=says):
+        training._fit_shards(None, checkpoint, Row.model_validate(here))  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
