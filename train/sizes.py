@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 from data_prep.errors import UserError
-from train import ranks
 from train.cluster import Cluster, Row
 from train.graph import Stage
 
@@ -12,7 +11,7 @@ def check(stages: Iterable[Stage], cluster: Cluster) -> None:
     """Refuse a cluster file whose ranks do not divide the batch of a training stage. Raises `UserError`, a line for each."""
     wrong = []
     for stage in stages:
-        if stage.function in ranks.TOGETHER:
+        if "training" in stage.params:
             try:
                 micro_batches(stage.params["training"]["global_batch_size"], cluster.row(stage.row, stage.name))
             except UserError as error:

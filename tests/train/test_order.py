@@ -19,7 +19,9 @@ def through_accelerate(order: GlobalBatches, micro: int, ranks: int) -> list[set
     accumulation = order.global_batch_size // micro // ranks
     found = []
     for start in range(0, len(shards[0]), accumulation):
-        found.append(sorted(row for shard in shards for batch in shard[start : start + accumulation] for row in batch))
+        found.append(
+            sorted(row for shard in shards for batch in shard[start : start + accumulation] for row in batch or [])
+        )
     return found
 
 

@@ -209,7 +209,11 @@ def test_zero_2_goes_on_with_another_number_of_ranks(shelf: Path):
     """Through DeepSpeed's universal checkpoint; the curve is that of two ranks throughout."""
     setting = {"processes": 2, "micro_batch_size": 1, "save_steps": 2, **ROWS["zero2"]}
     two = case(shelf, "sft", "by two", setting, epochs=2)
-    one = {**case(shelf, "sft", "by two then one", {**setting, "processes": 1}, epochs=2), "of": two["out"], "cut_to": 8}
+    one = {
+        **case(shelf, "sft", "by two then one", {**setting, "processes": 1}, epochs=2),
+        "of": two["out"],
+        "cut_to": 8,
+    }
     start([two], shelf)
     start([one], shelf, processes=1)
     assert_same(Path(two["out"]), Path(one["out"]))
