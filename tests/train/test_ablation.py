@@ -203,7 +203,7 @@ def test_an_ablation_runs_shares_survives_a_failing_variant_and_reports(tmp_path
     pair = {"prompt": "What is it?", "chosen": "It is this.", "rejected": "It is that."}
     rows.write_text(json.dumps({"prompt": "What is it?"}) + "\n")
     broken = {"extends": str(MINI), "variants": {"own-rows": {"set": {
-        "sources.own": {"source": "file", "path": str(rows), "format": "preference"}, "rounds.second.data": ["own"]}}}}  # fmt: skip
+        "sources.own": {"source": "file", "path": str(rows), "format": "preference", "licence": "ours", "phi": "off"}, "rounds.second.data": ["own"]}}}}  # fmt: skip
     file = tmp_path / "ablation.yaml"
     file.write_text(yaml.safe_dump(broken))
     cluster = Path(__file__).parent / "mini_cluster.yaml"
