@@ -21,7 +21,7 @@ def plan(console: Console, made: AblationPlan, root: Path, gpu_hours: Mapping[st
     `gpu_hours` has the forecast of every training stage by name: None where it is not known.
     """
     users = made.users()
-    seconds = {stage.key: (store.done(store.folder(root, stage)) or {}).get("seconds") for stage in made.shared}
+    records = {stage.key: store.done(store.folder(root, stage)) for stage in made.shared}
     table = Table(
         title=f"{made.name}: {len(made.ablation.all())} variants", title_justify="left", box=None, header_style="bold"
     )
@@ -36,7 +36,7 @@ def plan(console: Console, made: AblationPlan, root: Path, gpu_hours: Mapping[st
         stages = made.stages_of(name)
         alone += stages
         own = sum(len(users[stage.key]) == 1 for stage in stages)
-        todo = sum(seconds[stage.key] is None for stage in stages)
+        todo = sum(records[stage.key] is None for stage in stages)
         label = f"{name} (baseline)" if name == made.ablation.baseline else name
         trained = [f"{sum(hours[stage.key] or 0 for stage in stages):,.1f}"] if gpu_hours else []
         table.add_row(label, str(len(stages)), str(len(stages) - own), str(own), str(todo), *trained, variant.about)
@@ -50,10 +50,12 @@ def plan(console: Console, made: AblationPlan, root: Path, gpu_hours: Mapping[st
         left_out = f" (not known, so left out: {', '.join(unknown)})" if unknown else ""
         console.print(f"Training: {all_hours:,.1f} GPU-hours; each variant alone {apart:,.1f}: {_share(all_hours, apart)}{left_out}.",
                       highlight=False, soft_wrap=True)  # fmt: skip
-    if all(each is not None for each in seconds.values()):
-        spent, apart = sum(seconds[s.key] or 0 for s in made.shared), sum(seconds[s.key] or 0 for s in alone)
-        console.print(f"Measured: {spent:,.0f} stage-seconds; each variant alone {apart:,.0f}: {_share(spent, apart)}.",
-                      highlight=False, soft_wrap=True)  # fmt: skip
+    for field, unit in (("seconds", "stage-seconds"), ("cpu_seconds", "seconds of processor time")):
+        taken = {key: (record or {}).get(field) for key, record in records.items()}
+        if all(each is not None for each in taken.values()):
+            spent, apart = sum(taken[s.key] or 0 for s in made.shared), sum(taken[s.key] or 0 for s in alone)
+            console.print(f"Measured: {spent:,.0f} {unit}; each variant alone {apart:,.0f}: {_share(spent, apart)}.",
+                          highlight=False, soft_wrap=True)  # fmt: skip
 
 
 def summary(console: Console, made: AblationPlan, root: Path, seconds: float) -> None:

@@ -9,6 +9,7 @@ import importlib
 import json
 import logging
 import os
+import resource
 import shutil
 import sys
 import threading
@@ -75,7 +76,7 @@ def _claimed(job: Job, others: ranks.Others | None) -> dict[str, Any]:
         (job.folder / name).unlink(missing_ok=True)
     spec = store.spec(job.folder)
     inputs = store.inputs(job.folder)
-    started = time.time()
+    started, worked = time.time(), _processor_seconds()
     try:
         record = _skip(spec, inputs)
         if others:
@@ -92,7 +93,14 @@ def _claimed(job: Job, others: ranks.Others | None) -> dict[str, Any]:
     except Exception as error:  # not an interruption: that is no failure, and the next run goes on
         _record_failure(job, error)
         raise
-    return {"status": "done", **record, "seconds": round(time.time() - started, 3)}
+    seconds = {"seconds": round(time.time() - started, 3), "cpu_seconds": round(_processor_seconds() - worked, 3)}
+    return {"status": "done", **record, **seconds}
+
+
+def _processor_seconds() -> float:
+    """Return the processor time of this process and of those that it started and waited for: what a stage cost, however busy
+    the machine was. Of several ranks, rank 0's."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def _compute_along(job: Job, others: ranks.Others) -> None:
