@@ -84,7 +84,9 @@ def _state(stage: Stage, folder: Path, job: Job | None, parents: list[State]) ->
         return State(stage, folder, "running", None, f"by {store.holder(folder)}")
     failure = store.read_json(folder / "failed.json")
     if failure and not (failure.get("lost_contact") and job and _FINAL.get(job.state, "failed") != "failed"):
-        return State(stage, folder, "failed", job, failure["message"])  # else SLURM ended it, and the ranks saw each other go
+        return State(
+            stage, folder, "failed", job, failure["message"]
+        )  # else SLURM ended it, and the ranks saw each other go
     bad = next((parent for parent in parents if parent.state in ENDED_BADLY), None)
     if job is None:
         return State(stage, folder, "to do", None, "started before" if (folder / "log.txt").exists() else "")

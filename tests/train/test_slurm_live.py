@@ -1,0 +1,326 @@
+"""Whole runs on a real SLURM: two virtual nodes of this machine, started by `slurm-up`, which lies beside the repository.
+
+Every disturbance is SLURM's or the operating system's own: a higher partition preempts, a node's processes are killed, time runs
+out. The measure is always the same: the weights are those of an undisturbed local run with as many processes.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+TOOLS = HERE.parents[2] / "shared" / "slurm"
+RECIPE = HERE / "mini_slurm.yaml"
+WAIT_SECONDS = 400
+LOCAL = "train: {micro_batch_size: 2, save_steps: 20, threads: 1, processes: 2}\ninfer: {threads: 1}\n"
+CLUSTER = """
+kind: slurm
+slurm: {time: "00:10:00", signal_seconds: 60, cpus: 1, memory: 2G, max_restarts: 2}
+train: {micro_batch_size: 2, save_steps: 20, threads: 1, nodes: 2}
+infer: {threads: 1}
+stages:
+  dpo.*: {slurm: {partition: lowgrace}}
+"""
+
+pytestmark = pytest.mark.xdist_group("slurm")
+
+
+class Lab:
+    """A running SLURM, and what the tests do with it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {**os.environ, "SLURM_CONF": str(folder / "etc" / "slurm.conf"), "COLUMNS": "200"}
+
+    def call(self, *command: str | Path) -> str:
+        """Run a command of SLURM's and return what it printed."""
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def rounds(self, *arguments: str | Path, expect: int = 0) -> str:
+        """Run the command line and return all that it printed."""
+        command = [sys.executable, "-m", "train.cli", *map(str, arguments)]
+        done = subprocess.run(
+            command,
+            env=self.environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=WAIT_SECONDS,
+        )
+        assert done.returncode == expect and "Traceback" not in done.stdout, done.stdout
+        return done.stdout
+
+    def job(self, folder: Path) -> str:
+        """Return the id of a stage's job."""
+        return json.loads((folder / "slurm" / "job.json").read_text())["id"]
+
+    def state(self, job: str) -> str:
+        """Return a job's state."""
+        return self.call("squeue", "-h", "-t", "all", "-j", job, "-o", "%T")
+
+    def restarts(self, job: str) -> int:
+        """Return how often a job was started again."""
+        return int(self.call("squeue", "-h", "-t", "all", "-j", job, "-O", "RestartCnt"))
+
+    def queued(self) -> set[str]:
+        """Return the ids of all jobs that will run or run."""
+        return set(self.call("squeue", "-h", "-o", "%i").split())
+
+    def fill(self) -> str:
+        """Take both nodes, in the partition that nobody is put before."""
+        wrap = ["--wrap", "sleep 600", "--output", "/dev/null"]
+        return self.call("sbatch", "--parsable", "-p", "high", "-N2", "--exclusive", *wrap)
+
+    def lose_node2(self) -> None:
+        """Kill everything of the second node, as when its power is gone."""
+        os.kill(int((self.folder / "run" / "slurmd-node2.pid").read_text()), signal.SIGKILL)
+        doomed = {pid: parent for pid, (parent, node) in processes().items() if node == "node2"}
+        for pid in doomed.keys() | {parent for parent in doomed.values() if "slurmstepd" in name_of(parent)}:
+            os.kill(pid, signal.SIGKILL)
+
+    def mend(self) -> None:
+        """Bring back what has died of the cluster."""
+        up(self.folder)
+
+
+def up(folder: Path) -> None:
+    """Start the cluster, or what is missing of it."""
+    done = subprocess.run([TOOLS / "slurm-up", "--dir", folder, "-q"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+
+
+def processes() -> dict[int, tuple[int, str]]:
+    """Return parent and SLURM node of the processes that have one."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            items = (path / "environ").read_text(errors="replace").split("\0")
+            variables = {name: value for name, _, value in (item.partition("=") for item in items)}
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if "SLURMD_NODENAME" in variables and "SLURM_PROCID" in variables:
+            found[int(path.name)] = (parent, variables["SLURMD_NODENAME"])
+    return found
+
+
+def name_of(pid: int) -> str:
+    """Return a process's command line."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """A cluster of two nodes; tests that need it are skipped where none can be had."""
+    if not (TOOLS / "slurm-up").exists():
+        pytest.skip(f"no {TOOLS}/slurm-up to start a SLURM with")
+    if shutil.which("sbatch") is None and os.geteuid() != 0:
+        pytest.skip("no SLURM is installed here, and only root could install it")
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # short: Unix socket paths
+    up(folder)
+    yield Lab(folder)
+    subprocess.run([TOOLS / "slurm-down", "--dir", folder, "--purge"], check=True, timeout=120, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Path:
+    """The cluster file."""
+    path = tmp_path_factory.mktemp("cluster") / "slurm.yaml"
+    path.write_text(CLUSTER)
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(lab, cluster) -> Path:
+    """A store in which the recipe has run to its end on this machine, with two processes."""
+    local = cluster.with_name("local.yaml")
+    local.write_text(LOCAL)
+    store = cluster.parent / "undisturbed"
+    lab.rounds("run", RECIPE, "--cluster", local, "--store", store)
+    return store
+
+
+@pytest.fixture
+def before_dpo(undisturbed, tmp_path) -> Path:
+    """A store in which everything before DPO is done."""
+    store = Path(shutil.copytree(undisturbed, tmp_path / "store"))
+    for folder in from_dpo_on(store):
+        shutil.rmtree(folder)
+    return store
+
+
+def from_dpo_on(store: Path) -> list[Path]:
+    """Return the folders of the DPO stage and of all that need it."""
+    found = [only(store, "dpo")]
+    inputs = {path.parent: {entry.get("stage") for entry in json.loads(path.read_text())["inputs"].values()}
+              for path in store.glob("*/stage.json")}  # fmt: skip
+    while new := [f for f in inputs if f not in found and inputs[f] & {folder.name for folder in found}]:
+        found += new
+    return found
+
+
+def submitted(told: str) -> set[str]:
+    """Name the stages that a command says it has submitted."""
+    return {line.split()[0] for line in told.splitlines() if " submitted " in line}
+
+
+def only(store: Path, name: str) -> Path:
+    """Return the folder of the one stage of that function."""
+    (found,) = store.glob(f"{name}-*")
+    return found
+
+
+def weights(folder: Path) -> dict[str, str]:
+    """Return the digests of a finished stage's weights."""
+    digests = json.loads((folder / "done.json").read_text())["digests"]
+    return {name: digest for name, digest in digests.items() if name.endswith(".safetensors")}
+
+
+def wait_until(condition, complaint) -> None:
+    """Wait for a condition, or fail with a complaint, which may be a function that says more."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, complaint() if callable(complaint) else complaint
+        time.sleep(0.3)
+
+
+def wait_for_step(folder: Path, past: int) -> None:
+    """Wait until a training stage is past a step."""
+
+    def there() -> bool:
+        try:
+            return json.loads((folder / "progress.json").read_text())["step"] > past
+        except (FileNotFoundError, json.JSONDecodeError):
+            return False
+
+    wait_until(there, f"{folder.name} never came past step {past}")
+
+
+def test_a_chain_that_is_cancelled_preempted_and_loses_a_node_ends_with_the_same_weights(
+    lab, undisturbed, cluster, tmp_path
+):
+    store = tmp_path / "a store's $(name) 5%"
+    start = time.monotonic()
+    told = lab.rounds("run", RECIPE, "--cluster", cluster, "--store", store)
+    assert time.monotonic() - start < 60 and len(submitted(told)) == len(list(store.glob("*/slurm/job.sh"))) > 10
+    wait_until(lambda: list(store.glob("dpo-*")), "no DPO stage")
+    dpo = only(store, "dpo")
+
+    wait_for_step(dpo, 10)
+    first = lab.job(dpo)
+    lab.call("scancel", first)
+    wait_until(lambda: not lab.queued(), "a cancelled job keeps others waiting")
+    assert lab.state(first) == "CANCELLED"
+    status = lab.rounds("status", RECIPE, "--store", store)
+    assert "dpo.first: cancelled: by scancel" in status and "behind dpo.first" in status
+    assert f"to go on: rounds run {RECIPE} --cluster {cluster} --store" in status
+
+    told = lab.rounds("run", RECIPE, "--cluster", cluster, "--store", store)
+    assert {"dpo.first", "export", "report"} <= submitted(told) and "reference.first" not in submitted(told)
+    job = lab.job(dpo)
+    assert job != first
+    wait_for_step(dpo, 60)
+    high = lab.fill()
+    wait_until(lambda: lab.state(high) == "RUNNING", "nothing was preempted")
+    lab.call("scancel", high)
+    assert list(dpo.glob("checkpoints/*/rounds-complete.json"))
+
+    wait_until(lambda: lab.restarts(job) == 1 and lab.state(job) == "RUNNING", "a preempted job did not start again")
+    wait_for_step(dpo, 140)
+    lab.lose_node2()
+    wait_until(lambda: lab.restarts(job) >= 2, "a job on a lost node was not requeued")
+    assert {lab.state(lab.job(only(store, name))) for name in ("export", "report")} == {"PENDING"}
+    # slurmctld repeats what the lost node did not hear; a node that is back within seconds would end the new attempt by it.
+    wait_until(lambda: "DOWN" in lab.call("squeue", "-h", "-j", job, "-o", "%r"), "SLURM does not wait for the node")
+    time.sleep(10)
+    lab.mend()
+    wait_until(lambda: not lab.queued(), lambda: lab.rounds("status", RECIPE, "--store", store))
+
+    for name in ("sft", "dpo", "export"):
+        assert weights(only(store, name)) == weights(only(undisturbed, name)), name
+    assert json.loads((dpo / "done.json").read_text())["counts"]["resumed_from"]
+    assert lab.state(job) == "COMPLETED"
+    assert "300 steps" in lab.rounds("status", RECIPE, "--store", store)
+    told = lab.rounds("run", RECIPE, "--cluster", cluster, "--store", store)
+    assert submitted(told) == set()
+
+
+def test_running_again_submits_nothing_twice_and_cancel_takes_back_only_this_runs_jobs(lab, before_dpo, cluster):
+    filler = lab.fill()
+    run, more = ["run", RECIPE, "--cluster", cluster, "--store", before_dpo], ["--set", "description=another"]
+    assert {"dpo.first", "export", "report"} <= submitted(lab.rounds(*run))
+    ours = lab.queued() - {filler}
+    assert submitted(lab.rounds(*run)) == set() and lab.queued() == {filler} | ours
+
+    # What SLURM has is known even where the note of it was lost, as when the submitting machine died between the two.
+    (only(before_dpo, "dpo") / "slurm" / "job.json").unlink()
+    assert submitted(lab.rounds(*run)) == set() and lab.queued() == {filler} | ours
+
+    # Another run of the same DPO shares its job, and keeps it when the first is cancelled.
+    lab.rounds(*run, *more)
+    theirs = lab.queued() - ours - {filler}
+    shared = {lab.job(only(before_dpo, "dpo"))}
+    assert theirs and shared <= ours
+    told = lab.rounds("cancel", RECIPE, "--store", before_dpo)
+    assert "left job" in told
+    wait_until(lambda: lab.queued() == {filler} | shared | theirs, lambda: f"{lab.queued()} {ours} {theirs}: {told}")
+    lab.rounds("cancel", RECIPE, "--store", before_dpo, *more)
+    wait_until(lambda: lab.queued() == {filler}, lambda: str(lab.queued()))
+    assert "cancelled 0 jobs" in lab.rounds("cancel", RECIPE, "--store", before_dpo)
+    lab.call("scancel", filler)
+
+
+def test_a_stage_that_fails_says_why_takes_its_dependents_along_and_is_not_retried(lab, before_dpo, cluster):
+    wrong = ["--set", "rounds.first.max_length=8"]
+    lab.rounds("run", RECIPE, "--cluster", cluster, "--store", before_dpo, *wrong)
+    wait_until(lambda: not lab.queued(), "dependents of a failed stage wait for ever")
+    status = lab.rounds("status", RECIPE, "--store", before_dpo, *wrong)
+    assert "tokenize.first: failed: no pair is left to train on" in status and "behind tokenize.first" in status
+    assert "--set rounds.first.max_length=8" in status.split("to go on:")[1]
+    failed = [path.parent for path in before_dpo.glob("tokenize-*/failed.json")]
+    assert len(failed) == 1 and lab.restarts(lab.job(failed[0])) == 0
+    logs = lab.rounds("logs", RECIPE, "tokenize.first", "--store", before_dpo, *wrong)
+    assert "no pair is left to train on" in logs
+    followed = lab.rounds("logs", RECIPE, "tokenize.first", "-f", "--store", before_dpo, *wrong)
+    assert followed.splitlines()[-1].startswith("-- tokenize.first: failed")
+
+
+def test_a_crash_loop_ends_with_its_reason(lab, before_dpo, cluster):
+    lab.rounds("run", RECIPE, "--cluster", cluster, "--store", before_dpo)
+    dpo = only(before_dpo, "dpo")
+    job = lab.job(dpo)
+    counted = dpo / "slurm" / "restarts"
+    for restart in range(3):
+        wait_until(
+            lambda n=restart: counted.exists() and counted.read_text() == f"{n} none\n", "its script does not begin"
+        )
+        lab.call("scontrol", "requeue", job)
+    wait_until(lambda: not lab.queued(), "it goes on for ever")
+    assert "restarted 2 times in a row without a new checkpoint" in lab.rounds("status", RECIPE, "--store", before_dpo)
+
+
+@pytest.mark.slow
+def test_at_the_time_limit_a_stage_saves_and_goes_on_in_the_next_attempt(lab, undisturbed, before_dpo, cluster):
+    lab.rounds("run", RECIPE, "--cluster", cluster, "--store", before_dpo)
+    dpo = only(before_dpo, "dpo")
+    job = lab.job(dpo)
+    wait_for_step(dpo, 5)
+    lab.call(
+        "scontrol", "update", f"JobId={job}", "TimeLimit=1"
+    )  # less than a minute is left: it is signalled at the next look
+    wait_until(lambda: lab.restarts(job) == 1, "the time limit passed unnoticed")
+    lab.call("scontrol", "update", f"JobId={job}", "TimeLimit=10")
+    wait_until(lambda: not lab.queued(), "it does not end")
+    assert "stopped before the end of its time" in (dpo / "slurm" / f"{job}.txt").read_text()
+    assert weights(dpo) == weights(only(undisturbed, "dpo"))
