@@ -53,14 +53,14 @@ class State:
 
 def states(stages: Sequence[Stage], root: Path) -> list[State]:
     """Say how each stage stands, after the checks that were put before them."""
-    stages = [*slurm.checks_of(stages, root), *stages]
+    checks = slurm.checks_of(stages, root)
+    stages = [*checks, *stages]
     jobs = _jobs([store.folder(root, stage) for stage in stages])
     found: dict[str, State] = {}
     for stage in stages:
         folder = store.folder(root, stage)
-        found[stage.key] = _state(
-            stage, folder, jobs.get(folder), [found[p.key] for p in stage.parents if p.key in found]
-        )
+        before = [parent.key for parent in stage.parents] or [check.key for check in checks]
+        found[stage.key] = _state(stage, folder, jobs.get(folder), [found[key] for key in before if key in found])
     return list(found.values())
 
 
