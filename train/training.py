@@ -119,6 +119,15 @@ class StageTrainer(Trainer):
         self.order = GlobalBatches(len(dataset), batch, args.data_seed, self.arrange)  # type: ignore[arg-type]
         return self.order
 
+    def _prepare_input(self, data: Any) -> Any:
+        """Move a batch to the device, but leave numbers as they are: under DeepSpeed transformers would round them to bf16.
+
+        They are reference log-probabilities, and one of -150 nats would be off by up to half a nat.
+        """
+        if isinstance(data, torch.Tensor) and data.is_floating_point():
+            return data.to(self.args.device)
+        return super()._prepare_input(data)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log a step with more numbers: they follow from its rows, so no rank need be asked."""
         if "loss" in logs:
