@@ -8,9 +8,8 @@ a batch by any process; what does, the second half of a `Remembering` filter, is
 import multiprocessing
 import os
 import threading
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 
 from data_prep import filters, records
 from data_prep.errors import UserError
+from data_prep.pool import in_order
 from data_prep.records import Kind, Question, Record
 from data_prep.render import to_conversation
 from data_prep.schema import FilterUse
@@ -171,24 +171,16 @@ def _here(parts: Iterable[Part], rules: Rules, sieve: Sieve) -> Iterator[Prepare
 
 def _elsewhere(parts: Iterable[Part], sieve: Sieve, processes: int) -> Iterator[Prepared]:
     """Prepare in other processes, no more batches at a time than keep them busy: a batch of results is 20 MB."""
-    waiting: deque[Future[Prepared]] = deque()
     # Fresh processes, not forks: this one may have threads of Arrow's, which a fork would leave in any state.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, context, initializer=_start, initargs=(sieve,))
     try:
-        for part in parts:
-            waiting.append(pool.submit(_prepare, part))
-            if len(waiting) > processes + 2:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        yield from in_order(pool, _prepare, parts, ahead=processes + 2)
     except BrokenProcessPool:
         raise UserError(
             "a process of data preparation was killed, for want of memory perhaps: set `threads` of the cluster's cpu "
             "row to use fewer at a time"
         ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 _mine: tuple[Rules, Kind] | None = None

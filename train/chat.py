@@ -4,26 +4,40 @@ The whole conversation is rendered to one text and tokenised once, so training s
 `tokenizer.apply_chat_template` gives. Answer tokens are found by character spans of that text: from the end of the
 rendered prompt to the control token that ends the turn. A template whose prompt is no prefix of prompt plus answer, or a
 token that straddles the border, is refused per row with a stable reason.
+
+The prompts of most rows are not rendered again to find the spans: a template writes the same around the contents of any
+two conversations with the same roles, so what it writes is learnt once for each sequence of roles (`_Frame`). A row
+whose text is not that is rendered turn by turn.
 """
 
 import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from jinja2 import TemplateError
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from data_prep.errors import UserError
-from data_prep.records import Message, Pair
+from data_prep.records import Message, Pair, Role
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A tokenised conversation: `answer_mask[i]` says whether token i belongs to an assistant turn."""
+    """A tokenised conversation: `answers` are the tokens of each assistant turn, from a place up to another."""
 
     input_ids: list[int]
-    answer_mask: list[bool]
+    answers: tuple[tuple[int, int], ...]
+
+    @property
+    def answer_mask(self) -> list[bool]:
+        """Tell of each token whether it belongs to an assistant turn."""
+        mask = [False] * len(self.input_ids)
+        for start, end in self.answers:
+            mask[start:end] = [True] * (end - start)
+        return mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +77,10 @@ def check_template(tokenizer: PreTrainedTokenizerBase) -> str:
     if end is None:
         raise UserError(f"the chat template ends an assistant turn with {text[spans[-1][0]:]!r}, without one of the tokenizer's "
                         f"control tokens {tokenizer.all_special_tokens[:8]}: the model would never learn to stop")  # fmt: skip
-    encoded = _encode(tokenizer, text, [(spans[-1][0], end)])
+    (encoded,) = _encode(tokenizer, [text], [[(spans[-1][0], end)]])
     if isinstance(encoded, str):
         raise UserError(f"the chat template cannot be used for training: {encoded}")
-    stop = encoded.input_ids[max(i for i, is_answer in enumerate(encoded.answer_mask) if is_answer)]
+    stop = encoded.input_ids[encoded.answers[-1][1] - 1]
     return str(tokenizer.convert_ids_to_tokens(stop))
 
 
@@ -92,12 +106,8 @@ def encode_conversations(
             texts.append(rendered[0])
             spans.append(rendered[1])
             places.append(place)
-    if texts:
-        batch = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-        for place, ids, offsets, answer_spans in zip(
-            places, batch["input_ids"], batch["offset_mapping"], spans, strict=True
-        ):
-            results[place] = _mask(ids, offsets, answer_spans)
+    for place, found in zip(places, _encode(tokenizer, texts, spans) if texts else (), strict=True):
+        results[place] = found
     return results
 
 
@@ -127,10 +137,7 @@ def _pair(chosen: Encoded | str, rejected: Encoded | str) -> EncodedPair | str:
 
 def _split(encoded: Encoded) -> tuple[list[int], list[int]]:
     """Split before the last answer; tokens after the control token that ends it are left out."""
-    end = len(encoded.answer_mask) - encoded.answer_mask[::-1].index(True)
-    start = end
-    while start > 0 and encoded.answer_mask[start - 1]:
-        start -= 1
+    start, end = encoded.answers[-1]
     return encoded.input_ids[:start], encoded.input_ids[start:end]
 
 
@@ -139,7 +146,7 @@ def _checked_render(tokenizer: PreTrainedTokenizerBase, messages: tuple[Message,
     if any(control.search(message.content) for message in messages):
         return "control_token_in_text"
     try:
-        text, spans = _render(tokenizer, messages)
+        text, spans = _render_fast(tokenizer, messages)
     except TemplateError:
         return "template_refuses_conversation"
     if not spans:
@@ -167,30 +174,115 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...]) -
     return text, spans
 
 
+@dataclass(frozen=True)
+class _Frame:
+    """What a template writes around the contents of a conversation with certain roles.
+
+    `pieces` stand before each content and after the last. `trims` says which contents lose white space at their ends.
+    `answers` are the assistant turns: the turn's place, and how far from its content's start and end its span reaches.
+    """
+
+    pieces: tuple[str, ...]
+    trims: tuple[bool, ...]
+    answers: tuple[tuple[int, int, int], ...]
+
+    def spans(self, messages: tuple[Message, ...], text: str) -> list[tuple[int, int]] | None:
+        """Return the answers' spans in a rendered text, or None where this frame did not write it."""
+        contents = [
+            each.content.strip() if trims else each.content for each, trims in zip(messages, self.trims, strict=True)
+        ]
+        written = [part for pair in zip(self.pieces, contents, strict=False) for part in pair]
+        if text != "".join((*written, self.pieces[-1])):
+            return None
+        ends = list(accumulate(map(len, written)))
+        return [(ends[2 * place] + low, ends[2 * place + 1] + high) for place, low, high in self.answers]
+
+
+@functools.lru_cache(maxsize=1024)
+def _frame(tokenizer: PreTrainedTokenizerBase, template: str, roles: tuple[Role, ...]) -> _Frame | None:
+    """Learn a frame from a conversation of marks, rendered turn by turn; None where they do not come out in order."""
+    marks = [f"Mark{place}of{len(roles)}." for place in range(len(roles))]
+    given = [f"\t\t{mark}\t\t" for mark in marks]
+    try:
+        text, spans = _render(tokenizer, tuple(map(Message, roles, given)))
+    except TemplateError:
+        return None
+    trims = tuple(each not in text for each in given)
+    found = [mark if trimmed else each for mark, each, trimmed in zip(marks, given, trims, strict=True)]
+    starts = [text.find(each) for each in found]
+    if not spans or -1 in starts or starts != sorted(starts) or any(text.count(mark) != 1 for mark in marks):
+        return None
+    ends = [start + len(each) for start, each in zip(starts, found, strict=True)]
+    pieces = tuple(text[end:start] for end, start in zip([0, *ends], [*starts, len(text)], strict=True))
+    answered = [place for place, role in enumerate(roles) if role == "assistant"]
+    answers = [(at, low - starts[at], high - ends[at]) for at, (low, high) in zip(answered, spans, strict=True)]
+    return _Frame(pieces, trims, tuple(answers))
+
+
+def _render_fast(
+    tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...]
+) -> tuple[str, list[tuple[int, int]]]:
+    """Do what `_render` does, with one rendering where a frame is known for these roles."""
+    frame = _frame(tokenizer, str(tokenizer.chat_template), tuple(message.role for message in messages))
+    text = str(tokenizer.apply_chat_template(_dicts(messages), tokenize=False)) if frame else ""
+    spans = frame.spans(messages, text) if frame else None
+    return _render(tokenizer, messages) if spans is None else (text, spans)
+
+
 def _turn_end(tokenizer: PreTrainedTokenizerBase, text: str, start: int, end: int) -> int | None:
     """Find where the last control token of a turn ends; ChatML, for one, adds a newline after it that is no answer."""
     ends = [match.end() for match in control_tokens(tokenizer).finditer(text, start, end)]
     return max(ends, default=None)
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str, spans: list[tuple[int, int]]) -> Encoded | str:
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return _mask(encoding["input_ids"], encoding["offset_mapping"], spans)
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], spans: list[list[tuple[int, int]]]
+) -> list[Encoded | str]:
+    batch = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
+    assert batch.encodings
+    found = [
+        _tokens_of(encoding, each) or _tokens_of_slowly(encoding.offsets, each)
+        for encoding, each in zip(batch.encodings, spans, strict=True)
+    ]
+    return [
+        each if isinstance(each, str) else Encoded(ids, each)
+        for ids, each in zip(batch["input_ids"], found, strict=True)
+    ]
 
 
-def _mask(ids: list[int], offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> Encoded | str:
-    """Mark the tokens inside the answer spans (both in reading order); a token across a border spoils the row."""
-    mask, place = [False] * len(ids), 0
+def _tokens_of(encoding: Encoding, spans: list[tuple[int, int]]) -> tuple[tuple[int, int], ...] | None:
+    """Find the tokens of each span by its first and last character; None where they do not end just there."""
+    found = []
+    for start, end in spans:
+        first, last = encoding.char_to_token(start), encoding.char_to_token(end - 1)
+        if first is None or last is None:
+            return None
+        inside = (encoding.token_to_chars(first) or (-1, -1))[0] == start
+        inside = inside and (encoding.token_to_chars(last) or (-1, -1))[1] == end
+        before = encoding.token_to_chars(first - 1) if first else None
+        after = encoding.token_to_chars(last + 1) if last + 1 < len(encoding) else None
+        if not inside or (before and (before[1] > start or before[0] == start)) or (after and after[0] < end):
+            return None
+        found.append((first, last + 1))
+    return tuple(found)
+
+
+def _tokens_of_slowly(
+    offsets: Sequence[tuple[int, int]], spans: list[tuple[int, int]]
+) -> tuple[tuple[int, int], ...] | str:
+    """Find the tokens inside each span (both in reading order); a token across a border spoils the row."""
+    inside: list[list[int]] = [[] for _ in spans]
+    place = 0
     for index, (start, end) in enumerate(offsets):
         while place < len(spans) and start >= spans[place][1]:
             place += 1
         if place == len(spans):
             break
-        inside = start >= spans[place][0] and end <= spans[place][1]
-        if not inside and end > spans[place][0]:
+        if start >= spans[place][0] and end <= spans[place][1]:
+            inside[place].append(index)
+        elif end > spans[place][0]:
             return "token_across_answer_border"
-        mask[index] = inside
-    return Encoded(ids, mask)
+    return tuple((tokens[0], tokens[-1] + 1) for tokens in inside if tokens)
 
 
 def _dicts(messages: Sequence[Message]) -> list[dict[str, str]]:

@@ -226,7 +226,7 @@ class _Builder:
         if sft.lora and sft.lora.start == "continue":
             raise UserError("sft.lora.start: nothing comes before sft that could be continued; set `merge`")
         pack = Stage("pack", "pack", {"max_length": sft.max_length},
-                     {"tokenizer": base, "data": self.sft_data()}, 2)  # fmt: skip
+                     {"tokenizer": base, "data": self.sft_data()}, 3)  # fmt: skip
         params = {"training": _dump(sft, Training), "seed": self.recipe.seed}
         return Stage("sft", "sft", params, {"policy": base, "rows": pack}, 2, row="train")
 

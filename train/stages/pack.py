@@ -8,9 +8,12 @@ nothing is learnt: prompts, and the first token of each conversation) and `seq_l
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
@@ -18,12 +21,18 @@ from trl import pack_dataset
 
 from data_prep import progress, records
 from data_prep.errors import UserError
+from data_prep.pool import in_order
 from data_prep.schema import Section
 from train import chat, models, policy
 from train.cluster import Row
 from train.lengths import Lengths, bucket
 
 _BATCH = 1000
+# Conversations are packed a window at a time, so that memory does not grow with their number. At the end of a window
+# about half a row stays empty; TRL's own windows, 1000 conversations, fill rows of 8192 to 92 % where answers are short.
+_WINDOW_ROWS = 256
+# The tokenizer works in threads of its own and holds no lock: one batch is rendered while another is tokenised.
+_THREADS = 2
 _SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
 
 
@@ -31,74 +40,123 @@ class Params(Section):
     max_length: int
 
 
+@dataclass
+class _Batch:
+    """Tokenised conversations: token rows, for each its source and numbers of tokens and answer tokens, and the dropped
+    conversations with the reason."""
+
+    rows: pa.Table
+    sources: list[str]
+    lengths: list[int]
+    answer_tokens: list[int]
+    dropped: list[tuple[records.Conversation, str]]
+
+
+@dataclass
+class _Counts:
+    """Counts of all batches."""
+
+    seen: int = 0
+    conversations: int = 0
+    tokens: int = 0
+    answer_tokens: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    histogram: Counter[str] = field(default_factory=Counter)
+    by_source: defaultdict[str, Lengths] = field(default_factory=lambda: defaultdict(Lengths))
+
+    def add(self, batch: _Batch, log: IO[str]) -> None:
+        """Count a batch, and write a line for each conversation that is dropped."""
+        self.seen += len(batch.lengths) + len(batch.dropped)
+        self.conversations += len(batch.lengths)
+        self.tokens += sum(batch.lengths)
+        self.answer_tokens += sum(batch.answer_tokens)
+        self.histogram.update(map(bucket, batch.lengths))
+        for source, length, learnt in zip(batch.sources, batch.lengths, batch.answer_tokens, strict=True):
+            self.by_source[source].add(length, length, learnt)
+        for conversation, reason in batch.dropped:
+            self.dropped[reason] += 1
+            self.by_source[conversation.source].dropped[reason] += 1
+            log.write(json.dumps({"id": conversation.id, "source": conversation.source, "reason": reason}) + "\n")
+
+    def plain(self) -> dict[str, Any]:
+        """Return them as JSON."""
+        return {"conversations": self.conversations, "tokens": self.tokens, "answer_tokens": self.answer_tokens,
+                "dropped": dict(self.dropped), "length_histogram": dict(self.histogram),
+                "by_source": {name: lengths.counts() for name, lengths in sorted(self.by_source.items())}}  # fmt: skip
+
+
 def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[str, Any]:
     """Tokenise, drop what does not fit, and pack by best fit decreasing (TRL's `bfd`)."""
     asked = Params.model_validate(params)
     tokenizer = models.load_tokenizer(policy.read(inputs["tokenizer"]))
-    counts = _tokenise(asked, tokenizer, inputs["data"] / "records.parquet", out)
-    if not counts["conversations"]:
-        raise UserError(f"no conversation is left to train on; dropped: {counts['dropped']}")
-    tokens = Dataset.from_parquet(str(out / "cache" / "tokens.parquet"), cache_dir=str(out / "cache"))
-    assert isinstance(tokens, Dataset)
-    packed = pack_dataset(tokens, asked.max_length, "bfd")
-    assert isinstance(packed, Dataset)
-    packed.to_parquet(str(out / "rows.parquet.partial"))
-    (out / "rows.parquet.partial").rename(out / "rows.parquet")
-    fill = counts["tokens"] / (len(packed) * asked.max_length)
-    return {**counts, "rows": len(packed), "fill": round(fill, 4)}
+    source, partial = inputs["data"] / "records.parquet", out / "rows.parquet.partial"
+    total, counts, rows = pq.read_metadata(source).num_rows, _Counts(), 0
+    pool = ThreadPoolExecutor(_THREADS)
+    batches = in_order(pool, lambda each: _encode(each, tokenizer, asked.max_length), _batches(source), _THREADS)
+    with (out / "dropped.jsonl").open("w") as log, pq.ParquetWriter(partial, _packed(_SCHEMA)) as writer:
+        window: list[pa.Table] = []
+        packed = 0
+        for batch in batches:
+            counts.add(batch, log)
+            window.append(batch.rows)
+            progress.write(out, counts.seen, total, "conversations")
+            if counts.tokens - packed >= _WINDOW_ROWS * asked.max_length:
+                rows += _write(window, asked.max_length, writer)
+                window, packed = [], counts.tokens
+        rows += _write(window, asked.max_length, writer)
+    if not counts.conversations:
+        raise UserError(f"no conversation is left to train on; dropped: {dict(counts.dropped)}")
+    partial.rename(out / "rows.parquet")
+    return {**counts.plain(), "rows": rows, "fill": round(counts.tokens / (rows * asked.max_length), 4)}
 
 
-def _tokenise(asked: Params, tokenizer: Any, source: Path, out: Path) -> dict[str, Any]:
-    (out / "cache").mkdir(exist_ok=True)
-    total, dropped = pq.read_metadata(source).num_rows, Counter()
-    counts = {"conversations": 0, "tokens": 0, "answer_tokens": 0}
-    histogram: Counter[str] = Counter()
-    by_source: defaultdict[str, Lengths] = defaultdict(Lengths)
-    done = 0
-    with (
-        pq.ParquetWriter(out / "cache" / "tokens.parquet", _SCHEMA) as writer,
-        (out / "dropped.jsonl").open("w") as log,
-    ):
-        for batch in _batches(records.read_records(source)):
-            rows = []
-            encoded = chat.encode_conversations(tokenizer, [conversation.messages for conversation in batch])
-            for conversation, result in zip(batch, encoded, strict=True):
-                reason = result if isinstance(result, str) else _unusable(result, asked.max_length)
-                if reason or isinstance(result, str):
-                    reason = str(reason)
-                    dropped[reason] += 1
-                    by_source[conversation.source].dropped[reason] += 1
-                    log.write(
-                        json.dumps({"id": conversation.id, "source": conversation.source, "reason": reason}) + "\n"
-                    )
-                    continue
-                labels = [t if m else -100 for t, m in zip(result.input_ids, result.answer_mask, strict=True)]
-                labels[0] = -100  # in a packed row this token would be predicted from another conversation
-                rows.append({"input_ids": result.input_ids, "labels": labels})
-                counts["conversations"] += 1
-                counts["tokens"] += len(labels)
-                counts["answer_tokens"] += sum(result.answer_mask)
-                histogram[bucket(len(labels))] += 1
-                by_source[conversation.source].add(len(labels), len(labels), sum(result.answer_mask))
-            writer.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA))
-            done += len(batch)
-            progress.write(out, done, total, "conversations")
-    return {**counts, "dropped": dict(dropped), "length_histogram": dict(histogram),
-            "by_source": {name: lengths.counts() for name, lengths in sorted(by_source.items())}}  # fmt: skip
+def _batches(source: Path) -> Iterator[list[records.Conversation]]:
+    for number in range(records.batches_in(source)):
+        _, batch = records.read_batch(source, number)
+        for start in range(0, len(batch), _BATCH):
+            yield [each for each in batch[start : start + _BATCH] if isinstance(each, records.Conversation)]
+
+
+def _encode(batch: list[records.Conversation], tokenizer: Any, max_length: int) -> _Batch:
+    """Tokenise conversations; labels are the answers' tokens, and never a conversation's first: in a packed row that
+    would be predicted from another conversation."""
+    encoded = chat.encode_conversations(tokenizer, [each.messages for each in batch])
+    kept: list[tuple[records.Conversation, chat.Encoded]] = []
+    dropped: list[tuple[records.Conversation, str]] = []
+    for conversation, result in zip(batch, encoded, strict=True):
+        reason = result if isinstance(result, str) else _unusable(result, max_length)
+        if isinstance(result, str) or reason:
+            dropped.append((conversation, str(reason)))
+        else:
+            kept.append((conversation, result))
+    ids = pa.array([result.input_ids for _, result in kept], _SCHEMA.field("input_ids").type)
+    tokens, starts = ids.values.to_numpy(), ids.offsets.to_numpy()
+    labels = np.full(len(tokens), -100, np.int32)
+    for start, (_, result) in zip(starts, kept, strict=False):
+        for low, high in result.answers:
+            labels[start + max(low, 1) : start + high] = tokens[start + max(low, 1) : start + high]
+    rows = pa.Table.from_arrays([ids, pa.ListArray.from_arrays(ids.offsets, pa.array(labels))], schema=_SCHEMA)
+    answer_tokens = [sum(high - low for low, high in result.answers) for _, result in kept]
+    return _Batch(rows, [each.source for each, _ in kept], np.diff(starts).tolist(), answer_tokens, dropped)
 
 
 def _unusable(encoded: chat.Encoded, max_length: int) -> str | None:
     if len(encoded.input_ids) > max_length:
         return "longer_than_max_length"
-    return None if any(encoded.answer_mask) else "no_answer_tokens"
+    return None if encoded.answers else "no_answer_tokens"
 
 
-def _batches(items: Iterator[Any]) -> Iterator[list[records.Conversation]]:
-    batch: list[records.Conversation] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == _BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def _write(window: list[pa.Table], max_length: int, writer: pq.ParquetWriter) -> int:
+    """Pack the conversations of a window, write the rows, and return how many they are."""
+    tokens = pa.concat_tables(window) if window else _SCHEMA.empty_table()
+    if not len(tokens):
+        return 0
+    packed = pack_dataset(Dataset(tokens), max_length, "bfd", {"batch_size": None})
+    assert isinstance(packed, Dataset)
+    rows = cast("pa.Table", packed.with_format("arrow")[:])
+    writer.write_table(rows.cast(_packed(_SCHEMA)))
+    return len(rows)
+
+
+def _packed(schema: pa.Schema) -> pa.Schema:
+    return schema.append(pa.field("seq_lengths", pa.list_(pa.int32())))

@@ -11,7 +11,8 @@ same budget. A pair whose sides are equal after that is dropped.
 
 import json
 from collections import Counter, defaultdict
-from dataclasses import asdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 
 from data_prep import progress, records
 from data_prep.errors import UserError
+from data_prep.pool import in_order
 from data_prep.schema import Section
 from train import chat, models, policy
 from train.cluster import Row
@@ -28,10 +30,10 @@ from train.lengths import Lengths
 _BATCH = 500
 _MIN_ANSWER_TOKENS = 32
 """Room that a prompt must leave for the answers; below that a cut pair says little about which answer is better."""
-_SCHEMA = pa.schema(
-    [("id", pa.string()), ("group", pa.string())]
-    + [(name, pa.list_(pa.int32())) for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
-)
+_PARTS = ("prompt_ids", "chosen_ids", "rejected_ids")
+_SCHEMA = pa.schema([("id", pa.string()), ("group", pa.string())] + [(name, pa.list_(pa.int32())) for name in _PARTS])
+_THREADS = 2
+"""The tokenizer works in threads of its own and holds no lock: one batch is rendered while another is tokenised."""
 
 
 class Params(Section):
@@ -42,33 +44,56 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
     """Tokenise every pair, keep those that honour the contract, and count the others by reason."""
     asked = Params.model_validate(params)
     tokenizer = models.load_tokenizer(policy.read(inputs["tokenizer"]))
-    pairs = list(records.read_records(inputs["data"] / "records.parquet"))
-    dropped, kept, cut, tokens = Counter(), 0, 0, Counter()
+    source = inputs["data"] / "records.parquet"
+    total, seen, kept, cut = pq.read_metadata(source).num_rows, 0, 0, 0
+    dropped, tokens = Counter(), Counter()
     by_source: defaultdict[str, Lengths] = defaultdict(Lengths)
+    pool = ThreadPoolExecutor(_THREADS)
+    batches = in_order(pool, lambda each: _encode(each, tokenizer, asked.max_length), _batches(source), _THREADS)
     with pq.ParquetWriter(out / "pairs.parquet.partial", _SCHEMA) as writer, (out / "dropped.jsonl").open("w") as log:
-        for start in range(0, len(pairs), _BATCH):
-            rows, batch = [], pairs[start : start + _BATCH]
-            for pair, encoded in zip(batch, chat.encode_pairs(tokenizer, batch), strict=True):  # type: ignore[arg-type]
-                fitted = encoded if isinstance(encoded, str) else fit(encoded, asked.max_length)
+        for batch in batches:
+            rows = []
+            for pair, fitted, was_cut in batch:
                 if isinstance(fitted, str):
                     dropped[fitted] += 1
                     by_source[pair.source].dropped[fitted] += 1
                     log.write(json.dumps({"id": pair.id, "source": pair.source, "reason": fitted}) + "\n")
                     continue
-                cut += fitted != encoded
+                cut += was_cut
                 kept += 1
-                rows.append({"id": pair.id, "group": pair.group, **asdict(fitted)})
-                tokens.update({name: len(ids) for name, ids in asdict(fitted).items()})
+                parts = {name: getattr(fitted, name) for name in _PARTS}
+                rows.append({"id": pair.id, "group": pair.group, **parts})
+                tokens.update({name: len(ids) for name, ids in parts.items()})
                 prompt, sides = len(fitted.prompt_ids), (len(fitted.chosen_ids), len(fitted.rejected_ids))
                 by_source[pair.source].add(prompt + max(sides), 2 * prompt + sum(sides), sum(sides))
-            writer.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA))
-            progress.write(out, min(start + _BATCH, len(pairs)), len(pairs), "pairs")
+            columns = [pa.array([row[at.name] for row in rows], at.type) for at in _SCHEMA]
+            writer.write_table(pa.Table.from_arrays(columns, schema=_SCHEMA))
+            seen += len(batch)
+            progress.write(out, seen, total, "pairs")
     if not kept:
         raise UserError(f"no pair is left to train on; dropped: {dict(dropped)}")
     (out / "pairs.parquet.partial").rename(out / "pairs.parquet")
     means = {f"mean_{name.removesuffix('_ids')}_tokens": round(total / kept, 1) for name, total in tokens.items()}
     return {"pairs": kept, "cut": cut, "dropped": dict(dropped), **means,
             "by_source": {name: lengths.counts() for name, lengths in sorted(by_source.items())}}  # fmt: skip
+
+
+def _batches(source: Path) -> Iterator[list[records.Pair]]:
+    for number in range(records.batches_in(source)):
+        _, batch = records.read_batch(source, number)
+        for start in range(0, len(batch), _BATCH):
+            yield [each for each in batch[start : start + _BATCH] if isinstance(each, records.Pair)]
+
+
+def _encode(
+    batch: list[records.Pair], tokenizer: Any, max_length: int
+) -> list[tuple[records.Pair, chat.EncodedPair | str, bool]]:
+    """Tokenise pairs and bring them within the budget: each with what it became, and whether that was cut."""
+    found: list[tuple[records.Pair, chat.EncodedPair | str, bool]] = []
+    for pair, encoded in zip(batch, chat.encode_pairs(tokenizer, batch), strict=True):
+        fitted = encoded if isinstance(encoded, str) else fit(encoded, max_length)
+        found.append((pair, fitted, fitted != encoded))
+    return found
 
 
 def fit(pair: chat.EncodedPair, max_length: int) -> chat.EncodedPair | str:
