@@ -69,6 +69,8 @@ class Row(Section):
     """Rows or pairs per device and pass; accumulation makes up the recipe's global batch."""
     eval_batch_size: Annotated[int, Field(gt=0)] = 32
     """Sequences per pass where nothing is trained."""
+    device_map: Literal["auto"] | None = None
+    """`auto` spreads one model, layer by layer, over all GPUs that an `infer` stage has: for models that fit no single GPU."""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention kernel of transformers."""
     pair_batching: PairBatching = "auto"

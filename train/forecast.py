@@ -6,7 +6,7 @@ from itertools import product
 from pathlib import Path
 
 from data_prep.errors import UserError
-from train import cost, expected, memory, ranks, shape, sizes, store, yaml_file
+from train import cost, expected, memory, shape, sizes, store, yaml_file
 from train.cluster import Cluster, Row
 from train.devices import GPUS
 from train.graph import Stage
@@ -82,9 +82,7 @@ def _training(stage: Stage, model: Shape, row: Row, size: expected.Size | None, 
 
 
 def _scoring(stage: Stage, model: Shape, row: Row, size: expected.Size | None) -> Forecast:
-    """Score every pair once, in the arithmetic of training: fp32 weights, or those of a 4-bit adapter."""
-    nodes, processes = ranks.processes(stage.function, row)
-    one = row.model_copy(update={"nodes": nodes, "processes": processes, "deepspeed": None})
+    """Score every pair once on all ranks, in the arithmetic and with the sharding of training."""
     pairs = stage.inputs["pairs"]
     assert isinstance(pairs, Stage)
     longest = pairs.params["max_length"]
@@ -97,6 +95,8 @@ def _scoring(stage: Stage, model: Shape, row: Row, size: expected.Size | None) -
             optimizer="sgd",
             lora=Lora.model_validate(lora) if lora else None,
             precision=row.precision,
+            ranks=row.world_size,
+            deepspeed=row.deepspeed,
             on_gpu=on_gpu(row),
         )
         return memory.scoring(model, how)
@@ -106,16 +106,16 @@ def _scoring(stage: Stage, model: Shape, row: Row, size: expected.Size | None) -
         tokens = size.rows * cost.pair_tokens(size.prompt_tokens, size.answer_tokens, row.pair_batching)
         work = cost.Work((size.prompt_tokens + size.answer_tokens) / 2, forward_only=True)
         flops = tokens * cost.flops_per_token(model, work)
-        seconds = cost.seconds(flops, GPUS[row.gpu], one.world_size, row.precision)
-        hours, rate = seconds / 3600, tokens / seconds / one.world_size
+        seconds = cost.seconds(flops, GPUS[row.gpu], row.world_size, row.precision)
+        hours, rate = seconds / 3600, tokens / seconds / row.world_size
     space, advice = room(row), ""
     if space is not None and need(row.eval_batch_size).peak > space:
         smaller = next(
             (n for n in (row.eval_batch_size // 2**k for k in range(1, 12)) if n and need(n).peak <= space), 0
         )
         advice = (f"does not fit: try eval_batch_size: {smaller}" if smaller else
-                  "does not fit: one process holds the whole model here; a larger GPU is needed")  # fmt: skip
-    return Forecast(stage.name, one, need(row.eval_batch_size), row.eval_batch_size, 1, hours, rate, advice)
+                  "does not fit: try deepspeed/zero3.json, which scores in shards, on more GPUs")  # fmt: skip
+    return Forecast(stage.name, row, need(row.eval_batch_size), row.eval_batch_size, 1, hours, rate, advice)
 
 
 def setting(function: str, training: Training, row: Row) -> tuple[Setting, int, int]:

@@ -130,13 +130,17 @@ def training(shape: Shape, how: Setting) -> Memory:
 
 
 def scoring(shape: Shape, how: Setting) -> Memory:
-    """Return what one device holds while a whole model scores tokens without gradients: one layer's tensors at a time."""
+    """Return what one device holds while a model, whole or in ZeRO-3's shards, scores tokens without gradients: one layer's
+    tensors at a time."""
     width = 2 if how.precision == "bf16" else 4
     layer = how.micro_tokens * (width * (2 * shape.intermediate + 2 * shape.hidden) + 8 * shape.hidden)
     casts = 2 * shape.linear_parameters if how.autocast else 0
     added = shape.adapter_parameters(how.lora) if how.lora else 0
     return Memory(
-        weights=_weights(shape, how, added), activations=layer + casts, logits=_tile(shape, how, backward=False)
+        weights=_weights(shape, how, added),
+        activations=layer + casts,
+        logits=_tile(shape, how, backward=False),
+        communication=_communication(shape, how, 0) if how.stage == 3 else 0,
     )
 
 

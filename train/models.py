@@ -52,8 +52,16 @@ def training_dtype(row: Row) -> torch.dtype:
     return torch.bfloat16 if row.deepspeed is not None and row.precision == "bf16" else torch.float32
 
 
-def load_model(policy: Policy, row: Row, dtype: Any = torch.float32) -> PreTrainedModel:
-    """Load the weights, merge the adapters into them in order, and return the model on the CPU.
+def load_to_score(policy: Policy, row: Row) -> PreTrainedModel:
+    """Load a policy for evaluation, on the row's device or, with its `device_map`, spread over all GPUs."""
+    if row.device_map is None:
+        return place(load_model(policy, row), row).eval()
+    dtype = torch.bfloat16 if row.precision == "bf16" else torch.float32
+    return load_model(policy, row, dtype, row.device_map).eval()
+
+
+def load_model(policy: Policy, row: Row, dtype: Any = torch.float32, device_map: str | None = None) -> PreTrainedModel:
+    """Load the weights, merge the adapters into them in order, and return the model on the CPU, or where `device_map` says.
 
     `dtype` is torch's, or "auto" for that of the files.
 
@@ -64,6 +72,7 @@ def load_model(policy: Policy, row: Row, dtype: Any = torch.float32) -> PreTrain
             policy.weights,
             revision=policy.revision or "main",
             dtype=dtype,
+            device_map=device_map,
             attn_implementation=row.attn_implementation,
             use_safetensors=True,
             trust_remote_code=False,

@@ -192,6 +192,9 @@ def main(job: Job) -> None:
     log = log_of(job.folder)
     log.parent.mkdir(exist_ok=True)
     write_to(log)
+    if ranks.world_size() == 1 and job.row.device_map is None:
+        # One process uses one GPU: of several, Trainer would make replicas.
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     try:
         run(job)
         ranks.leave()

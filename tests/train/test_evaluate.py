@@ -435,3 +435,14 @@ def test_two_rows_of_one_id_are_refused_rather_than_counted_as_one(
     inputs = {"policy": heldout["policy"], "preferences": put("twice", [*pairs, pairs[0]])}
     with pytest.raises(UserError, match=f"two held-out rows are called '{pairs[0].id}'"):
         run_stage("evaluate", "scores", params([], num_answers=0), inputs, CPU)
+
+
+def test_a_model_that_is_spread_over_devices_scores_the_same(run_stage: Run, heldout: dict[str, Path]):
+    """Here the only device is the CPU; accelerate places the layers all the same."""
+    inputs = {name: heldout[name] for name in ("policy", "task.asked", "preferences", "conversations")}
+    one, _ = run_stage("evaluate", "one", params([task("facts")]), inputs, CPU)
+    spread = CPU.model_copy(update={"device_map": "auto"})
+    other, _ = run_stage("evaluate", "other", params([task("facts")]), inputs, spread)
+    assert scores(other).keys() == scores(one).keys()
+    for metric, score in scores(one).items():
+        assert scores(other)[metric]["value"] == pytest.approx(score["value"], abs=1e-4), metric

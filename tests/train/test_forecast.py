@@ -104,12 +104,11 @@ def test_each_recipe_fits_the_hardware_and_takes_the_hours_that_its_head_says(
     assert max(each.need.peak for each in (sft, *dpo)) / forecast.GIB == pytest.approx(gib, rel=0.05)
 
 
-def test_a_reference_is_one_model_on_one_device_and_is_told_where_it_does_not_fit(root: Path):
-    found = {each.stage: each for each in on_cluster(root, "med42-v2-8b", "slurm-2x8h100")}
-    one = found["reference.first"]
-    assert one.row.world_size == 1 and one.need.weights == 4 * 8_030_261_248 and not one.advice and one.hours
-    large = {each.stage: each for each in on_cluster(root, "med42-v2-70b", "slurm-8xh100")}
-    assert "does not fit" in large["reference.first"].advice
+def test_a_reference_is_scored_in_the_shards_of_training(root: Path):
+    found = {each.stage: each for each in on_cluster(root, "med42-v2-70b", "slurm-8xh100")}
+    sharded = found["reference.first"]
+    assert sharded.need.weights == pytest.approx(2 * 70_553_706_496 / sharded.row.world_size, rel=0.01)
+    assert not sharded.advice and sharded.hours
 
 
 def test_a_batch_that_does_not_divide_is_told_beside_the_stages_that_do(root: Path):

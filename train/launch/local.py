@@ -147,8 +147,6 @@ def _is_ours(pid: int, process: int | None) -> bool:
 
 def _child(job: worker.Job) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # One process uses one GPU; of several, Trainer would make replicas.
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     worker.main(job)
 
 

@@ -98,7 +98,7 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
     torch.manual_seed(0)
     described = policy.read(inputs["policy"])
     tokenizer = models.load_tokenizer(described)
-    model = models.place(models.load_model(described, machine), machine).eval()
+    model = models.load_to_score(described, machine)
     subject = Subject(model, tokenizer, machine.eval_batch_size, _window(model, asked.max_length))
     items, prompts, counts = Items(), [], {"aggregate_only": [], "dropped": {}}
     if asked.tasks:
