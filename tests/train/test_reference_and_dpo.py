@@ -216,8 +216,11 @@ def test_ld_alpha_weighs_the_tokens_that_only_the_longer_answer_has(
     assert metrics(out)[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
 
 
-class StockInOurOrder(training.StageTrainer, DPOTrainer):
-    """TRL's trainer, which sees the rows in the order of `train.order`."""
+class StockInOurOrder(DPOTrainer):
+    """TRL's trainer, which sees the rows in the order of `train.order`, and nothing else of ours."""
+
+    arrange = None
+    _get_train_sampler = training.StageTrainer._get_train_sampler
 
 
 @pytest.mark.parametrize("loss_type", [["sigmoid"], ["ipo"], ["sigmoid", "sft"]], ids="+".join)
