@@ -50,8 +50,7 @@ def rewrite(
                         found.masked_rows += 1
                         found.masked.update(verdict.counts)
                         masks.write(json.dumps({"id": record.id, "filter": "phi", "masked": verdict.counts}) + "\n")
-                        record = verdict.record
-                    yield _with_system(record, system_prompt) if system_prompt else record
+                    yield _left(record, verdict, system_prompt)
                 done += len(records)
                 progress.write(out, done, None, "rows masked")
 
@@ -63,9 +62,14 @@ def rewrite(
 def rewritten(rows: Sequence[Record], *, system_prompt: str | None, phi: FilterUse | None) -> list[Record]:
     """Return what `rewrite` would leave of these rows."""
     verdicts = filters.build(phi, ())(rows) if phi else [None] * len(rows)
-    kept = [verdict.record if isinstance(verdict, filters.Changed) else record
-            for record, verdict in zip(rows, verdicts, strict=True) if not isinstance(verdict, str)]  # fmt: skip
-    return [_with_system(record, system_prompt) for record in kept] if system_prompt else kept
+    judged = zip(rows, verdicts, strict=True)
+    return [_left(record, verdict, system_prompt) for record, verdict in judged if not isinstance(verdict, str)]
+
+
+def _left(record: Record, verdict: filters.Changed | None, system_prompt: str | None) -> Record:
+    """Return a row that is kept as it is kept."""
+    kept = verdict.record if isinstance(verdict, filters.Changed) else record
+    return _with_system(kept, system_prompt) if system_prompt else kept
 
 
 def _with_system(record: Record, text: str) -> Record:

@@ -57,23 +57,30 @@ def continued(start: Policy, lora: Lora | None) -> Path | None:
 
 
 def merged_on_disk(start: Policy, row: Row, lora: Lora | None, cache: Path) -> Policy:
-    """Return the same policy with what is to be merged already merged, in a folder in `cache`. Only ZeRO-3 needs it.
+    """Return the same policy with what is to be merged already merged, in a folder in `cache`, where it must be before loading.
 
-    There no rank ever holds the whole model, so nothing can be merged while loading. To be called before the trainer's
-    arguments are made: from then on every model is loaded in shards.
+    Under ZeRO-3 no rank ever holds the whole model, and weights are quantised from a file. Rank 0 merges, the others find the
+    folder. To be called before the trainer's arguments are made: from then on every model is loaded in shards.
     """
     apart = _apart(start, lora)
-    if row.zero_stage != 3 or len(start.adapters) == (apart is not None):
+    below = replace(start, adapters=start.adapters[:-1]) if apart else start
+    quantised = lora is not None and lora.load_in_4bit
+    if not below.adapters or not (row.zero_stage == 3 or quantised):
         return start
-    merged = cache / "merged"
     with ranks.first():
-        if ranks.rank() == 0 and not merged.is_dir():
-            partial = merged.with_suffix(".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            whole = replace(start, adapters=start.adapters[:-1]) if apart else start
-            models.load_model(whole, row, models.training_dtype(row)).save_pretrained(partial)
-            partial.rename(merged)
-    return Policy(str(merged), None, (apart,) if apart else (), start.tokenizer)
+        merged = _merged(below, row, torch.float32 if quantised else models.training_dtype(row), cache)
+    return replace(merged, adapters=(apart,) if apart else ())
+
+
+def _merged(start: Policy, row: Row, dtype: torch.dtype, cache: Path) -> Policy:
+    """Merge a policy's adapters into a folder of its own in `cache`, unless it is there."""
+    folder = cache / f"merged-{start.adapters[-1].parent.name}"
+    if not folder.is_dir():
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        models.load_model(start, row, dtype).save_pretrained(partial)
+        partial.rename(folder)
+    return Policy(str(folder), None, (), start.tokenizer)
 
 
 def load_start(start: Policy, row: Row, lora: Lora | None, cache: Path) -> PreTrainedModel:
@@ -130,9 +137,7 @@ def _quantised(start: Policy, row: Row, lora: Lora, cache: Path) -> PreTrainedMo
     """Load weights in 4 bits (Dettmers et al. 2023). What was merged is quantised as a whole, from a folder in `cache`."""
     _check_bitsandbytes()
     if start.adapters:
-        merged = cache / "merged"
-        models.load_model(start, row).save_pretrained(merged)
-        start = Policy(str(merged), None, (), start.tokenizer)
+        start = _merged(start, row, torch.float32, cache)
     dtype = torch.bfloat16 if row.precision == "bf16" else torch.float32
     settings = BitsAndBytesConfig(
         load_in_4bit=True,

@@ -165,13 +165,19 @@ class PairCollator:
         return batch
 
 
-def costs(table: pa.Table, batching: str) -> list[int]:
-    """Return how long each pair of token rows is in the layout that `batching` names. What answers have in common is left out
-    of account: it is small, and counting it would take a pass over all tokens."""
+def lengths(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return how many tokens the prompt, the chosen and the rejected answer of each pair have."""
     prompt, chosen, rejected = (
         np.concatenate([chunk.value_lengths().to_numpy() for chunk in table[name].chunks])
         for name in ("prompt_ids", "chosen_ids", "rejected_ids")
     )
+    return prompt, chosen, rejected
+
+
+def costs(table: pa.Table, batching: str) -> list[int]:
+    """Return how long each pair of token rows is in the layout that `batching` names. What answers have in common is left out
+    of account: it is small, and counting it would take a pass over all tokens."""
+    prompt, chosen, rejected = lengths(table)
     if batching == "padded":
         return (prompt + np.maximum(chosen, rejected)).tolist()
     return ((1 if batching == "shared_prefix" else 2) * prompt + chosen + rejected).tolist()

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import torch
 from transformers import PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
 from train import packed_pairs, prefix_attention, ranks
@@ -44,7 +45,7 @@ class Sharding:
             "train_micro_batch_size_per_gpu": 1,
             "bf16": {"enabled": row.precision == "bf16"},
         }
-        self.needed = row.zero_stage == 3 and ranks.world_size() > 1
+        self.needed = _in_shards(row)
         # transformers asks for this object when a model is loaded, and holds it by a weak reference only.
         self.loading = HfDeepSpeedConfig(self.config) if self.needed else None
 
@@ -67,9 +68,11 @@ def prepare(
         prefix_attention.install(model)
     model.eval()
     wrapped = sharding.wrap(model) if sharding else model
-    collate: Any = packed_pairs.PairCollator(share_prefix=batching == "shared_prefix")
-    if batching == "padded":
-        collate = padded
+    collate: Any = (
+        DataCollatorForPreference(pad_token_id=0)  # any id: padding is masked by position
+        if batching == "padded"
+        else packed_pairs.PairCollator(share_prefix=batching == "shared_prefix")
+    )
     device = next(model.parameters()).device
 
     @torch.no_grad()
@@ -89,20 +92,6 @@ def prepare(
         return [Scores(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
 
     return score
-
-
-def padded(rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    """Make the padded batch of TRL's DPOTrainer: chosen sides first, then rejected ones."""
-    sides = [(row["prompt_ids"], row[f"{side}_ids"]) for side in ("chosen", "rejected") for row in rows]
-    width = max(len(prompt) + len(answer) for prompt, answer in sides)
-    shape = (len(sides), width)
-    batch = {name: torch.zeros(shape, dtype=torch.long) for name in ("input_ids", "attention_mask", "completion_mask")}
-    for place, (prompt, answer) in enumerate(sides):
-        ids = prompt + answer
-        batch["input_ids"][place, : len(ids)] = torch.tensor(ids)
-        batch["attention_mask"][place, : len(ids)] = 1
-        batch["completion_mask"][place, len(prompt) : len(ids)] = 1
-    return batch
 
 
 def in_blocks(
@@ -128,12 +117,12 @@ def in_blocks(
     ranks.barrier()
     todo = [number for number in range(len(blocks)) if not _file(folder, number).is_file()]
     ranks.barrier()  # nobody writes before everybody has looked
-    done = sum(len(batch) for number, block in enumerate(blocks) if number not in set(todo) for batch in block)
+    done = len(order) - sum(len(batch) for number in todo for batch in blocks[number])
     for turn in _cut(todo, ranks.world_size()):
         mine = turn[ranks.rank()] if ranks.rank() < len(turn) else None
         block = blocks[mine] if mine is not None else ()
         found = [score(_tokens(pairs, batch)) for batch in block]
-        if row.zero_stage == 3 and ranks.world_size() > 1:
+        if _in_shards(row):
             for _ in range(per_block - len(block)):
                 score(_tokens(pairs, batches[-1]))
         if mine is not None:
@@ -144,6 +133,10 @@ def in_blocks(
         progress(done)
     ranks.barrier()
     return _joined(folder, len(blocks), len(order))
+
+
+def _in_shards(row: Row) -> bool:
+    return row.zero_stage == 3 and ranks.world_size() > 1
 
 
 def _tokens(pairs: pa.Table, places: Sequence[int]) -> list[Tokens]:

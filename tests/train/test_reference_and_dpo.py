@@ -96,6 +96,16 @@ def test_reference_log_probabilities_do_not_depend_on_the_batch(run_stage: Run, 
         assert found[0][side] == pytest.approx(found[2][side], abs=1e-4)
 
 
+def test_reference_log_probabilities_do_not_depend_on_the_layout(run_stage: Run, other: Path, tokens: Path):
+    found = []
+    for layout in ("padded", "packed", "shared_prefix"):
+        row = CPU.model_copy(update={"pair_batching": layout})
+        found.append(columns(run_stage("reference", layout, {}, {"policy": other, "pairs": tokens}, row)[0]))
+    for name in ("ref_chosen_logps", "ref_rejected_logps", "ref_chosen_shared_logps", "ref_rejected_shared_logps"):
+        assert found[1][name] == pytest.approx(found[0][name], abs=1e-4)
+        assert found[2][name] == pytest.approx(found[0][name], abs=1e-4)
+
+
 def params(is_start: bool = True, lora: dict | None = None, **dpo: object) -> dict:
     return {"training": knobs(lora=lora), "dpo": {**DPO, **dpo}, "reference_is_start": is_start, "seed": 5}
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset
 from peft import PeftModel
@@ -146,11 +145,9 @@ class StoredReferenceTrainer(training.StageTrainer, DPOTrainer):
 
 def _sizes(pairs: Any) -> dict[str, list[int]]:
     """Return the lengths of each pair's answers, and the tokens of both its sides."""
-    prompt, chosen, rejected = (
-        pc.call_function("list_value_length", [pairs.data.table[name]]).to_pylist() for name in _COLUMNS
-    )
-    tokens = [2 * p + c + r for p, c, r in zip(prompt, chosen, rejected, strict=True)]
-    return {"tokens": tokens, "tokens/chosen": chosen, "tokens/rejected": rejected}
+    prompt, chosen, rejected = packed_pairs.lengths(pairs.data.table)
+    tokens = 2 * prompt + chosen + rejected
+    return {"tokens": tokens.tolist(), "tokens/chosen": chosen.tolist(), "tokens/rejected": rejected.tolist()}
 
 
 def _check_precision(reference: Path, machine: Row) -> None:
