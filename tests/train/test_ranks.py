@@ -195,11 +195,24 @@ def assert_scored_alike(shelf: Path, row: str) -> None:
         assert two[name] == pytest.approx(one[name], abs=1e-4), row
 
 
+def from_an_adapter(shelf: Path) -> list[dict]:
+    """Train an adapter, score the pairs with it, and return a round from there: in ZeRO-3's shards, and as one process."""
+    adapter = alone(case(shelf, "sft", "adapter", {"micro_batch_size": 4}, LORA))
+    reference = {"function": "reference", "params": {}, "out": str(shelf / "scored adapter"), "row": {"device": "cpu", "threads": 1},
+                 "inputs": {"policy": str(adapter), "pairs": str(shelf / "pairs")}}  # fmt: skip
+    inputs = {"policy": str(adapter), "pairs": str(shelf / "pairs"), "reference": str(alone(reference))}
+    return [{**case(shelf, "dpo", name, row), "inputs": inputs}
+            for name, row in (("from adapter zero3", {"processes": 2, "micro_batch_size": 1, **ROWS["zero3"]}),
+                              ("from adapter one", {"micro_batch_size": 4}))]  # fmt: skip
+
+
 def test_two_ranks_train_as_one_process_does_and_resume_without_a_trace(shelf: Path):
     cut = interrupted(shelf, [("sft", "zero3", None), ("dpo", "zero2", None)])
-    start([*(scored(shelf, row) for row in ("ddp", "zero3")), *sharded(shelf, QUICK), *cut], shelf)
+    adapted, alike = from_an_adapter(shelf)
+    start([adapted, *(scored(shelf, row) for row in ("ddp", "zero3")), *sharded(shelf, QUICK), *cut], shelf)
     for row in ("ddp", "zero3"):
         assert_scored_alike(shelf, row)
+    assert_same(alone(alike), Path(adapted["out"]))
     assert_as_one_process(shelf, QUICK)
     assert_resumed_without_a_trace(cut)
 
