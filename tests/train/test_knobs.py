@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import yaml
 from peft import LoraConfig
 from pydantic import BaseModel
 from transformers import BitsAndBytesConfig
@@ -18,7 +17,7 @@ from trl import DPOConfig, SFTConfig
 from train import adapters, recipe, training
 from train.cluster import Row
 from train.pipeline import Plan, build_plan
-from train.recipe import QUANTISATION, Lora, Round, Sft, Training
+from train.recipe import QUANTISATION, Local, Lora, Round, Sft, Training
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
@@ -114,13 +113,12 @@ def test_lora_becomes_pefts_config():
 
 
 def plan(file: Path, root: Path) -> Plan:
-    overrides = []
-    for name, use in (yaml.safe_load(file.read_text()).get("sources") or {}).items():
-        if isinstance(use, dict) and "path" in use:
+    read, overrides = recipe.load(file), []
+    for name, use in read.sources.items():
+        if use.path:
             (root / name).write_text("{}\n")
             overrides.append(f"sources.{name}.path={root / name}")
-    base = yaml.safe_load(file.read_text())["base"]
-    if "path" in base:
+    if isinstance(read.base, Local):
         (root / "base").mkdir()
         overrides.append(f"base.path={root / 'base'}")
     return build_plan(recipe.load(file, tuple(overrides)), root / "store", file.parent)
