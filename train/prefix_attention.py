@@ -1,4 +1,4 @@
-"""A forward pass over a `PackedRow`: attention that keeps its segments apart, and the LM head at answer tokens only.
+"""A forward pass over a `PackedRow`: attention that keeps its segments apart, and the LM head at scored tokens only.
 
 Built from transformers' AttentionInterface and TRL's fused LM head, so it serves any decoder whose layers all use plain
 causal attention, with grouped heads, PEFT, activation checkpointing and DeepSpeed. No mask over the whole row is made:
@@ -18,7 +18,7 @@ from transformers.masking_utils import sdpa_mask
 
 from data_prep.errors import UserError
 from train.cluster import PairBatching
-from train.packed_pairs import PackedRow
+from train.packed_row import PackedRow
 
 try:
     from torch.nn.attention.varlen import varlen_attn  # torch 2.10 and newer
@@ -26,6 +26,7 @@ except ImportError:
     varlen_attn = None
 
 NAME = "rounds_packed"
+_IN_THE_ROW = {"input_ids", "position_ids", "attention_mask", "labels"}
 
 
 def obstacle(model: PreTrainedModel) -> str | None:
@@ -54,8 +55,8 @@ def choose(wanted: PairBatching, model: PreTrainedModel) -> PairBatching:
 
 
 def install(model: PreTrainedModel) -> None:
-    """Let a causal LM with TRL's fused head take `packed_row=`: it then returns that head's outputs as (2 * pairs, longest
-    answer). Calls without it are as before. Raises `ValueError` where `obstacle` names one."""
+    """Let a causal LM with TRL's fused head take `packed_row=`: it then returns that head's outputs for its scored tokens, laid out
+    by its view. Calls without it are as before. Raises `ValueError` where `obstacle` names one."""
     reason = obstacle(model)
     if reason:
         raise ValueError(f"{type(model).__name__} cannot run packed rows: {reason}")
@@ -67,7 +68,7 @@ def install(model: PreTrainedModel) -> None:
     def forward(self: PreTrainedModel, *args: Any, packed_row: PackedRow | None = None, **kwargs: Any) -> Any:
         if packed_row is None:
             return inner(*args, **kwargs)
-        asked = {name: value for name, value in kwargs.items() if name not in ("input_ids", "attention_mask", "labels")}
+        asked = {name: value for name, value in kwargs.items() if name not in _IN_THE_ROW}
         outputs = inner(
             **asked,
             input_ids=packed_row.input_ids,
@@ -77,7 +78,7 @@ def install(model: PreTrainedModel) -> None:
             shift_labels=packed_row.labels,
         )
         for name, value in outputs.items():
-            if torch.is_tensor(value) and value.shape == packed_row.labels.shape:
+            if packed_row.view is not None and torch.is_tensor(value) and value.shape == packed_row.labels.shape:
                 outputs[name] = _spread(value, packed_row.view)
         return outputs
 
@@ -155,10 +156,13 @@ def _by_one_call(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, row: PackedRow
 ) -> torch.Tensor:
     assert varlen_attn is not None
+    queries, keys, values = (part[0].transpose(0, 1) for part in (query, key, value))
+    if row.ranges.keys is not None:
+        keys, values = (part.index_select(0, row.ranges.keys) for part in (keys, values))
     out = varlen_attn(
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1).index_select(0, row.ranges.keys),
-        value[0].transpose(0, 1).index_select(0, row.ranges.keys),
+        queries,
+        keys,
+        values,
         row.ranges.query_ends,
         row.ranges.key_ends,
         row.ranges.longest_query,

@@ -253,9 +253,11 @@ def test_the_ranges_for_variable_length_kernels_describe_the_same_attention():
         query, key, value = (torch.randn(1, 2, row.input_ids.shape[1], 8) for _ in range(3))
         wanted = prefix_attention._by_segment(query, key, value, None, 0.0, row)
         ranges, found = row.ranges, []
+        keys = torch.arange(row.input_ids.shape[1]) if ranges.keys is None else ranges.keys
+        assert (ranges.keys is None) is not share
         for place in range(len(row.segments)):
             own = slice(*ranges.query_ends[place : place + 2].tolist())
-            seen = ranges.keys[slice(*ranges.key_ends[place : place + 2].tolist())]
+            seen = keys[slice(*ranges.key_ends[place : place + 2].tolist())]
             count, width = own.stop - own.start, len(seen)
             assert count <= ranges.longest_query and width <= ranges.longest_key
             mask = torch.ones(count, width, dtype=torch.bool).tril(width - count)

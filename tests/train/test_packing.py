@@ -9,10 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from trl.trainer.utils import add_fused_lm_head
 
 from data_prep.errors import UserError
 from data_prep.records import Conversation, Message
-from train.stages.sft import PackedRows
+from train import prefix_attention
+from train.stages.sft import PackedRows, in_segments
 
 Run = Callable[..., tuple[Path, dict]]
 PAD = 1
@@ -182,3 +184,41 @@ def test_the_flat_layout_for_flash_attention_reads_as_the_rows_do(packed: tuple[
         labels = batch.pop("labels")[:, 1:]
         losses.append(logprobs(model, **batch)[labels != -100])
     assert torch.allclose(losses[0], losses[1], atol=1e-5)
+
+
+def scores_and_gradient(model: LlamaForCausalLM, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of the learnt tokens as TRL's trainer asks for them, and the gradient of their sum."""
+    model.zero_grad()
+    outputs: Any = model(**batch, use_cache=False, fused_lm_head=True)  # type: ignore[call-arg]
+    found = outputs.log_probs[outputs.label_mask]
+    found.sum().backward()
+    return found.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def test_a_row_in_segments_gives_each_conversation_the_numbers_and_gradients_that_it_has_alone(
+    packed: tuple[list[dict], dict],
+):
+    rows = packed[0][:3]
+    model = random_llama("sdpa")
+    add_fused_lm_head(model)
+    lone = [(row["input_ids"], row["labels"], start, length) for row in rows
+            for start, length in zip(starts(row["seq_lengths"]), row["seq_lengths"], strict=True)]  # fmt: skip
+    assert len(lone) >= 6
+    wanted = []
+    for ids, labels, start, length in lone:
+        part = slice(start, start + length)
+        wanted.append(
+            scores_and_gradient(model, {"input_ids": torch.tensor([ids[part]]), "labels": torch.tensor([labels[part]])})
+        )
+    dense = PackedRows(PAD)(rows)
+    by_mask = scores_and_gradient(model, dense)
+    prefix_attention.install(model)
+    found, gradient = scores_and_gradient(model, in_segments(rows))
+    assert torch.allclose(found, torch.cat([scores for scores, _ in wanted]), atol=1e-5)
+    assert torch.allclose(found, by_mask[0], atol=1e-5)
+    for other in (by_mask[1], torch.stack([each for _, each in wanted]).sum(0)):
+        assert float((gradient - other).abs().max()) <= 1e-5 * float(other.abs().max())
+
+
+def starts(lengths: list[int]) -> list[int]:
+    return [sum(lengths[:place]) for place in range(len(lengths))]

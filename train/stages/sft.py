@@ -10,11 +10,13 @@ from typing import Any
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from trl import SFTConfig, SFTTrainer
 
 from data_prep.schema import Section
-from train import adapters, models, policy, ranks, training
+from train import adapters, models, policy, prefix_attention, ranks, training
 from train.cluster import Row
+from train.packed_row import PackedRow, Segment
 from train.recipe import Training
 
 
@@ -53,16 +55,36 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
 
 
 class PackedTrainer(training.StageTrainer, SFTTrainer):
-    """SFTTrainer on rows that are packed already."""
+    """SFTTrainer on rows that are packed already.
+
+    Where the model allows it and was loaded with sdpa, its attention computes each conversation by itself: sdpa with a mask would
+    compute every token of a row against every other.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        model: Any = self.accelerator.unwrap_model(self.model)
+        model = model.get_base_model() if isinstance(model, PeftModel) else model
+        if model.config._attn_implementation == "sdpa" and not prefix_attention.obstacle(model):
+            self.data_collator = in_segments
+            prefix_attention.install(model)
         rows: Any = self.train_dataset
         table = rows.data.table
         self.row_sizes = {
             "tokens": pc.call_function("list_value_length", [table["input_ids"]]).to_pylist(),
             "answer_tokens": [len(labels) - labels.count(-100) for labels in table["labels"].to_pylist()],
         }
+
+
+def in_segments(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Collate packed rows to a single row without padding, whose segments are the conversations; only tokens that are learnt
+    are scored. A conversation's first token is never learnt, so what predicts one is in the same conversation."""
+    ids, labels = (torch.tensor([[n for each in examples for n in each[name]]]) for name in ("input_ids", "labels"))
+    lengths = [n for each in examples for n in each["seq_lengths"]]
+    positions = torch.cat([torch.arange(n) for n in lengths])[None]
+    learnt = (labels[0] != -100).nonzero()[:, 0]
+    row = PackedRow(tuple(map(Segment, lengths)), ids, positions, learnt - 1, labels[:, learnt])
+    return {"input_ids": ids, "labels": labels, "position_ids": positions, "packed_row": row}
 
 
 class PackedRows:
