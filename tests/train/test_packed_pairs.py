@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from trl import DPOConfig
+from trl.trainer.utils import hash_module
 
 from data_prep.errors import UserError
 from data_prep.records import Pair
@@ -225,6 +226,13 @@ def test_a_round_is_the_same_however_its_pairs_are_laid_out(
             for name in ("loss", "grad_norm", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected"):
                 assert found[name] == pytest.approx(wanted[name], rel=1e-4, abs=2e-5)
             assert found["num_tokens"] == wanted["num_tokens"]
+
+
+def test_no_weights_are_hashed_when_a_round_starts(trainers: dict[str, StoredReferenceTrainer]):
+    trainer = trainers["padded"]
+    model: Any = trainer.model
+    assert trainer._precompute_model_hash == hash_module(torch.nn.Identity()) != hash_module(model)
+    assert len(model.state_dict()) == len(list(model.parameters()))
 
 
 # Models and kernels

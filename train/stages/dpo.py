@@ -5,8 +5,10 @@ In: `policy` (where to start), `pairs` (token rows), `reference` (their log-prob
 Out: the new policy (`model/` or `adapter/`) and `metrics.jsonl`. No reference model is held.
 """
 
+import contextlib
 import math
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +80,10 @@ class StoredReferenceTrainer(training.StageTrainer, DPOTrainer):
 
     _check_tolerance: float | None = None
 
-    def __init__(self, *args: Any, pair_batching: PairBatching = "auto", **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        model: Any = self.accelerator.unwrap_model(self.model)
+    def __init__(self, *, model: Any, pair_batching: PairBatching = "auto", **kwargs: Any) -> None:
+        with _unhashed(model):
+            super().__init__(model=model, **kwargs)
+        model = self.accelerator.unwrap_model(self.model)
         model = model.get_base_model() if isinstance(model, PeftModel) else model
         self.pair_batching = prefix_attention.choose(pair_batching, model)
         if self.pair_batching != "padded":
@@ -141,6 +144,17 @@ class StoredReferenceTrainer(training.StageTrainer, DPOTrainer):
                 f"{rewards['rejected']:.4f} (rejected): the stored log-probabilities are not this policy's. Remove the "
                 "round's reference stage folder and run again; if it stays, this is a bug to report"
             )
+
+
+@contextlib.contextmanager
+def _unhashed(model: Any) -> Iterator[None]:
+    """Show no weights while TRL makes its trainer: it hashes them all, on every rank, to name a cache of reference numbers that is
+    never looked for here."""
+    model.state_dict = lambda *args, **kwargs: {}
+    try:
+        yield
+    finally:
+        del model.state_dict
 
 
 def _sizes(pairs: Any) -> dict[str, list[int]]:
