@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from data_prep import progress, sources
 from data_prep.errors import UserError
-from data_prep.files import ROW
+from data_prep.files import FILE, ROW
 from data_prep.mix import choose, mix, repeated_id
 from data_prep.records import SCHEMAS, Kind, Record, read_kind, read_records, write_records
 from data_prep.rewrite import rewrite
@@ -27,6 +27,7 @@ from data_prep.sieve import Sieve, Sifted, sift
 from data_prep.spool import Spool
 
 RECORDS, DROPPED, MASKED = "records.parquet", "dropped.jsonl", "masked.jsonl"
+_SHOWN, _SHOWN_COLUMNS = 80, 20  # A file under the wrong suffix can have a column whose name is a page long.
 logger = logging.getLogger(__name__)
 
 
@@ -145,9 +146,7 @@ def _records(origin: sources.Source, use: SourceUse, out: Path, tally: _Tally) -
             tally.rows += 1
             progress.write(out, tally.rows, None, "rows")
             try:
-                if isinstance(row, sources.RowError):
-                    raise row
-                record = origin.to_record(row, index, use)
+                record = origin.convert(row, index, use)
                 if record.id in seen:
                     raise sources.RowError("duplicate_id")
             except sources.RowError as error:
@@ -161,17 +160,22 @@ def _drop(error: sources.RowError, row: Any, index: int, tally: _Tally, dropped:
     reason = str(error)
     fields: Mapping[str, Any] = row if isinstance(row, Mapping) else {}
     tally.dropped[reason] += 1
+    line = {"row": error.row or fields.get(ROW, index + 1), "reason": reason}
+    if file := error.file or fields.get(FILE):
+        line["file"] = file
     if error.bad:
         tally.bad += 1
         tally.bad_reasons[reason] += 1
-        found = ", ".join(str(name) for name in fields if name != ROW)
-        tally.first_bad = tally.first_bad or (
-            f"found in the first bad row: {found}" if fields else "the first was no object"
-        )
-    line = {"row": error.row or fields.get(ROW, index + 1), "reason": reason}
+        tally.first_bad = tally.first_bad or f"found in row {line['row']}, the first ({reason}): {_columns(fields)}"
     if isinstance(fields.get("id"), str | int):
-        line["id"] = str(fields["id"])
+        line["id"] = str(fields["id"])[:_SHOWN]
     dropped.write(json.dumps(line) + "\n")
+
+
+def _columns(row: Mapping[str, Any]) -> str:
+    """Name a row's columns in one line that any terminal can show, whatever somebody called them."""
+    names = [ascii(str(name)[:_SHOWN])[1:-1] for name in row if name not in (ROW, FILE)]
+    return ", ".join(names[:_SHOWN_COLUMNS]) + (", ..." if len(names) > _SHOWN_COLUMNS else "") or "no columns"
 
 
 def _keep(path: Path, use: SourceUse, kind: Kind, count: int) -> int:

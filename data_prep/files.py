@@ -1,14 +1,14 @@
 """Rows of one plain file: JSONL, JSON (a list of rows, or an object id -> row), CSV, TSV, or parquet.
 
-In: a path. Out: one dictionary per row, with its number in the file (from 1) under `ROW`, or a `RowError` in place of a
-row that cannot be read, so that one broken line costs one row.
+In: a path. Out: one dictionary per row, with its number in the file (from 1) under `ROW` and the file's name under
+`FILE`, or a `RowError` in place of a row that cannot be read, so that one broken line costs one row.
 """
 
 import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,18 +16,22 @@ import pyarrow.parquet as pq
 from data_prep.errors import UserError
 from data_prep.turns import Row, RowError
 
-ROW = "#row"
+ROW, FILE = "#row", "#file"
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-_CELL_LIMIT = 2**31 - 1  # The csv module's own limit of 131,072 characters is shorter than some articles.
+# The csv module's own limit of 131,072 characters is shorter than some articles. Far above `sources.MAX_CHARACTERS`, so that
+# it is only met where a quote is open for a whole file, or where a file has no lines.
+_LIMIT = 1 << 26
+_BATCH_ROWS, _BATCH_BYTES = 1024, 1 << 26
 
 
-def read(path: Path, *, header: Sequence[str] = ()) -> Iterator[Row | RowError]:
+def read(path: Path, *, header: Sequence[str] = (), name: str = "") -> Iterator[Row | RowError]:
     """Yield the rows of a file, chosen by its suffix; a row of an object id -> row gets its key as `id`.
 
-    `header` names the columns of CSV whose first line is a row already. Raises `UserError` for a file that does not
-    exist, has another suffix, holds no row, or cannot be read as a whole (`.json`, `.parquet`). A line of JSONL or a
-    row of CSV that cannot be read is a `RowError`: `not_utf8`, `not_json`, `not_an_object`, `not_csv`,
-    `wrong_number_of_cells`.
+    `header` names the columns of CSV whose first line is a row already, `name` is what the file is called in rows, its own
+    name where none is given. Raises `UserError` for a file that does not exist, has another suffix, holds no row, or cannot
+    be read as a whole (`.json`, `.parquet`). A line of JSONL or a row of CSV that cannot be read is a `RowError`: `not_utf8`,
+    `not_json`, `not_an_object`, `line_too_long`, `not_csv`, `wrong_number_of_cells`. What a quote without an end swallows
+    counts as a row for each line.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -35,7 +39,7 @@ def read(path: Path, *, header: Sequence[str] = ()) -> Iterator[Row | RowError]:
         raise UserError(f"{path}: rows are read from files that end in {', '.join(SUFFIXES)}")
     number = 0
     for number, row in _rows(path, header):
-        yield _numbered(row, number)
+        yield _numbered(row, number, name or path.name)
     if not number:
         raise UserError(f"{path}: the file holds no rows")
 
@@ -56,27 +60,39 @@ def _rows(path: Path, header: Sequence[str]) -> Iterator[tuple[int, Any]]:
     return _json(path) if path.suffix == ".json" else _lines(path)
 
 
-def _numbered(row: Any, number: int) -> Row | RowError:
-    if isinstance(row, str):
-        return RowError(row, row=number)
-    return {**row, ROW: number} if isinstance(row, dict) else RowError("not_an_object", row=number)
+def _numbered(row: Any, number: int, file: str) -> Row | RowError:
+    if isinstance(row, dict):
+        return {**row, ROW: number, FILE: file}
+    return RowError(row if isinstance(row, str) else "not_an_object", row=number, file=file)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:
     _refuse_utf16(path)
     with path.open("rb") as file:
-        yield from _numbered_lines(file)
+        yield from _numbered_lines(_bounded(file))
 
 
 def _refuse_utf16(path: Path) -> None:
     with path.open("rb") as file:
-        if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
-            raise UserError(f"{path}: the file is UTF-16; save it as UTF-8")
+        if file.read(4).startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
+            raise UserError(f"{path}: the file is UTF-16 or UTF-32; save it as UTF-8")
 
 
-def _numbered_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
+def _bounded(file: IO[bytes]) -> Iterator[bytes | None]:
+    """Yield each line of a file; None for one that is longer than `_LIMIT`, of which no more is held in memory."""
+    while line := file.readline(_LIMIT):
+        whole = len(line) < _LIMIT or line.endswith(b"\n")
+        yield line if whole else None
+        while not whole and (rest := file.readline(_LIMIT)):
+            whole = rest.endswith(b"\n")
+
+
+def _numbered_lines(lines: Iterable[bytes | None]) -> Iterator[tuple[int, Any]]:
     """Yield the number and the value of each line that is not blank; a reason (str) where it cannot be read."""
     for number, line in enumerate(lines, start=1):
+        if line is None:
+            yield number, "line_too_long"
+            continue
         if not line.strip():
             continue
         try:
@@ -92,21 +108,21 @@ def _numbered_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
 def _csv(path: Path, header: Sequence[str]) -> Iterator[tuple[int, Any]]:
     """Yield the number and the value of each row that is not blank; a reason (str) where it cannot be read."""
     _refuse_utf16(path)
-    csv.field_size_limit(_CELL_LIMIT)
+    csv.field_size_limit(_LIMIT)
     # A byte that is not UTF-8 becomes a lone surrogate, which costs its own row and not the file.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
-        # An index that pandas wrote has no name.
-        first = next(reader, ()) if not header else ()
-        names = tuple(header) or tuple(name.strip() or f"column {place}" for place, name in enumerate(first, start=1))
-        if len(set(names)) < len(names):
-            raise UserError(f"{path}: the first line must name each column once; found {', '.join(names)}")
-        number = 0
+        names = tuple(header) or _header(path, reader)
+        number, line = 0, reader.line_num
         while True:
             try:
                 cells = next(reader, None)
             except csv.Error:
-                cells = "not_csv"
+                # A quote that is not closed makes one row of all lines up to the next quote: none may go uncounted.
+                yield from ((number + place, "not_csv") for place in range(1, reader.line_num - line + 1))
+                number, line = number + reader.line_num - line, reader.line_num
+                continue
+            line = reader.line_num
             if cells is None:
                 return
             if cells:
@@ -114,14 +130,29 @@ def _csv(path: Path, header: Sequence[str]) -> Iterator[tuple[int, Any]]:
                 yield number, _from_cells(names, cells)
 
 
-def _from_cells(names: Sequence[str], cells: list[str] | str) -> Any:
-    if isinstance(cells, str):
-        return cells
+def _header(path: Path, reader: Iterator[list[str]]) -> tuple[str, ...]:
+    """Return the names of the columns: the first line that is not blank."""
+    try:
+        first = next((cells for cells in reader if cells), [])
+    except csv.Error as error:
+        raise UserError(f"{path}: the first line, which names the columns, cannot be read: {error}") from None
+    if _is_not_utf8(first):
+        raise UserError(f"{path}: the first line, which names the columns, is not UTF-8; save the file as UTF-8")
+    # An index that pandas wrote has no name.
+    names = tuple(name.strip() or f"column {place}" for place, name in enumerate(first, start=1))
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}: the first line must name each column once; found {', '.join(names)}")
+    return names
+
+
+def _from_cells(names: Sequence[str], cells: list[str]) -> Any:
     if len(cells) != len(names):
         return "wrong_number_of_cells"
-    if any("\ud800" <= letter <= "\udfff" for cell in cells if not cell.isascii() for letter in cell):
-        return "not_utf8"
-    return dict(zip(names, cells, strict=True))
+    return "not_utf8" if _is_not_utf8(cells) else dict(zip(names, cells, strict=True))
+
+
+def _is_not_utf8(cells: Sequence[str]) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for cell in cells if not cell.isascii() for letter in cell)
 
 
 def _json(path: Path) -> Iterator[tuple[int, Any]]:
@@ -151,7 +182,10 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         file = pq.ParquetFile(path)
         number = 0
-        for batch in file.iter_batches(1024):
+        # As many rows as are some 64 MB together: 1,024 rows with a cell of 10 MB would be 10 GB.
+        size = sum(file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups))
+        fitting = _BATCH_BYTES * file.metadata.num_rows // max(1, size)
+        for batch in file.iter_batches(max(1, min(_BATCH_ROWS, fitting))):
             for row in batch.to_pylist():
                 number += 1
                 yield number, row

@@ -66,7 +66,7 @@ def local(
         yield from _batches(_from_saved(path, split), name)
     elif patterns:
         for file in files.find(path, patterns):
-            yield from files.read(file)
+            yield from files.read(file, name=str(file.relative_to(path)))
     else:
         yield from _batches(_from_layout(path, config, split, name), name)
 

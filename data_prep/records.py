@@ -101,6 +101,11 @@ def answers_of(record: Record) -> tuple[str, ...]:
     return (record.chosen, record.rejected) if isinstance(record, Pair) else record.choices
 
 
+def characters_of(record: Record) -> int:
+    """Count the characters of all turns and answers of a record."""
+    return sum(len(turn.content) for turn in prompt_of(record)) + sum(map(len, answers_of(record)))
+
+
 def stable_hash(*parts: object) -> int:
     """Hash the parts to 64 bits, the same in every process and on every machine (Python's `hash` is not)."""
     text = "\x1f".join(str(part) for part in parts)
@@ -115,7 +120,7 @@ def write_records(path: Path, records: Iterable[Record], kind: Kind) -> int:
         for record in records:
             batch.append(record)
             count += 1
-            size += sum(len(turn.content) for turn in prompt_of(record)) + sum(map(len, answers_of(record)))
+            size += characters_of(record)
             if len(batch) == BATCH_ROWS or size > BATCH_CHARACTERS:
                 writer.write_table(to_table(batch, kind))
                 batch.clear()

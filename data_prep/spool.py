@@ -5,13 +5,19 @@ In: Arrow tables of one schema, then an order of row numbers. Out: a parquet fil
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.records import BATCH_ROWS
+
+# A string column holds 2 GiB at most, and 4,096 of the longest rows that are kept would be 16. Rows of the usual length,
+# 9 MB a batch, never come to it.
+BATCH_BYTES = 1 << 28
 
 
 class Spool:
@@ -20,10 +26,12 @@ class Spool:
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.path, self.schema = path, schema
         self._writer = pa.ipc.new_file(str(path), schema)
+        self._sizes: list[np.ndarray] = []
 
     def add(self, table: pa.Table) -> None:
         """Add rows; their numbers go on from those of the rows before."""
         self._writer.write_table(table)
+        self._sizes.append(_bytes_of_rows(table))
 
     def close(self) -> None:
         """Complete the file."""
@@ -35,14 +43,45 @@ class Spool:
         `renamed` gives the id of a row by its place in the order, where that is to be another than it was added with.
         """
         partial = path.with_name(path.name + ".partial")
+        sizes = np.concatenate([np.zeros(0, np.uint32), *self._sizes])[np.asarray(order, np.int64)]
         with pa.memory_map(str(self.path)) as source, pq.ParquetWriter(partial, self.schema, compression="zstd") as out:
             reader = pa.ipc.open_file(source)
             batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
             starts = list(itertools.accumulate((batch.num_rows for batch in batches[:-1]), initial=0))
-            for start in range(0, len(order), BATCH_ROWS):
-                table = _gather(batches, starts, order[start : start + BATCH_ROWS])
+            for start, end in _parts(sizes):
+                table = _gather(batches, starts, order[start:end])
                 out.write_table(_with_ids(table, start, renamed) if renamed else table)
         partial.rename(path)
+
+
+def _bytes_of_rows(table: pa.Table) -> np.ndarray:
+    """Return how many bytes of text each row holds."""
+    columns = [np.concatenate([np.zeros(0, np.int64), *map(_bytes_of, column.chunks)]) for column in table.columns]
+    return np.sum(columns, axis=0).astype(np.uint32)
+
+
+def _bytes_of(array: pa.Array) -> np.ndarray:
+    if pa.types.is_string(array.type):
+        return np.asarray(pc.call_function("binary_length", [array]).fill_null(0), np.int64)
+    if pa.types.is_struct(array.type):
+        return np.sum([_bytes_of(field) for field in array.flatten()], axis=0)
+    if pa.types.is_list(array.type):
+        lengths = np.asarray(pc.call_function("list_value_length", [array]).fill_null(0), np.int64)
+        before = np.concatenate([[0], np.cumsum(_bytes_of(array.flatten()))])
+        return np.diff(before[np.concatenate([[0], np.cumsum(lengths)])])
+    return np.zeros(len(array), np.int64)
+
+
+def _parts(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Cut an order of rows of these sizes into parts of at most `BATCH_ROWS` rows and, but for one row, `BATCH_BYTES`."""
+    ends = np.cumsum(sizes, dtype=np.int64)
+    start = 0
+    while start < len(sizes):
+        before = ends[start - 1] if start else 0
+        fitting = int(np.searchsorted(ends, before + BATCH_BYTES, side="right"))
+        end = min(max(fitting, start + 1), start + BATCH_ROWS, len(sizes))
+        yield start, end
+        start = end
 
 
 def _with_ids(table: pa.Table, start: int, renamed: Mapping[int, str]) -> pa.Table:

@@ -166,8 +166,7 @@ def _straight(stage: Stage, count: int) -> list[Record]:
     def fitting() -> Iterator[Record]:
         for index, row in enumerate(origin.rows(use)):
             try:
-                if not isinstance(row, sources.RowError):
-                    yield origin.to_record(row, index, use)
+                yield origin.convert(row, index, use)
             except sources.RowError:
                 continue
 

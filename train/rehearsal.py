@@ -57,10 +57,9 @@ def _source(stage: Stage) -> str:
     for index, row in enumerate(islice(source.rows(use), ROWS)):
         read += 1
         try:
-            if isinstance(row, sources.RowError):
-                raise row
-            found = found or [str(name) for name in row]
-            source.to_record(row, index, use)
+            if not isinstance(row, sources.RowError):
+                found = found or [str(name) for name in row]
+            source.convert(row, index, use)
         except sources.RowError as error:
             dropped[str(error)] += 1
             bad += error.bad

@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from data_prep.errors import UserError, nearest
-from data_prep.records import Kind, Record
+from data_prep.records import Kind, Record, characters_of
 from data_prep.schema import SourceUse
 from data_prep.turns import Row, RowError
 
 __all__ = ["Companion", "Row", "RowError", "Source", "load", "names"]
+# Twice what Llama 3.1, with the longest window of the base models in use here (131,072 tokens), reads of English at 4.5
+# characters a token: no stage could use a longer row, and one of gigabytes would take the memory of all of them.
+MAX_CHARACTERS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class Source:
 
     `splits` maps each split on offer to the kind of record it yields. `rows(use)` yields the raw rows of a split (or a
     `RowError` in place of a row that cannot be read), and `to_record(row, index, use)` converts one, or raises
-    `RowError`. A row may carry its number in its file as `data_prep.files.ROW`. `version` is part of the stage key:
-    raise it when the conversion changes.
+    `RowError`. A row may carry its number in its file and the file's name under `data_prep.files.ROW` and `FILE`.
+    `version` is part of the stage key: raise it when the conversion changes.
     """
 
     name: str
@@ -87,6 +90,15 @@ class Source:
         """Return the kind of record that `use` yields. Raises `UserError` like `check`."""
         self.check(use)
         return self.kind_by_format[use.format] if use.format and self.kind_by_format else self.splits[use.split]
+
+    def convert(self, row: Row | RowError, index: int, use: SourceUse) -> Record:
+        """Return the record of what `rows` gave. Raises `RowError`: that of `to_record`, or `too_many_characters`."""
+        if isinstance(row, RowError):
+            raise row
+        record = self.to_record(row, index, use)
+        if characters_of(record) > MAX_CHARACTERS:
+            raise RowError("too_many_characters")
+        return record
 
     def columns_of(self, use: SourceUse) -> tuple[str, ...]:
         """Return the columns that a row must have."""

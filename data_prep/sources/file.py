@@ -221,7 +221,6 @@ def _right(row: Row, choices: tuple[str, ...]) -> int:
 
 
 def _pairs(row: dict[str, Any], use: SourceUse) -> Iterator[Row | RowError]:
-    number = row.get(files.ROW)
     try:
         name = identity(row["id"])
         _question(row)
@@ -234,7 +233,7 @@ def _pairs(row: dict[str, Any], use: SourceUse) -> Iterator[Row | RowError]:
         if not pairs:
             raise RowError("no_differing_scores", bad=False)
     except RowError as error:
-        yield RowError(str(error), bad=error.bad, row=number)
+        yield RowError(str(error), bad=error.bad, row=row.get(files.ROW), file=row.get(files.FILE))
         return
     pairs.sort(key=lambda pair: (answers[pair[1]][1] - answers[pair[0]][1], pair))
     for better, worse in pairs[:MAX_PAIRS]:

@@ -49,7 +49,7 @@ def rows(use: SourceUse) -> Iterator[Row | RowError]:
         if isinstance(row, RowError) or tag == use.split:
             yield row
         elif tag is None:
-            yield RowError("no_source_tag", row=row.get(files.ROW))
+            yield RowError("no_source_tag", row=row.get(files.ROW), file=row.get(files.FILE))
 
 
 def to_record(row: Row, index: int, use: SourceUse) -> Conversation:

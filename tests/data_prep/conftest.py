@@ -42,9 +42,7 @@ def convert() -> Callable[[SourceUse], tuple[list[Record], Counter[str]]]:
         source.check(use)
         for index, row in enumerate(source.rows(use)):
             try:
-                if isinstance(row, sources.RowError):
-                    raise row
-                records.append(source.to_record(row, index, use))
+                records.append(source.convert(row, index, use))
             except sources.RowError as error:
                 reasons[str(error)] += 1
         return records, reasons

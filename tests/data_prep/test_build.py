@@ -62,9 +62,9 @@ def test_source_counts_what_it_drops_and_never_writes_its_text(tmp_path: Path) -
         "revision": None,
     }
     assert lines(out / "dropped.jsonl") == [
-        {"row": 7, "reason": "duplicate_id", "id": "r0"},
-        {"row": 8, "reason": "empty_answer", "id": "x"},
-        {"row": 9, "reason": "not_json"},
+        {"row": 7, "reason": "duplicate_id", "file": "source.jsonl", "id": "r0"},
+        {"row": 8, "reason": "empty_answer", "file": "source.jsonl", "id": "x"},
+        {"row": 9, "reason": "not_json", "file": "source.jsonl"},
     ]
     assert "secret" not in (out / "dropped.jsonl").read_text()
     assert [record.id for record in read_records(out / "records.parquet")] == [row["id"] for row in rows]
@@ -76,7 +76,7 @@ def test_source_stops_over_the_share_of_bad_rows_and_says_what_it_saw(tmp_path: 
     rows = [{"question": "Why?", "reply": "So."}] * 3
     said = (
         r"3 of 3 rows do not fit, more than max_bad_share 0.05; most often missing_column_answer \(3\). "
-        r"Columns expected: question, answer; found in the first bad row: question, reply"
+        r"Columns expected: question, answer; found in row 1, the first .missing_column_answer.: question, reply"
     )
     with pytest.raises(UserError, match=said):
         run_source(tmp_path, rows, QA)

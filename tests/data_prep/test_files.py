@@ -78,20 +78,27 @@ def test_csv_rows_that_cannot_be_read_are_reasons(tmp_path: Path) -> None:
     path.write_bytes(b"\r\n".join(lines))
     assert reasons(path) == [1, "wrong_number_of_cells", "not_utf8", 4, 5]
     rows = [row for row in files.read(path) if not isinstance(row, RowError)]
-    assert rows[0] == {"a": "1", "b": 'two\nlines, "here"', files.ROW: 1}
+    assert rows[0] == {"a": "1", "b": 'two\nlines, "here"', files.ROW: 1, files.FILE: "rows.csv"}
     assert len(rows[-1]["b"]) == len(long)
 
 
-def test_a_quote_that_never_ends_costs_its_row(tmp_path: Path) -> None:
+def test_a_quote_that_never_ends_costs_its_row_and_all_that_it_swallows(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text('a,b\n1,2\n3,"open\n5,6\n')
-    assert reasons(tmp_path / "rows.csv") == [1, "not_csv"]
+    assert reasons(tmp_path / "rows.csv") == [1, "not_csv", "not_csv"]
 
 
 def test_csv_without_a_first_line_of_names_is_given_them(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("1,2\n3,4\n")
     (tmp_path / "rows.tsv").write_text("\ta\n0\t5\n")
-    assert list(files.read(tmp_path / "rows.csv", header=("a", "b")))[1] == {"a": "3", "b": "4", files.ROW: 2}
-    assert list(files.read(tmp_path / "rows.tsv")) == [{"column 1": "0", "a": "5", files.ROW: 1}]
+    assert list(files.read(tmp_path / "rows.csv", header=("a", "b")))[1] == {
+        "a": "3",
+        "b": "4",
+        files.ROW: 2,
+        files.FILE: "rows.csv",
+    }
+    assert list(files.read(tmp_path / "rows.tsv")) == [
+        {"column 1": "0", "a": "5", files.ROW: 1, files.FILE: "rows.tsv"}
+    ]
 
 
 def test_a_missing_file_is_one_message(tmp_path: Path) -> None:
