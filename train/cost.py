@@ -2,8 +2,8 @@
 
 A product of a weight and a token is 2 floating-point operations forward, 2 for the gradient of its input and 2 for its own
 (Kaplan et al. 2020, arXiv 2001.08361, section 2.1); attention is 4 x keys x width per layer and token forward, twice that
-backward. Time is arithmetic / (devices x peak x utilisation), with the utilisation of train/devices.py: loading, checkpoints,
-evaluation and the interconnect are not in it, so a slow network or a cold file system comes on top.
+backward. Time is arithmetic / (devices x peak x utilisation), with the utilisation of train/devices.py: loading, checkpoints
+and the interconnect are not in it, so a slow network or a cold file system comes on top.
 """
 
 from dataclasses import dataclass
@@ -55,6 +55,17 @@ def seconds(flops: float, gpu: Gpu, devices: int, precision: str) -> float:
     """Return how long this much arithmetic takes."""
     peak = gpu.bf16 if precision == "bf16" else gpu.fp32
     return flops / (devices * peak * 1e12 * gpu.utilisation)
+
+
+LAYER_SECONDS = 1e-3
+"""Time that a layer takes on a GPU for one more token of each sequence, however few: starting its kernels from Python. A rule of thumb
+of ours for transformers' `generate`."""
+
+
+def writing_seconds(shape: Shape, gpu: Gpu, answers: int, tokens: int, batch: int, width: int) -> float:
+    """Return how long answers take that are written token by token: each step reads all weights and starts all kernels."""
+    steps = -(-answers // batch) * tokens
+    return steps * (width * shape.parameters / (gpu.bandwidth * 1e12) + shape.layers * LAYER_SECONDS)
 
 
 def pair_tokens(prompt: float, answer: float, batching: str) -> float:

@@ -36,7 +36,7 @@ def plan(console: Console, made: Plan, machines: Cluster, root: Path) -> None:
         space = forecast.room(each.row)
         table.add_row(
             each.stage,
-            f"{each.row.world_size}x{each.row.gpu or each.row.device}",
+            f"{each.gpus}x{each.row.gpu or each.row.device}",
             f"{each.micro_batch}x{each.accumulation}",
             *(f"{getattr(each.need, part) / forecast.GIB:.1f}" for part in _PARTS.values()),
             Text(f"{each.need.peak / forecast.GIB:.1f}", "red" if each.advice else "green"),

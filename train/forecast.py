@@ -1,12 +1,12 @@
 """What each training stage needs of a cluster, and what to change where it does not fit. For `rounds plan --cluster`."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
 from data_prep.errors import UserError
-from train import cost, expected, memory, shape, sizes, store, yaml_file
+from train import cost, evaluation_tokens, expected, memory, shape, sizes, store, yaml_file
 from train.cluster import Cluster, Row
 from train.devices import GPUS
 from train.graph import Stage
@@ -33,14 +33,22 @@ class Forecast:
     advice: str = ""
     """What to change, where it does not fit."""
 
+    devices: int | None = None
+    """GPUs that one process spreads the model over; None where each process has one."""
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that the stage holds."""
+        return self.devices or self.row.world_size
+
     @property
     def gpu_hours(self) -> float | None:
         """Hours times GPUs."""
-        return None if self.hours is None else self.hours * self.row.world_size
+        return None if self.hours is None else self.hours * self.gpus
 
 
 def forecasts(plan: Plan, cluster: Cluster, root: Path) -> tuple[list[Forecast], Shape, str]:
-    """Return a forecast for every SFT, reference and DPO stage, with the shape of the model and where that is from.
+    """Return a forecast for every SFT, reference, DPO and evaluation stage, with the shape of the model and where that is from.
 
     Raises `UserError` where no config of the model is at hand. Where a row's processes do not divide a batch, the advice of
     that stage says so.
@@ -61,6 +69,9 @@ def forecasts(plan: Plan, cluster: Cluster, root: Path) -> tuple[list[Forecast],
                 )
         elif stage.function == "reference":
             found.append(_scoring(stage, model, cluster.row(stage.row, stage.name), known.get(stage.name)))
+        elif stage.function == "evaluate":
+            reading = evaluation_tokens.of(stage, known)
+            found.append(_evaluating(stage, model, cluster.row(stage.row, stage.name), reading))
     return found, model, origin
 
 
@@ -118,6 +129,42 @@ def _scoring(stage: Stage, model: Shape, row: Row, size: expected.Size | None) -
     return Forecast(stage.name, row, need(row.eval_batch_size), row.eval_batch_size, 1, hours, rate, advice)
 
 
+def _evaluating(stage: Stage, model: Shape, row: Row, reading: evaluation_tokens.Reading) -> Forecast:
+    """Score and write in one process, on one GPU or, with `device_map`, through the GPUs of a node one after the other."""
+    devices = max(1, row.slurm.gpus) if row.device_map else 1
+    width = 2 if row.precision == "bf16" else 4
+    longest = stage.params["max_length"]
+    how = Setting(
+        micro_tokens=row.eval_batch_size * longest,
+        longest=longest,
+        optimizer="sgd",
+        precision=row.precision,
+        deepspeed={},  # no autocast: the weights themselves are in the row's precision
+        on_gpu=on_gpu(row),
+    )
+    # The project's own measurements have a fused LM head; lm-eval holds all logits of its questions, and once more in fp32.
+    asked = row.eval_batch_size * 2 * evaluation_tokens.QUESTION_TOKENS
+    asking = memory.scoring(model, replace(how, micro_tokens=asked))
+    asking = replace(asking, logits=asked * model.vocabulary * (width + 4))
+    need = max(asking, memory.scoring(model, how), key=lambda each: each.peak)
+    need = replace(need, weights=width * model.parameters / devices)
+    hours = rate = None
+    if row.gpu is not None:
+        work = cost.Work(evaluation_tokens.QUESTION_TOKENS / 2, forward_only=True)
+        scoring = cost.seconds(reading.scored * cost.flops_per_token(model, work), GPUS[row.gpu], 1, row.precision)
+        writing = cost.writing_seconds(
+            model, GPUS[row.gpu], reading.answers, reading.answer_tokens, row.eval_batch_size, width
+        )
+        hours, rate = (scoring + writing) / 3600, reading.scored / scoring / devices if scoring else None
+    space, advice = room(row), ""
+    if space is not None and need.peak > space:
+        smaller = (
+            "a smaller eval_batch_size" if need.weights < 0.9 * space else "device_map: auto and more GPUs of a node"
+        )
+        advice = f"does not fit: try {smaller}"
+    return Forecast(stage.name, row, need, row.eval_batch_size, 1, hours, rate, advice, devices)
+
+
 def setting(function: str, training: Training, row: Row) -> tuple[Setting, int, int]:
     """Return how a stage trains on a row, at the longest pairs that its recipe allows, with micro-batch and accumulation.
 
@@ -142,9 +189,11 @@ def setting(function: str, training: Training, row: Row) -> tuple[Setting, int, 
 
 
 def _dense_mask(function: str, row: Row) -> bool:
-    """Tell whether attention is given a mask of rows x rows, and so computes what the mask hides: transformers does that for
-    packed rows and for padded pairs, unless it has FlashAttention."""
-    return row.attn_implementation != "flash_attention_2" and (function == "sft" or row.pair_batching == "padded")
+    """Tell whether attention is given a mask of rows x rows, and so computes what the mask hides: for padded pairs, unless there is
+    FlashAttention, and for packed rows with eager."""
+    if function == "sft":
+        return row.attn_implementation == "eager"
+    return row.attn_implementation != "flash_attention_2" and row.pair_batching == "padded"
 
 
 def on_gpu(row: Row) -> bool:

@@ -45,7 +45,7 @@ class Setting:
     deepspeed: dict[str, Any] | None = None
     on_gpu: bool = True
     dense_mask: bool = False
-    """Attention has to be given a mask of longest x longest, as transformers does on a CPU."""
+    """Attention has to be given a mask of longest x longest."""
 
     @property
     def zero(self) -> dict[str, Any]:
@@ -187,8 +187,8 @@ def layer_bytes(shape: Shape, how: Setting) -> float:
     q = shape.heads * shape.head_width
     norms = 2 * h * (12 if how.precision != "bf16" else 10 if how.autocast else 8)
     width = 2 if how.precision == "bf16" else 4
-    if how.dense_mask:
-        k = q  # with a mask, keys and values are repeated for every head
+    if how.dense_mask or not (how.on_gpu and how.precision == "bf16"):
+        k = q  # keys and values are repeated for every head, but for the variable-length kernel of a GPU
     adapter = 0
     if how.lora is not None:
         # Frozen weights need no input for their own gradient, but each adapted layer keeps its input in the adapter's type,

@@ -41,6 +41,12 @@ def _nearest(global_batch_size: int, row: Row) -> str:
     ranks = row.world_size
     below, above = global_batch_size // ranks * ranks, -(-global_batch_size // ranks) * ranks
     batches = " or ".join(str(n) for n in (below, above) if n)
-    processes = [n for n in range(1, row.processes + 1) if global_batch_size % (n * row.nodes) == 0]
-    fewer = f", or in the cluster file processes: {processes[-1]} on {row.nodes} nodes" if processes else ""
-    return f"set global_batch_size to {batches}{fewer}"
+    fits = [(nodes, processes) for nodes in range(1, row.nodes + 1) for processes in range(1, row.processes + 1)
+            if global_batch_size % (nodes * processes) == 0]  # fmt: skip
+    nodes, processes = max(fits, key=lambda each: (each[0] * each[1], each[1]))
+    told = [
+        f"{name}: {n}"
+        for name, n, had in (("nodes", nodes, row.nodes), ("processes", processes, row.processes))
+        if n != had
+    ]
+    return f"set global_batch_size to {batches}, or in the cluster file {', '.join(told)}"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import UserError
-from train import cluster, forecast, memory, recipe, shape, skeleton
+from train import cluster, evaluation_tokens, expected, forecast, memory, recipe, shape, skeleton
 from train.cluster import Cluster, Row
 from train.memory import Setting
 from train.pipeline import build_plan
@@ -32,7 +32,7 @@ def on_cluster(root: Path, name: str, cluster_name: str) -> list[forecast.Foreca
 
 
 def trained(found: list[forecast.Forecast]) -> list[forecast.Forecast]:
-    return [each for each in found if not each.stage.startswith("reference")]
+    return [each for each in found if each.stage.startswith(("sft", "dpo"))]
 
 
 def paper(root: Path, name: str, **row: object) -> list[forecast.Forecast]:
@@ -91,7 +91,7 @@ def test_a_model_without_a_config_is_one_message(tmp_path: Path):
     [
         ("med42-v2-8b", "slurm-2x8h100", 2.5, 0.5, 34),
         ("med42-v2-70b", "slurm-8xh100", 7.7, 2.2, 61),
-        ("llama3-8b-qlora-1gpu", "one-gpu", 10.8, 9.2, 11),
+        ("llama3-8b-qlora-1gpu", "one-gpu", 10.0, 9.2, 11),
     ],
 )
 def test_each_recipe_fits_the_hardware_and_takes_the_hours_that_its_head_says(
@@ -176,3 +176,25 @@ def test_adapter_parameters_are_those_that_peft_makes(tmp_path: Path):
             trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
             lora = Lora(r=4, target_modules=targets if isinstance(targets, str) else tuple(targets))
             assert made.adapter_parameters(lora) == trained
+
+
+def test_evaluations_are_forecast_with_all_that_the_recipe_measures(root: Path):
+    file = RECIPES / "med42-v2-70b.yaml"
+    plan = build_plan(recipe.load(file), root, file.parent)
+    known = expected.sizes(plan, root)
+    stage = next(stage for stage in plan.stages if stage.name == "evaluate.third")
+    reading = evaluation_tokens.of(stage, known)
+    pairs, talks = known["source.ultrafeedback_test"], known["source.ultrachat_test"]
+    questions = 500 * 3 + (4183 + 1273 + 135 + 265 + 144 + 173 + 100 + 272) * 4 + 940 * 2
+    heldout = pairs.rows * 2 * (pairs.prompt_tokens + pairs.answer_tokens) + talks.tokens
+    assert reading.scored == pytest.approx(questions * evaluation_tokens.QUESTION_TOKENS + heldout)
+    assert (reading.answers, reading.answer_tokens) == (64, 512)
+    found = {each.stage: each for each in on_cluster(root, "med42-v2-70b", "slurm-8xh100")}["evaluate.third"]
+    assert found.gpus == 8 and found.gpu_hours == pytest.approx(8 * found.hours)  # type: ignore[operator]
+    assert found.need.weights == pytest.approx(2 * 70_553_706_496 / 8) and not found.advice
+    # One GPU of the eight computes at a time: 2 floating-point operations a weight and token at the assumed share of its peak.
+    least = reading.scored * 2 * 69.5e9 / (989e12 * 0.34) / 3600
+    assert least < found.hours < 2 * least  # type: ignore[operator]
+    one = Cluster(infer=Row.model_validate({"gpu": "h100-80", "precision": "bf16"}))
+    alone = {each.stage: each for each in forecast.forecasts(plan, one, root)[0]}["evaluate.third"]
+    assert alone.advice == "does not fit: try device_map: auto and more GPUs of a node"

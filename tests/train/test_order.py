@@ -68,7 +68,7 @@ def test_seed_and_epoch_decide_the_order():
 @pytest.mark.parametrize(
     ("batch", "nodes", "processes", "says"),
     [
-        (128, 6, 8, "set global_batch_size to 96 or 144"),
+        (128, 6, 8, "set global_batch_size to 96 or 144, or in the cluster file nodes: 4"),
         (12, 1, 8, "set global_batch_size to 8 or 16, or in the cluster file processes: 6"),
         (4, 1, 8, "set global_batch_size to 8, or in the cluster file processes: 4"),
     ],
