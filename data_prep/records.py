@@ -101,6 +101,11 @@ def answers_of(record: Record) -> tuple[str, ...]:
     return (record.chosen, record.rejected) if isinstance(record, Pair) else record.choices
 
 
+def prompt_id(record: Record) -> str:
+    """Return the id that a record's prompt has in its set, or nothing: the group, where the record's id begins with it."""
+    return record.group if record.group and record.id.startswith(f"{record.group}:") else ""
+
+
 def characters_of(record: Record) -> int:
     """Count the characters of all turns and answers of a record."""
     return sum(len(turn.content) for turn in prompt_of(record)) + sum(map(len, answers_of(record)))

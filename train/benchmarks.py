@@ -83,7 +83,7 @@ def _evaluated(recipe: Recipe) -> list[str]:
     evaluate = recipe.evaluate
     if evaluate is None:
         return []
-    named = [*(task.source for task in evaluate.tasks), evaluate.preferences, evaluate.conversations]
+    named = [*(task.source for task in evaluate.tasks), *evaluate.preferences, evaluate.conversations]
     return [name for name in dict.fromkeys(named) if name]
 
 

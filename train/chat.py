@@ -111,11 +111,6 @@ def encode_conversations(
     return results
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...]) -> list[int]:
-    """Tokenise a prompt up to where the assistant starts to answer."""
-    return tokenizer(render_prompt(tokenizer, messages), add_special_tokens=False)["input_ids"]
-
-
 def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...]) -> str:
     """Render a prompt up to where the assistant starts to answer."""
     return str(tokenizer.apply_chat_template(_dicts(messages), tokenize=False, add_generation_prompt=True))

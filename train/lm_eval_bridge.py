@@ -9,6 +9,8 @@ and aggregates; `lm_eval.json`: lm-eval's own results and configuration; `sample
   items are `subtask/number`, by lm-eval's running number.
 - lm-eval's groups (mmlu) have the items of all their subtasks, so their score is the mean over items, in which a large
   subtask counts for more than a small one.
+- A control token in a question or a choice, such as <|eot_id|>, would end a turn or open another one. It is asked with a
+  space after its first character, so that it is read as the text that it is, and counted under its task.
 - A metric that is no mean over items (F1, Matthews correlation, perplexity) has no value per item, so no gate can use
   it. Its score is lm-eval's aggregate, called `task/metric/subtask` where there are several subtasks.
 """
@@ -17,6 +19,7 @@ import json
 import math
 import numbers
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +32,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from data_prep import progress, records
 from data_prep.errors import UserError
 from data_prep.schema import Section
+from train import chat
 
 
 class Task(Section):
@@ -68,8 +72,28 @@ def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size:
 
     hugging_face_model: Any = HFLM
 
+    control = chat.control_tokens(tokenizer)
+
     class Watched(hugging_face_model):
         sequences = 0
+        task = ""
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.broken_up = Counter()
+
+        def apply_chat_template(self, chat_history, *args, **kwargs):
+            turns = [{**turn, "content": self._plain(turn["content"])} for turn in chat_history]
+            return super().apply_chat_template(turns, *args, **kwargs)
+
+        def _encode_pair(self, context, continuation):
+            return super()._encode_pair(context, self._plain(continuation))
+
+        def _plain(self, text):
+            plain, times = control.subn(lambda found: f"{found.group()[0]} {found.group()[1:]}", text)
+            if times:
+                self.broken_up[self.task] += times
+            return plain
 
         def _model_call(self, inps, *args, **kwargs):
             self._count(len(inps))
@@ -96,6 +120,7 @@ def run_tasks(lm: Any, tasks: Sequence[Task], sources: Mapping[str, Path], out: 
     results: dict[str, Any] = {}
     with (out / "samples.jsonl").open("w") as log:
         for task in tasks:
+            lm.task = task.name
             result = simple_evaluate(
                 model=lm,
                 tasks=[task.task if task.source is None else _own_task(task, sources[task.source], out)],

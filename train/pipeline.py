@@ -282,8 +282,8 @@ class _Builder:
             if task.source:
                 inputs[f"task.{task.source}"] = self.heldout_source(task.source, where, "question")
             found.append({**task.model_dump(mode="json"), "name": task.label, "yaml": text})
-        if evaluate.preferences:
-            inputs["preferences"] = self.heldout_source(evaluate.preferences, "evaluate.preferences", "pair")
+        for source in evaluate.preferences:
+            inputs[f"preferences.{source}"] = self.heldout_source(source, "evaluate.preferences", "pair")
         if evaluate.conversations:
             inputs["conversations"] = self.heldout_source(
                 evaluate.conversations, "evaluate.conversations", "conversation"
@@ -292,7 +292,7 @@ class _Builder:
             **evaluate.model_dump(mode="json", include={"num_answers", "max_new_tokens", "max_length"}),
             "tasks": found,
         }
-        return Stage(f"evaluate.{name}", "evaluate", params, inputs, 1, row="infer")
+        return Stage(f"evaluate.{name}", "evaluate", params, inputs, 2, row="infer")
 
     def heldout_source(self, name: str, where: str, kind: str) -> Stage:
         """Fetch a set that evaluation reads, and check that it is of the right kind and no training set."""
@@ -315,7 +315,7 @@ class _Builder:
             return new
         self.check_gate(gate, item)
         inputs = {"current": old, "candidate": new, "current_scores": old_scores, "candidate_scores": new_scores}
-        return Stage(f"gate.{item.name}", "gate", gate.model_dump(mode="json"), inputs, 1, after_stop=True)
+        return Stage(f"gate.{item.name}", "gate", gate.model_dump(mode="json"), inputs, 2, after_stop=True)
 
     def check_gate(self, gate: Gate, item: Round) -> None:
         """Refuse rules about something that nobody measures."""

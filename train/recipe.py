@@ -265,13 +265,19 @@ def _task(value: Any) -> Any:
     return {"task": value} if isinstance(value, str) else value
 
 
+def _listed(value: Any) -> Any:
+    """Let a recipe write one name, or none, where a list of names would do."""
+    return [] if value is None else [value] if isinstance(value, str) else value
+
+
 class Evaluate(Section):
     """What is measured on the base model, after SFT and after every round."""
 
     tasks: tuple[Annotated[TaskUse, BeforeValidator(_task)], ...] = ()
     """lm-eval tasks; with the chat template applied, zero-shot unless a task says otherwise."""
-    preferences: str | None = None
-    """A source of held-out pairs: share and margin of pairs whose chosen answer the policy finds likelier."""
+    preferences: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
+    """A source of held-out pairs, or several: share and margin of pairs whose chosen answer the policy finds likelier, of all
+    together and, where there are several, of each (`preferences/accuracy/NAME`)."""
     conversations: str | None = None
     """A source of held-out conversations: loss on their answers, in nats per token."""
     num_answers: Annotated[int, Field(ge=0)] = 64
@@ -287,6 +293,8 @@ class Evaluate(Section):
         for label in labels:
             if labels.count(label) > 1 or label in ("preferences", "conversations", "answers"):
                 raise ValueError(f"two measurements are called {label!r}: give each task a `name` of its own")
+        if len(set(self.preferences)) < len(self.preferences):
+            raise ValueError(f"preferences: a source stands twice in {', '.join(self.preferences)}")
         return self
 
 

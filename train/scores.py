@@ -2,7 +2,9 @@
 
 In: finished stage folders, or the values of one metric under two policies, by item. Out: differences, how sure they are,
 and verdicts in words. Both policies of a comparison were asked the same items, so the standard error is that of the paired
-difference, which is smaller than that of two separate means wherever the two mostly agree.
+difference, which is smaller than that of two separate means wherever the two mostly agree. Items that ask one question in
+other words, or are pairs of one prompt, are no independent evidence: errors are those of clusters (Liang and Zeger 1986),
+which for questions of one item each are the usual ones.
 """
 
 import json
@@ -26,7 +28,7 @@ Conclusion = Literal[
 Z95 = 1.959964
 """Half-width of a 95 % interval in standard errors (normal approximation)."""
 MIN_ITEMS = 30
-"""Below this the normal approximation of a mean is not trusted and no verdict is given: the usual rule of thumb."""
+"""With fewer questions the normal approximation of a mean is not trusted and no verdict is given: the usual rule of thumb."""
 NEUTRAL = {
     "preferences/margin",
     "preferences/chosen_logp",
@@ -47,6 +49,7 @@ class Comparison:
     difference: float
     stderr: float
     n: int
+    questions: int
     verdict: Verdict
 
     @property
@@ -60,28 +63,50 @@ class Comparison:
         return self.difference + Z95 * self.stderr
 
 
-def paired_difference(old: Mapping[str, float], new: Mapping[str, float]) -> tuple[float, float]:
-    """Return the mean difference new - old over the common items, and the standard error of that mean."""
-    differences = [new[item] - old[item] for item in new if item in old]
-    if not differences:
+def clustered(values: Sequence[float], asked: Sequence[str]) -> tuple[float, float, int]:
+    """Return the mean of some values, its standard error, and the number of questions that `asked` names, value by value.
+
+    The error is 0 for a single question, which says nothing of others.
+    """
+    mean = math.fsum(values) / len(values)
+    sums: dict[str, float] = {}
+    for value, question in zip(values, asked, strict=True):
+        sums[question] = sums.get(question, 0.0) + value - mean
+    number = len(sums)
+    if number == 1:
+        return mean, 0.0, 1
+    variance = math.fsum(each**2 for each in sums.values()) * number / (number - 1)
+    return mean, math.sqrt(variance) / len(values), number
+
+
+def paired_difference(
+    old: Mapping[str, float], new: Mapping[str, float], questions: Mapping[str, str] | None = None
+) -> tuple[float, float, int]:
+    """Return the mean difference new - old over the common items, the standard error of that mean, and over how many questions
+    it is. `questions` names the question of each item; an item that is not in it is one by itself."""
+    common = [item for item in new if item in old]
+    if not common:
         raise UserError("the two policies were not asked a single common item, so they cannot be compared")
-    n = len(differences)
-    mean = math.fsum(differences) / n
-    variance = math.fsum((d - mean) ** 2 for d in differences) / (n - 1) if n > 1 else 0.0
-    return mean, math.sqrt(variance / n)
+    return clustered([new[item] - old[item] for item in common], [(questions or {}).get(item, item) for item in common])
 
 
-def compare(metric: str, old: Mapping[str, float], new: Mapping[str, float], higher_is_better: bool) -> Comparison:
+def compare(
+    metric: str,
+    old: Mapping[str, float],
+    new: Mapping[str, float],
+    higher_is_better: bool,
+    questions: Mapping[str, str] | None = None,
+) -> Comparison:
     """Compare two policies on one metric. `rose` and `fell` are the verdicts where neither direction is better."""
     common = [item for item in new if item in old]
-    difference, stderr = paired_difference(old, new)
+    difference, stderr, number = paired_difference(old, new, questions)
     means = [math.fsum(values[item] for item in common) / len(common) for values in (old, new)]
-    return Comparison(metric, means[0], means[1], difference, stderr, len(common),
-                      _verdict(metric, difference, stderr, len(common), higher_is_better))  # fmt: skip
+    return Comparison(metric, means[0], means[1], difference, stderr, len(common), number,
+                      _verdict(metric, difference, stderr, number, higher_is_better))  # fmt: skip
 
 
-def _verdict(metric: str, difference: float, stderr: float, n: int, higher_is_better: bool) -> Verdict:
-    if n < MIN_ITEMS:
+def _verdict(metric: str, difference: float, stderr: float, questions: int, higher_is_better: bool) -> Verdict:
+    if questions < MIN_ITEMS:
         return "too few items"
     if abs(difference) <= Z95 * stderr or difference == 0:
         return "within noise"
@@ -109,9 +134,18 @@ def is_main(metric: str) -> bool:
 
 def read_items(folder: Path) -> dict[str, dict[str, float]]:
     """Read an evaluation's `items.parquet` as metric -> item -> value."""
-    found: dict[str, dict[str, float]] = {}
-    columns = pq.read_table(folder / "items.parquet").to_pydict()
-    for metric, item, value in zip(columns["metric"], columns["item"], columns["value"], strict=True):
+    return _read(folder, "value")
+
+
+def read_questions(folder: Path) -> dict[str, dict[str, str]]:
+    """Read an evaluation's `items.parquet` as metric -> item -> the question that it asks."""
+    return _read(folder, "question")
+
+
+def _read(folder: Path, column: str) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    columns = pq.read_table(folder / "items.parquet", columns=["metric", "item", column]).to_pydict()
+    for metric, item, value in zip(columns["metric"], columns["item"], columns[column], strict=True):
         found.setdefault(metric, {})[item] = value
     return found
 
@@ -172,6 +206,11 @@ class Step:
         return read_items(self.evaluation.folder) if self.evaluation and known else {}
 
     @cached_property
+    def questions(self) -> dict[str, dict[str, str]]:
+        """The question that each item of a metric asks."""
+        return read_questions(self.evaluation.folder) if self.evaluation and self.items else {}
+
+    @cached_property
     def answers(self) -> dict[str, dict[str, Any]]:
         """Its sample answers by prompt."""
         return {line["prompt"]: line for line in _json_lines(self.evaluation, "answers.jsonl")}
@@ -184,7 +223,9 @@ class Step:
     def against(self, old: "Step") -> dict[str, Comparison]:
         """Compare it with another policy on every metric that both were measured on."""
         return {
-            metric: compare(metric, old.items[metric], items, higher_is_better(self, metric))
+            metric: compare(
+                metric, old.items[metric], items, higher_is_better(self, metric), self.questions.get(metric)
+            )
             for metric, items in self.items.items()
             if metric in old.items and items.keys() & old.items[metric].keys()
         }

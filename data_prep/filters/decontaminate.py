@@ -24,7 +24,7 @@ import numpy as np
 from pydantic import Field
 
 from data_prep.filters import Filter
-from data_prep.records import Message, Question, Record, answers_of, prompt_of
+from data_prep.records import Message, Question, Record, answers_of, prompt_id, prompt_of
 from data_prep.schema import Section
 from data_prep.turns import normalised
 
@@ -153,9 +153,9 @@ def _form(text: str) -> str:
 
 
 def _prompt_id(record: Record) -> str:
-    """Return the id that a record's prompt has in its set, or nothing: the group, where the record's id begins with it."""
-    group = record.group
-    return group if len(group) >= _MIN_ID_LENGTH and record.id.startswith(f"{group}:") else ""
+    """Return the id of the record's prompt where it is one that no other set has, or nothing."""
+    found = prompt_id(record)
+    return found if len(found) >= _MIN_ID_LENGTH else ""
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,12 @@ def evaluation(folder: Path, acc: list[float], loss: list[float]) -> None:
     values = {"task/acc": {f"task/q{n // 2}/{n % 2}": value for n, value in enumerate(acc)},
               "conversations/loss": {f"c{n}": value for n, value in enumerate(loss)},
               "answers/tokens": {str(n): 5.0 for n in range(4)}}  # fmt: skip
-    rows = [(metric, item, float(value)) for metric, items in values.items() for item, value in items.items()]
-    pq.write_table(pa.table(dict(zip(("metric", "item", "value"), map(list, zip(*rows, strict=True)), strict=True))),
+    rows = [
+        (metric, item, float(value), item.rpartition("/")[0] or item)
+        for metric, items in values.items()
+        for item, value in items.items()
+    ]
+    pq.write_table(pa.table(dict(zip(("metric", "item", "value", "question"), map(list, zip(*rows, strict=True)), strict=True))),
                    folder / "items.parquet")  # fmt: skip
     scores = {metric: {"value": float(np.mean(list(items.values()))), "stderr": 0.1, "n": len(items),
                        "higher_is_better": None if metric == "answers/tokens" else metric == "task/acc"}

@@ -56,34 +56,43 @@ numbers = st.floats(-10, 10)
 @given(st.lists(st.tuples(numbers, numbers), min_size=2, max_size=30))
 def test_the_paired_difference_is_scipys(values: list[tuple[float, float]]):
     old, new = ({str(place): value[side] for place, value in enumerate(values)} for side in (0, 1))
-    mean, stderr = paired_difference(old, dict(reversed(new.items())))
+    mean, stderr, _ = paired_difference(old, dict(reversed(new.items())))
     differences = [b - a for a, b in values]
     assert mean == pytest.approx(np.mean(differences), abs=1e-9)
     assert stderr == pytest.approx(stats.sem(differences), abs=1e-9)
 
 
 def test_the_paired_test_statistic_is_scipys():
-    mean, stderr = paired_difference(dict(enumerate(OLD)), dict(enumerate(NEW)))  # type: ignore[arg-type]
+    mean, stderr, _ = paired_difference(dict(enumerate(OLD)), dict(enumerate(NEW)))  # type: ignore[arg-type]
     assert (mean, stderr) == pytest.approx((DIFFERENCE, STDERR))
     assert mean / stderr == pytest.approx(stats.ttest_rel(NEW, OLD).statistic)
 
 
 def test_only_common_items_are_compared():
-    assert paired_difference({"a": 1.0, "b": 0.0, "gone": 9.0}, {"b": 1.0, "a": 1.0, "more": -9.0}) == (0.5, 0.5)
+    assert paired_difference({"a": 1.0, "b": 0.0, "gone": 9.0}, {"b": 1.0, "a": 1.0, "more": -9.0}) == (0.5, 0.5, 2)
     with pytest.raises(UserError, match="not asked a single common item"):
         paired_difference({"a": 1.0}, {"b": 1.0})
 
 
 def test_one_item_has_no_error_to_speak_of():
-    assert paired_difference({"a": 1.0}, {"a": 0.25}) == (-0.75, 0.0)
+    assert paired_difference({"a": 1.0}, {"a": 0.25}) == (-0.75, 0.0, 1)
 
 
 @given(st.lists(numbers, min_size=2, max_size=30))
 def test_a_scores_error_is_scipys(values: list[float]):
-    found = mean_and_stderr(values)
+    found = mean_and_stderr(values, list(map(str, range(len(values)))))
     assert found["value"] == pytest.approx(np.mean(values), abs=1e-9)
     assert found["stderr"] == pytest.approx(stats.sem(values), abs=1e-9)
     assert found["n"] == len(values)
+
+
+@given(st.lists(st.tuples(numbers, numbers), min_size=2, max_size=12), st.integers(1, 4))
+def test_asking_a_question_again_in_other_words_is_no_more_evidence(values: list[tuple[float, float]], times: int):
+    old, new = ({f"{q}/{n}": each[side] for q, each in enumerate(values) for n in range(times)} for side in (0, 1))
+    mean, stderr, number = paired_difference(old, new, {item: item.partition("/")[0] for item in old})
+    assert number == len(values) and stderr == pytest.approx(stats.sem([b - a for a, b in values]), abs=1e-9)
+    alone = paired_difference(old, new)
+    assert alone[0] == pytest.approx(mean, abs=1e-9) and alone[2] == times * len(values)
 
 
 EDGE = DIFFERENCE / STDERR  # the difference in its own standard errors: 0.5517

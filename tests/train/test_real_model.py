@@ -69,7 +69,7 @@ def test_the_recipe_for_own_data_trains_a_real_model(smollm2, tmp_path):
     stages = json.loads((tmp_path / "store" / "runs" / "medquad-smollm2.json").read_text())["stages"]
     folders = {name: tmp_path / "store" / entry["folder"] for name, entry in stages.items()}
     base, tuned = (scores.read_items(folders[f"evaluate.{name}"])["conversations/loss"] for name in ("base", "sft"))
-    difference, stderr = scores.paired_difference(base, tuned)
+    difference, stderr, _ = scores.paired_difference(base, tuned)
     assert difference < -2 * stderr, "the loss on held-out answers falls, beyond noise"
     assert len(scores.read_items(folders["evaluate.graded"])["pubmedqa/acc"]) == 12
     first = json.loads((folders["dpo.graded"] / "metrics.jsonl").read_text().splitlines()[0])

@@ -111,8 +111,12 @@ def write_evaluation(folder: Path, values: dict[str, list[float]]) -> None:
             "higher_is_better": "loss" not in metric,
         }
 
-    rows = [(metric, f"item{n}", float(value)) for metric, those in values.items() for n, value in enumerate(those)]
-    columns = zip(("metric", "item", "value"), zip(*rows, strict=True), strict=True)
+    rows = [
+        (metric, f"item{n}", float(value), f"item{n}")
+        for metric, those in values.items()
+        for n, value in enumerate(those)
+    ]
+    columns = zip(("metric", "item", "value", "question"), zip(*rows, strict=True), strict=True)
     pq.write_table(pa.table({name: list(column) for name, column in columns}), folder / "items.parquet")
     (folder / "scores.json").write_text(json.dumps({metric: score(metric, those) for metric, those in values.items()}))
 

@@ -15,12 +15,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from data_prep import records, sources
 from data_prep.schema import Section
 from train import figures, pages, store
 from train.cluster import Row
 from train.contrasts import ALPHA, Contrast, contrast, judged
-from train.scores import MIN_ITEMS, NEUTRAL, is_main, read_items
+from train.scores import MIN_ITEMS, NEUTRAL, is_main, read_items, read_questions
 
 _COLUMNS = ("variant", "metric", "seeds", "items", "clusters", "baseline_value", "value", "difference", "low", "high", "p",
             "p_holm", "verdict", "seed_stderr", "seconds_own", "seconds_alone")  # fmt: skip
@@ -99,12 +98,12 @@ class Results:
         """Compare all variants with the baseline: main metrics with verdicts, then the others without."""
         items = {name: {cell.seed: read_items(self.inputs[cell.scores]) for cell in variant.cells}
                  for name, variant in self.asked.variants.items()}  # fmt: skip
-        cluster_of = _clusters(self.inputs, self.asked.variants[self.asked.baseline].cells[0].scores)
+        questions = read_questions(self.inputs[self.asked.variants[self.asked.baseline].cells[0].scores])
         found = []
         for metric in self.metrics:
             values = {name: {seed: table[metric] for seed, table in seeds.items()} for name, seeds in items.items()
                       if all(metric in table for table in seeds.values())}  # fmt: skip
-            found += contrast(metric, self.asked.baseline, values, cluster_of(metric))
+            found += contrast(metric, self.asked.baseline, values, _asked(questions.get(metric, {})))
         family = [each for each in found if is_main(each.metric)]
         return [*judged(family, self.higher, self.same), *(each for each in found if not is_main(each.metric))]
 
@@ -149,35 +148,9 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
     }
 
 
-def _clusters(inputs: Mapping[str, Path], scores: str) -> Callable[[str], Callable[[str], str]]:
-    """Return metric -> item -> cluster. Rows of our own sources that ask one question, by what the source says of their
-    ids or else by the same prompt, are one cluster; a row of a task that lm-eval fetches is one by itself."""
-    spec = store.spec(inputs[scores])
-    while "candidate_scores" in spec["inputs"]:  # a gate passes on the scores of an evaluation
-        spec = store.spec(inputs[spec["inputs"]["candidate_scores"]["stage"]])
-    read = {"preferences": ("preferences", ""), "conversations": ("conversations", "")}
-    read |= {
-        task["name"]: (f"task.{task['source']}", f"{task['name']}/")
-        for task in spec["params"]["tasks"]
-        if task["source"]
-    }
-    found = {subject: {prefix + row: question for row, question in _questions(inputs[spec["inputs"][name]["stage"]]).items()}
-             for subject, (name, prefix) in read.items() if name in spec["inputs"]}  # fmt: skip
-
-    def of(metric: str) -> Callable[[str], str]:
-        known = found.get(metric.partition("/")[0], {})
-        return lambda item: known.get(item, item)
-
-    return of
-
-
-def _questions(source: Path) -> dict[str, str]:
-    """Return a held-out row's id -> the question that it asks."""
-    question = sources.load(store.spec(source)["params"]["use"]["source"]).question
-    return {
-        row.id: question(row.id) if question else "\n".join(message.content for message in records.prompt_of(row))
-        for row in records.read_records(source / "records.parquet")
-    }
+def _asked(questions: Mapping[str, str]) -> Callable[[str], str]:
+    """Return the look-up of an item's question; an item that the baseline was not asked is one by itself."""
+    return lambda item: questions.get(item, item)
 
 
 def _write(contrasts: Sequence[Contrast], results: Results, costs: Mapping[str, Cost], path: Path) -> int:

@@ -1,19 +1,21 @@
 """Stage `evaluate`: what a policy scores on everything the recipe holds out.
 
-In: `policy`; `task.<source>` (questions), `preferences` (pairs), `conversations`, as the recipe asks. Out:
-- `scores.json`: {"task/metric": {"value", "stderr", "n", "higher_is_better"}}
-- `items.parquet`: metric, item id and value, one row per item, for paired comparison of two policies
+In: `policy`; `task.<source>` (questions), `preferences.<source>` (pairs), `conversations`, as the recipe asks. Out:
+- `scores.json`: {"task/metric": {"value", "stderr", "n", "questions", "higher_is_better"}}
+- `items.parquet`: metric, item id, value and question, one row per item, for paired comparison of two policies
 - `answers.jsonl`: some held-out prompts, answered; what tasks write and how their metrics are named: `lm_eval_bridge`.
 
-Counts: `dropped` are held-out rows that cannot be measured, by reason; `aggregate_only` are metrics without items.
+Standard errors take items that ask one question together. Where pairs come from several sources, an item is `source/id` and
+each source has metrics of its own beside those of all. Counts: `dropped` are held-out rows that cannot be measured, by
+reason; `aggregate_only` are metrics without items; `broken_up` are control tokens in what lm-eval asks, by task.
 """
 
 import contextlib
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,10 +27,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from data_prep import progress, records
 from data_prep.errors import UserError
 from data_prep.schema import Section
-from train import chat, lm_eval_bridge, logprobs, models, policy, scores, store, tracking
+from train import chat, lm_eval_bridge, logprobs, models, policy, questions, scores, store, tracking
 from train.cluster import Row
 
-Prompt = tuple[records.Message, ...]
+Prompts = dict[tuple[records.Message, ...], str]
+"""Prompts, and the question that each asks."""
 R = TypeVar("R", records.Pair, records.Conversation)
 T = TypeVar("T", chat.EncodedPair, chat.Encoded)
 
@@ -55,19 +58,27 @@ class Items:
 
     def __init__(self) -> None:
         self.values: dict[str, dict[str, float]] = {}
+        self.questions: dict[str, dict[str, str]] = {}
         self.aggregates: dict[str, dict[str, Any]] = {}
         self.lower_is_better: set[str] = set()
 
-    def add(self, metric: str, item: str, value: float) -> None:
-        """Note one item's value under a metric. Raises `UserError` for a second one: one of the two would be lost."""
+    def add(self, metric: str, item: str, value: float, question: str | None = None) -> None:
+        """Note one item's value under a metric, and its question, where it is not one by itself.
+
+        Raises `UserError` for a second value of one item: one of the two would be lost.
+        """
         column = self.values.setdefault(metric, {})
         if item in column:
             raise UserError(f"{metric}: two held-out rows are called {item!r}; expected ids that differ")
         column[item] = float(value)
+        self.questions.setdefault(metric, {})[item] = item if question is None else question
 
     def scores(self) -> dict[str, dict[str, Any]]:
-        """Return mean, standard error of the mean (n - 1 in the variance), and count of every metric."""
-        means = {name: mean_and_stderr(list(items.values())) for name, items in self.values.items()}
+        """Return mean, standard error of the mean, and count of every metric."""
+        means = {
+            name: mean_and_stderr(list(items.values()), list(self.questions[name].values()))
+            for name, items in self.values.items()
+        }
         return {name: {**score, "higher_is_better": self._direction(name)}
                 for name, score in {**means, **self.aggregates}.items()}  # fmt: skip
 
@@ -77,18 +88,20 @@ class Items:
 
     def write(self, path: Path) -> None:
         """Write one row per metric and item."""
-        rows = [(metric, item, value) for metric, items in self.values.items() for item, value in items.items()]
-        columns = list(zip(*rows, strict=True)) or [(), (), ()]
-        names = ("metric", "item", "value")
+        rows = [(metric, item, value, self.questions[metric][item])
+                for metric, items in self.values.items() for item, value in items.items()]  # fmt: skip
+        columns = list(zip(*rows, strict=True)) or [(), (), (), ()]
+        names = ("metric", "item", "value", "question")
         pq.write_table(pa.table({name: list(column) for name, column in zip(names, columns, strict=True)}), path)
 
 
-def mean_and_stderr(values: list[float]) -> dict[str, Any]:
-    """Return the mean of some values, the standard error of that mean (None for one value), and their number."""
-    n = len(values)
-    mean = math.fsum(values) / n
-    stderr = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else None
-    return {"value": mean, "stderr": stderr, "n": n}
+def mean_and_stderr(values: list[float], asked: list[str]) -> dict[str, Any]:
+    """Return the mean of some values, the standard error of that mean (None for one question), and their numbers.
+
+    `asked` names the question of each value.
+    """
+    mean, stderr, number = scores.clustered(values, asked)
+    return {"value": mean, "stderr": stderr if number > 1 else None, "n": len(values), "questions": number}
 
 
 def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[str, Any]:
@@ -100,15 +113,21 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
     tokenizer = models.load_tokenizer(described)
     model = models.load_to_score(described, machine)
     subject = Subject(model, tokenizer, machine.eval_batch_size, _window(model, asked.max_length))
-    items, prompts, counts = Items(), [], {"aggregate_only": [], "dropped": {}}
+    items, prompts, counts = Items(), Prompts(), {"aggregate_only": [], "broken_up": {}, "dropped": {}}
     if asked.tasks:
-        counts["aggregate_only"] = _tasks(subject, asked.tasks, inputs, out, items)
-    for name, measure in (("preferences", _preferences), ("conversations", _conversations)):
-        if name in inputs:
-            measured, counts["dropped"][name] = measure(subject, inputs[name], out, items)
-            prompts += measured
+        counts["aggregate_only"], counts["broken_up"] = _tasks(subject, asked.tasks, inputs, out, items)
+    pairs = {
+        name.removeprefix("preferences."): path for name, path in inputs.items() if name.startswith("preferences.")
+    }
+    for name, path in pairs.items():
+        measured, gone = _preferences(subject, path, out, items, name if len(pairs) > 1 else None)
+        counts["dropped"][f"preferences.{name}"] = gone
+        prompts |= measured
+    if "conversations" in inputs:
+        measured, counts["dropped"]["conversations"] = _conversations(subject, inputs["conversations"], out, items)
+        prompts |= measured
     if asked.num_answers and prompts:
-        _answers(subject, list(dict.fromkeys(prompts))[: asked.num_answers], asked.max_new_tokens, out, items)
+        _answers(subject, dict(islice(prompts.items(), asked.num_answers)), asked.max_new_tokens, out, items)
     found = items.scores()
     items.write(out / "items.parquet")
     store.write_json(out / "scores.json", found)
@@ -123,28 +142,33 @@ def _window(model: PreTrainedModel, max_length: int) -> int:
 
 def _tasks(
     subject: Subject, tasks: Sequence[lm_eval_bridge.Task], inputs: dict[str, Path], out: Path, items: Items
-) -> list[str]:
-    """Ask lm-eval's tasks. Returns the metrics without items; one that lm-eval has no number for has no score."""
+) -> tuple[list[str], dict[str, int]]:
+    """Ask lm-eval's tasks. Returns the metrics without items, where one that lm-eval has no number for has no score, and how
+    many control tokens in its texts were broken up, by task."""
     lm = lm_eval_bridge.wrap(subject.model, subject.tokenizer, subject.batch_size, subject.window, out)
     sources = {task.source: inputs[f"task.{task.source}"] for task in tasks if task.source}
+    asked = {f"{task.name}/{row}": question for task in tasks if task.source
+             for row, question in questions.of_folder(sources[task.source]).items()}  # fmt: skip
     aggregate_only = []
     for given in lm_eval_bridge.run_tasks(lm, tasks, sources, out):
         if not given.higher_is_better:
             items.lower_is_better.add(given.metric)
         if isinstance(given, lm_eval_bridge.Value):
-            items.add(given.metric, given.item, given.value)
+            items.add(given.metric, given.item, given.value, asked.get(given.item))
             continue
         aggregate_only.append(given.metric)
         if given.value is not None:
             items.aggregates[given.metric] = {"value": given.value, "stderr": given.stderr, "n": given.n}
-    return aggregate_only
+    return aggregate_only, dict(lm.broken_up)
 
 
-def _preferences(subject: Subject, source: Path, out: Path, items: Items) -> tuple[list[Prompt], dict[str, int]]:
+def _preferences(
+    subject: Subject, source: Path, out: Path, items: Items, name: str | None
+) -> tuple[Prompts, dict[str, int]]:
     """Compare chosen and rejected answers by log-probability per token (as SimPO does: length alone wins nothing).
 
-    `margin` is their difference in nats per token; `chosen_logp` and `rejected_logp` are sums over the answer. Returns
-    the prompts, and how many pairs cannot be measured, by reason.
+    `margin` is their difference in nats per token; `chosen_logp` and `rejected_logp` are sums over the answer. `name`
+    is the source's, where there are several. Returns the prompts, and how many pairs cannot be measured, by reason.
     """
     pairs = [pair for pair in _by_hash(source) if isinstance(pair, records.Pair)]
     encoded = chat.encode_pairs(subject.tokenizer, pairs)
@@ -155,15 +179,19 @@ def _preferences(subject: Subject, source: Path, out: Path, items: Items) -> tup
     for place, (pair, tokens) in enumerate(usable):
         chosen, rejected = sums[2 * place], sums[2 * place + 1]
         margin = chosen / len(tokens.chosen_ids) - rejected / len(tokens.rejected_ids)
-        for group in ("", f"/{pair.group}") if pair.group else ("",):
-            items.add(f"preferences/accuracy{group}", pair.id, margin > 0)
-        items.add("preferences/margin", pair.id, margin)
-        items.add("preferences/chosen_logp", pair.id, chosen)
-        items.add("preferences/rejected_logp", pair.id, rejected)
-    return [pair.prompt for pair, _ in usable], dropped
+        item, question = f"{name}/{pair.id}" if name else pair.id, questions.of(pair)
+        # A group that is the prompt's own id is no kind of question: UltraFeedback has 2,000 of them.
+        group = "" if records.prompt_id(pair) else pair.group
+        part = "/".join(each for each in (name, group) if each)
+        for metric in ("preferences/accuracy", *([f"preferences/accuracy/{part}"] if part else ())):
+            items.add(metric, item, margin > 0, question)
+        items.add("preferences/margin", item, margin, question)
+        items.add("preferences/chosen_logp", item, chosen, question)
+        items.add("preferences/rejected_logp", item, rejected, question)
+    return {pair.prompt: questions.of(pair) for pair, _ in usable}, dropped
 
 
-def _conversations(subject: Subject, source: Path, out: Path, items: Items) -> tuple[list[Prompt], dict[str, int]]:
+def _conversations(subject: Subject, source: Path, out: Path, items: Items) -> tuple[Prompts, dict[str, int]]:
     """Measure the loss on held-out answers, in nats per token, one value per conversation.
 
     Returns the prompts, and how many conversations cannot be measured, by reason.
@@ -175,9 +203,9 @@ def _conversations(subject: Subject, source: Path, out: Path, items: Items) -> t
     count = _counter(out, len(rows), "conversations scored")
     sums = logprobs.masked_logprobs(subject.model, rows, subject.batch_size, count)
     for (record, tokens), total in zip(usable, sums, strict=True):
-        items.add("conversations/loss", record.id, -total / sum(tokens.answer_mask))
+        items.add("conversations/loss", record.id, -total / sum(tokens.answer_mask), questions.of(record))
     items.lower_is_better.add("conversations/loss")
-    return [records.prompt_of(record) for record, _ in usable], dropped
+    return {records.prompt_of(record): questions.of(record) for record, _ in usable}, dropped
 
 
 def _by_hash(source: Path) -> list[records.Record]:
@@ -212,12 +240,12 @@ def _pair_length(tokens: chat.EncodedPair) -> int:
 
 
 @torch.no_grad()
-def _answers(subject: Subject, prompts: list[Prompt], max_new_tokens: int, out: Path, items: Items) -> None:
+def _answers(subject: Subject, asked: Prompts, max_new_tokens: int, out: Path, items: Items) -> None:
     """Answer held-out prompts greedily: how long answers are, and whether they end by themselves."""
     model: Any = subject.model
     tokenizer: Any = subject.tokenizer
     stop = tokenizer.eos_token_id
-    count = _counter(out, len(prompts), "answers written")
+    prompts, count = list(asked), _counter(out, len(asked), "answers written")
     with (out / "answers.jsonl").open("w") as log:
         for start in range(0, len(prompts), subject.batch_size):
             batch = prompts[start : start + subject.batch_size]
@@ -235,8 +263,8 @@ def _answers(subject: Subject, prompts: list[Prompt], max_new_tokens: int, out: 
             for offset, ids in enumerate(written):
                 ended = stop in ids
                 length = ids.index(stop) if ended else len(ids)
-                items.add("answers/tokens", str(start + offset), length)
-                items.add("answers/ended", str(start + offset), ended)
+                items.add("answers/tokens", str(start + offset), length, asked[batch[offset]])
+                items.add("answers/ended", str(start + offset), ended, asked[batch[offset]])
                 answer = tokenizer.decode(ids[:length])
                 log.write(json.dumps({"prompt": batch[offset][-1].content, "answer": answer, "ended": ended}) + "\n")
             count(start + len(batch))

@@ -143,7 +143,7 @@ def _evaluated_on(step: Step, inputs: Mapping[str, Path], licences: Mapping[str,
         uses = [task["name"] + (f" (first {task['limit']})" if task["limit"] else "")
                 for task in tasks if key == f"task.{task['source']}"]  # fmt: skip
         name = key.removeprefix("task.") if uses else names[folder]
-        sets.append({**_set(name, folder, licences), "used_for": ", ".join(uses or [key])})
+        sets.append({**_set(name, folder, licences), "used_for": ", ".join(uses or [key.partition(".")[0]])})
     return {"sets": sets, "tasks": [task for task in tasks if not task["source"]]}
 
 

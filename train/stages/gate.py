@@ -4,7 +4,7 @@ In: `current` and `candidate` (policies), `current_scores` and `candidate_scores
 the accepted policy, its `scores.json` and `items.parquet`, and `decision.json` with every rule, its numbers and verdict.
 
 A difference is judged by the standard error of the paired difference over the items that both policies were asked, which
-is smaller than that of two separate means wherever the two mostly agree.
+is smaller than that of two separate means wherever the two mostly agree; items that ask one question count together.
 """
 
 import math
@@ -18,7 +18,7 @@ from data_prep.errors import UserError, nearest
 from train import policy, store, tracking
 from train.cluster import Row
 from train.recipe import Gate, Rule
-from train.scores import paired_difference
+from train.scores import paired_difference, read_questions
 
 
 def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[str, Any]:
@@ -44,13 +44,14 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
 def judge(rule: Rule, current: Path, candidate: Path) -> dict[str, Any]:
     """Apply one rule to two evaluation folders. Raises `UserError` when the metric was not measured."""
     asked = [_items(folder, rule.metric) for folder in (current, candidate)]
+    questions = read_questions(candidate)[rule.metric]
     old, new = (
         {item: values[item] for item in values if item in asked[0].keys() & asked[1].keys()} for values in asked
     )
-    difference, stderr = paired_difference(old, new)
+    difference, stderr, number = paired_difference(old, new, questions)
     value = math.fsum(new.values()) / len(new)
     numbers = {"metric": rule.metric, "new": value, "old": math.fsum(old.values()) / len(old), "n": len(new)}
-    numbers |= {"difference": difference, "stderr": stderr}
+    numbers |= {"questions": number, "difference": difference, "stderr": stderr}
     name = next(name for name in Rule.conditions() if getattr(rule, name) is not None)
     bound = getattr(rule, name)
     scale = stderr if rule.unit == "stderr" else 1.0
