@@ -25,11 +25,13 @@ from train.scores import NEUTRAL, Z95, Finished, Judged, Step, find_steps, highe
 _SHOWN_PROMPTS, _MORE_PROMPTS, _MAX_CHARACTERS = 4, 20, 1500
 _CURVES = {
     "loss": "loss",
+    "rewards/chosen": "reward of chosen answers",
+    "rewards/rejected": "reward of rejected answers",
     "rewards/margins": "reward margin",
     "rewards/accuracies": "reward accuracy",
     "logps/chosen": "log-probability of chosen answers",
     "logps/rejected": "log-probability of rejected answers",
-    "log_ratio": "mean log(policy / reference) of both answers",
+    "log_ratio": "KL estimate on these answers: mean log(policy / reference), nats",
     "tokens/chosen": "length of chosen answers, tokens",
     "tokens/rejected": "length of rejected answers, tokens",
     "grad_norm": "gradient norm",
