@@ -116,10 +116,16 @@ def attend(
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
     query, key, value = (part.to(dtype) for part in (query, key, value))  # rotation leaves fp32 under autocast
     half = dtype in (torch.bfloat16, torch.float16)
-    if varlen_attn is not None and device == "cuda" and half and dropout == 0 and query.shape[-1] <= 256:
+    if device == "cuda" and half and dropout == 0 and query.shape[-1] <= 256 and _has_varlen(query.device):
         return _by_one_call(query, key, value, scaling, packed_row), None
     groups = query.shape[1] // key.shape[1]
     return _by_segment(query, repeat_kv(key, groups), repeat_kv(value, groups), scaling, dropout, packed_row), None
+
+
+@functools.cache
+def _has_varlen(device: torch.device) -> bool:
+    """Tell whether a GPU runs FlashAttention: Ampere and newer do."""
+    return varlen_attn is not None and torch.cuda.get_device_capability(device)[0] >= 8
 
 
 def _by_segment(

@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers.modeling_flash_attention_utils import _is_packed_sequence, prepare_fa_kwargs_from_position_ids
 from trl.trainer.utils import add_fused_lm_head
 
 from data_prep.errors import UserError
@@ -77,6 +78,30 @@ def test_a_packed_conversation_reads_as_if_it_were_alone(packed: tuple[list[dict
     # With a mask of ones, as most collators give, they do see each other: the check above can fail.
     ones = torch.ones_like(PackedRows(PAD)(rows)["input_ids"])
     assert largest_difference(model, rows, attention_mask=ones) > 0.1
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_so_it_does_under_a_sliding_window(packed: tuple[list[dict], dict], attention: str):
+    """Segments do not serve such a model, so the mask of its rows must keep conversations apart."""
+    torch.manual_seed(3)
+    config = MistralConfig(vocab_size=500, max_position_embeddings=512, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                           num_attention_heads=2, num_key_value_heads=1, sliding_window=16, initializer_range=0.3)  # fmt: skip
+    config._attn_implementation = attention
+    model: Any = MistralForCausalLM(config).eval()
+    assert prefix_attention.obstacle(model)
+    assert largest_difference(model, packed[0]) < 1e-5
+
+
+def test_the_borders_that_flash_attention_gets_are_those_of_the_conversations(packed: tuple[list[dict], dict]):
+    rows = packed[0][:3]
+    lengths = [length for row in rows for length in row["seq_lengths"]]
+    single = [{"input_ids": [5, 6], "labels": [-100, 6], "seq_lengths": [1, 1]}]
+    for given, wanted in ((rows, lengths), (single, [1, 1])):
+        positions = PackedRows(PAD, flat=True)(given)["position_ids"]
+        assert _is_packed_sequence(positions, batch_size=1)
+        (queries, keys), (longest, _) = prepare_fa_kwargs_from_position_ids(positions)
+        assert queries.diff().tolist() == keys.diff().tolist() == wanted and int(longest) == max(wanted)
+    assert not _is_packed_sequence(PackedRows(PAD)(rows)["position_ids"], batch_size=len(rows))
 
 
 def test_the_collator_gives_no_mask_and_restarts_positions():
