@@ -16,7 +16,7 @@ from data_prep.errors import UserError, nearest
 from data_prep.schema import SourceUse
 from data_prep.turns import Row, RowError
 
-BATCH_ROWS = 1000
+BATCH_ROWS, BATCH_BYTES = 1000, 1 << 26
 
 
 def reader(
@@ -169,7 +169,10 @@ def _batches(dataset: Any, where: str) -> Iterator[Row]:
     try:
         # As Arrow tables: iterating a `Dataset` row by row decodes one row at a time, several times slower.
         for table in dataset.with_format("arrow").iter(batch_size=BATCH_ROWS):
-            yield from table.to_pylist()
+            # As Python values no more than some 64 MB at a time: 1,000 rows with a cell of 10 MB would be 10 GB.
+            fitting = max(1, BATCH_BYTES * table.num_rows // max(1, table.nbytes))
+            for batch in table.to_batches(max_chunksize=fitting):
+                yield from batch.to_pylist()
     except (pa.ArrowException, OSError, ValueError, DatasetsError) as error:
         raise UserError(f"{where}: the rows cannot be read: {_first_line(error)}") from None
 

@@ -9,8 +9,9 @@ Example row, of our own:
     {"dataset": "virtassist", "encounter_id": "D2N900", "dialogue": "[doctor] how is the knee ?\\n[patient] it still
      hurts on stairs .", "note": "CHIEF COMPLAINT\\n\\nKnee pain on stairs."}
 
-Long: about 1,240 words of dialogue in the middle. Commit and layout were read on stored pages of the hub, the columns
-are taken to be those of GitHub (commit b909b2bb9cf1d19de08df15cddde7bd0179665e4, read whole), so `verified` is off.
+Long: about 1,240 words of dialogue in the middle. The hub's copy is made of GitHub's rows (commit
+b909b2bb9cf1d19de08df15cddde7bd0179665e4, read whole) by a public script, github.com/mkieffer1107/aci-bench_upload, and has no
+column `dataset`. Its author found the tags of doctor and patient exchanged in many dialogues: they are left as they are.
 """
 
 from collections.abc import Iterator
@@ -63,7 +64,6 @@ SOURCE = Source(
     to_record=to_record,
     repository=REPOSITORY,
     revision=REVISION,
-    verified=False,
     columns=("encounter_id", "dialogue", "note"),
     evaluation_only=("test1", "test2", "test3"),
     mean_tokens={"train": (1570, 599)},

@@ -89,6 +89,7 @@ SOURCE = Source(
     to_record=to_record,
     repository=REPOSITORY,
     revision=REVISION,
+    verified=False,
     files=FILES,
     companions=(Companion(LABELED, LABELED_REVISION, LABELED_FILES),),
     columns=("question", "context", "final_decision"),

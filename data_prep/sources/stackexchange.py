@@ -11,11 +11,12 @@ Example row, of our own:
      "text": "<p>No. <b>Viruses</b> do.</p>"}]}
 
 `pm_score` is log2(1 + votes), rounded, plus 1 for the accepted answer, and -1 for votes below zero (the set's card). An
-answer needs `MIN_SCORE`. Two sites have changed their names, so both are looked for. Commit and layout were read on a
-stored copy of the hub's page of files and in public code that pins and reads them, `qid`, `question` and `answers` too;
-`metadata` is from memory of the card, so `verified` is off.
+answer needs `MIN_SCORE`. Two sites have changed their names, so both are looked for. Commit, layout and columns were read
+on stored pages of the hub and in public code that reads them. A card of a part of the set gives `pm_score` as an integer,
+one who read it says text, so both are taken.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
 from typing import Any
@@ -40,6 +41,7 @@ SITES = (
     "psychology",
 )
 FILES = tuple(f"data/{site}.stackexchange.com/*.parquet" for site in SITES)
+_INTEGER = re.compile(r"-?\d{1,9}")
 MIN_SCORE = 1  # One vote more than none: below it nobody but the author has spoken for the answer.
 _BLOCKS = ("p", "div", "ul", "ol", "pre", "blockquote", "h1", "h2", "h3", "table", "tr", "br", "hr")
 
@@ -88,7 +90,7 @@ def to_record(row: Row, index: int, use: SourceUse) -> Conversation:
 
 def _score(answer: Mapping[str, Any]) -> int:
     score = answer.get("pm_score")
-    return score if isinstance(score, int) else -1
+    return int(score) if isinstance(score, int) or (isinstance(score, str) and _INTEGER.fullmatch(score)) else -1
 
 
 def _site(metadata: Any) -> str:
@@ -117,7 +119,7 @@ SOURCE = Source(
     to_record=to_record,
     repository=REPOSITORY,
     revision=REVISION,
-    verified=False,
     files=FILES,
     columns=("qid", "metadata", "question", "answers"),
+    version=2,
 )

@@ -95,7 +95,7 @@ def mmlu(number: int, answer: int) -> dict[str, Any]:
     return {"question": f"Bone {number}?", "subject": "anatomy", "choices": choices, "answer": answer}
 
 
-def pubhealth(number: int, label: int) -> dict[str, Any]:
+def pubhealth(number: int, label: int | str) -> dict[str, Any]:
     texts = {
         "claim": f"Honey cures asthma {number}.",
         "main_text": "No trial shows it.",
@@ -310,7 +310,7 @@ CASES = [
         "pubhealth",
         "train",
         "data/train-00000-of-00001.parquet",
-        [pubhealth(1, 0), pubhealth(2, 2), pubhealth(3, -1)],
+        [pubhealth(1, "false"), pubhealth(2, "true"), pubhealth(3, "snopes")],
         ("The claim is false.", "The claim is true."),
         "no_label",
     ),
@@ -495,6 +495,37 @@ def test_pubhealth_reads_the_first_release(tmp_path: Path, convert) -> None:
     records, reasons = convert(SourceUse(source="pubhealth", split="validation", path=str(tmp_path)))
     assert [choice(record) for record in records] == ["The claim mixes true and false."]
     assert reasons == {"no_label": 1}
+
+
+def test_pubhealth_knows_the_order_of_labels_of_each_hub_set(tmp_path: Path, convert) -> None:
+    """The same number is another verdict in the two sets; a file alone tells neither, and no label is guessed."""
+    rows = [pubhealth(number, number) for number in range(4)]
+    write(tmp_path / "one" / "pubhealth_source" / "train" / "0000.parquet", rows)
+    write(
+        tmp_path / "one" / "pubhealth_bigbio_pairs" / "train" / "0000.parquet", [{"id": 1, "text_1": "other columns"}]
+    )
+    write(tmp_path / "two" / "data" / "train-00000-of-00001.parquet", rows)
+    wanted = {
+        "one": ["is true.", "is false.", "is unproven.", "mixes true and false."],
+        "two": ["is false.", "mixes true and false.", "is true.", "is unproven."],
+    }
+    for name, verdicts in wanted.items():
+        records, reasons = convert(SourceUse(source="pubhealth", split="train", path=str(tmp_path / name)))
+        assert [choice(record) for record in records] == [
+            f"The claim {verdict}" for verdict in verdicts
+        ] and not reasons
+    alone = tmp_path / "one" / "pubhealth_source" / "train" / "0000.parquet"
+    _, reasons = convert(SourceUse(source="pubhealth", split="train", path=str(alone)))
+    assert reasons == {"label_of_unknown_order": 4}
+
+
+def test_stackexchange_takes_scores_written_as_text(tmp_path: Path, convert) -> None:
+    row = stackexchange(1, 0, 3, 1)
+    for answer in row["answers"]:
+        answer["pm_score"] = str(answer["pm_score"])
+    write(tmp_path / "data" / "health.stackexchange.com" / "train-00000-of-00001.parquet", [row])
+    (record,), _ = convert(SourceUse(source="stackexchange", path=str(tmp_path)))
+    assert said(record)[-1].startswith("Answer 3")
 
 
 def test_aci_bench_reads_the_subsets_of_the_hub(tmp_path: Path, convert) -> None:
