@@ -73,6 +73,9 @@ class Row(Section):
     """`auto` spreads one model, layer by layer, over all GPUs that an `infer` stage has: for models that fit no single GPU."""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention kernel of transformers."""
+    use_liger_kernel: bool = False
+    """Liger's Triton kernels for norms, rotation and feed-forward: less memory and time on a GPU. Needs `pip install liger-kernel`, and
+    rounds differently in the last bits."""
     pair_batching: PairBatching = "auto"
     """How DPO and its reference compute a micro-batch of pairs. `padded`: every side a row as long as the longest. `packed`: all
     sides in one row without padding. `shared_prefix`: the same, what both sides of a pair begin with only once. `auto`:

@@ -25,6 +25,7 @@ import psutil
 import torch
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import set_seed
+from transformers.utils import is_liger_kernel_available
 
 from data_prep import progress
 from data_prep.errors import UserError
@@ -56,6 +57,7 @@ def arguments(training: Training, row: Row, seed: int, out: Path) -> dict[str, A
         "use_cpu": models.device_of(row) == "cpu",
         "bf16": row.precision == "bf16",
         "activation_checkpointing": row.activation_checkpointing,
+        "use_liger_kernel": _liger(row),
         "deepspeed": deepspeed_config(training, row),
         "average_tokens_across_devices": True,  # SFT's loss is a mean over the tokens of the whole global batch
         "ddp_find_unused_parameters": False,
@@ -71,6 +73,13 @@ def arguments(training: Training, row: Row, seed: int, out: Path) -> dict[str, A
         "remove_unused_columns": False,
         "dataloader_num_workers": 0,
     }
+
+
+def _liger(row: Row) -> bool:
+    if row.use_liger_kernel and (models.device_of(row) == "cpu" or not is_liger_kernel_available()):
+        raise UserError("the cluster row says use_liger_kernel: true, which needs a GPU and the package liger-kernel (pip install "
+                        "liger-kernel): install it, or take the line out")  # fmt: skip
+    return row.use_liger_kernel
 
 
 def deepspeed_config(training: Training, row: Row) -> dict[str, Any] | None:

@@ -156,6 +156,12 @@ def test_the_machine_decides_no_knob_of_the_recipe():
     assert one["learning_rate"] == KNOBS["learning_rate"] and one["seed"] == one["data_seed"] == 3
 
 
+def test_kernels_that_cannot_run_here_are_refused(tmp_path: Path):
+    knobs = Training.model_validate({"learning_rate": 1e-3, "global_batch_size": 6, "max_length": 64})
+    with pytest.raises(UserError, match="use_liger_kernel: true, which needs a GPU and the package liger-kernel"):
+        training.arguments(knobs, Row(device="cpu", use_liger_kernel=True), 0, tmp_path)
+
+
 def test_a_checkpoint_counts_only_with_its_mark(tmp_path: Path):
     assert training.last_checkpoint(tmp_path / "none") is None
     for step in (4, 8, 12, 100):
