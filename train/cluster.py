@@ -72,7 +72,8 @@ class Row(Section):
     device_map: Literal["auto"] | None = None
     """`auto` spreads one model, layer by layer, over all GPUs that an `infer` stage has: for models that fit no single GPU."""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention kernel of transformers."""
+    """Attention kernel of transformers. Under `sdpa` packed conversations are computed one by one where the model allows it, on a GPU
+    in bf16 by the FlashAttention that torch brings; `flash_attention_2` wants the package flash-attn."""
     use_liger_kernel: bool = False
     """Liger's Triton kernels for norms, rotation and feed-forward: less memory and time on a GPU. Needs `pip install liger-kernel`, and
     rounds differently in the last bits."""
