@@ -111,6 +111,16 @@ def to_conversation(question: Question, *, seed: int = 0, system: str | None = N
     return Conversation(question.id, question.source, (*before, last, answer), question.group)
 
 
+def phrasings(question: Question) -> list[str]:
+    """Return all texts that `to_conversation` may ask a question in, the one that evaluation scores among them."""
+    last, choices = question.prompt[-1].content, question.choices
+    if (bare := _without_choices(last, choices)) is not None:
+        return [_phrased(index, bare, choices) for index in range(len(MULTIPLE_CHOICE))]
+    if (bare := _without_words(last, choices)) is not None:
+        return [phrasing.format(question=bare, words=_words(choices)) for phrasing in SHORT_CHOICE]
+    return [last]
+
+
 def request(kind: str, name: str, *, seed: int = 0, **parts: str) -> str:
     """Return the text that asks for something of this kind (see `REQUESTS`), in words that `seed` and `name` choose."""
     phrasings = REQUESTS[kind]

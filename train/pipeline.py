@@ -194,7 +194,7 @@ class _Builder:
             "seed": self.recipe.seed,
             "kind": kind,
         }
-        return Stage(f"data.{name}", "data", params, inputs, 3)
+        return Stage(f"data.{name}", "data", params, inputs, 4)
 
     def check_mix(self, mix: Mix, where: str, kinds: tuple[str, ...]) -> None:
         """Refuse a source of the wrong kind, or one that stands twice in a mix."""

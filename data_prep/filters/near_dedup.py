@@ -30,6 +30,8 @@ _TO_WORDS = bytes(code if code >= 128 or chr(code).isdigit() or chr(code).islowe
 # 21 bands of 6: of two records alike to 0.8, 99.8 % meet in a band (1 - (1 - 0.8^6)^21); of two alike to 0.5, 28 %.
 _BANDS, _ROWS = 21, 6
 _SEED = 42
+# Candidates a band may name: our choice, to bound the work where thousands of rows share a template. Such rows meet in other
+# bands too, and one kept row that is alike is enough.
 _MOST = 64
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 

@@ -166,7 +166,8 @@ _OTHER = frozenset(
 
 def _is_english(answer: str, words: Sequence[str], settings: Settings) -> bool:
     letters = [character for character in answer if character.isalpha()] if not answer.isascii() else []
-    # Greek letters of formulas and names in their own script are few beside the Latin letters around them.
+    # Greek letters of formulas and names in their own script are few beside the Latin letters around them. 20 letters and, below,
+    # 20 words are our choice: of fewer, one formula, one name or one drug's name is a large share.
     if len(letters) >= 20 and sum(character > "\u024f" for character in letters) > len(letters) / 2:
         return False
     if len(words) < 20:
@@ -180,7 +181,7 @@ def _repeats_lines(answer: str, settings: Settings) -> bool:
     # Rules of tables have no letters, and lines of code repeat by right.
     text = _CODE.sub("", answer)
     lines = [line.strip() for line in text.split("\n") if _LETTER.search(line)]
-    if len(lines) < 4:
+    if len(lines) < 4:  # our choice: of three lines one that comes twice is a third already, and may be a refrain
         return False
     again = sum(count - 1 for count in Counter(lines).values())
     characters = sum((count - 1) * len(line) for line, count in Counter(lines).items())

@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep import filters
+from data_prep import filters, render
 from data_prep.records import Conversation, Message, Pair, Question, Record
 from data_prep.schema import FilterUse
+from data_prep.turns import ask
 
+CHOICES = ("3.5", "7", "12", "6.25")
 STOCK = (
     "comes to the clinic because of a {} that started three days ago . her pulse is 80 and her blood pressure is 120"
 )
@@ -104,6 +106,19 @@ def test_a_short_prompt_counts_only_as_a_whole() -> None:
     told = talk("Tell me something.", "Which drug lowers urate?")
     found = answer([talk("Which drug lowers  URATE?"), later, other, told], [SHORT])
     assert found == ["overlaps_facts", "overlaps_facts", None, None]
+
+
+def test_a_short_question_is_known_in_every_phrasing_that_it_is_trained_in() -> None:
+    """Whatever stands before its options: letters, numbers or dashes; another question with the same options stays."""
+    question = Question("q", "exam", ask(render.with_choices("What is the pH of water?", CHOICES)), CHOICES, 1)
+    yes = Question("y", "exam", ask(render.with_words("Is ice cold?", ("yes", "no"))), ("yes", "no"), 0)
+    for asked in (question, yes):
+        rows = [render.to_conversation(asked, seed=seed) for seed in range(40)]
+        assert len({row.messages[0].content for row in rows}) >= 4
+        assert set(answer([*rows], [question, yes])) <= {"overlaps_exam", "heldout_prompt_exam"}
+    lettered = "What is the pH of water?\n\n(a) 3.5\n(b) 7\n(c) 12\n(d) 6.25"
+    assert answer([talk(lettered), talk(lettered.replace("water", "blood"))], [question, yes])[1] is None
+    assert answer([talk("Is ice hot?\n\nAnswer yes or no.")], [question, yes]) == [None]
 
 
 def test_a_short_prompt_with_another_number_is_another_prompt() -> None:
