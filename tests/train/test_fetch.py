@@ -411,7 +411,7 @@ def test_an_asset_serves_the_needs_that_it_includes() -> None:
 def test_the_table_of_sources_tells_rows_commit_and_doubt() -> None:
     shown = rounds_table()
     assert re.search(r"snorkel +train_iteration_1 19,766 +pair +apache-2.0 +snorkelai/Snorkel\S+ +1fb8cdacb5", shown)
-    assert re.search(r"ImperialCollegeLondon/health_fact \?", shown)
+    assert re.search(r"bigbio/pubmed_qa \?", shown)
     assert "validation* 4,183" in shown
 
 
