@@ -166,7 +166,9 @@ def _drop(error: sources.RowError, row: Any, index: int, tally: _Tally, dropped:
     if error.bad:
         tally.bad += 1
         tally.bad_reasons[reason] += 1
-        tally.first_bad = tally.first_bad or f"found in row {line['row']}, the first ({reason}): {_columns(fields)}"
+        found = f"found in row {line['row']}, the first ({reason}): {_columns(fields)}"
+        unread = f"row {line['row']}, the first, cannot be read" + ("; save the file as UTF-8" * (reason == "not_utf8"))
+        tally.first_bad = tally.first_bad or (found if fields else unread)
     if isinstance(fields.get("id"), str | int):
         line["id"] = str(fields["id"])[:_SHOWN]
     dropped.write(json.dumps(line) + "\n")
@@ -175,7 +177,7 @@ def _drop(error: sources.RowError, row: Any, index: int, tally: _Tally, dropped:
 def _columns(row: Mapping[str, Any]) -> str:
     """Name a row's columns in one line that any terminal can show, whatever somebody called them."""
     names = [ascii(str(name)[:_SHOWN])[1:-1] for name in row if name not in (ROW, FILE)]
-    return ", ".join(names[:_SHOWN_COLUMNS]) + (", ..." if len(names) > _SHOWN_COLUMNS else "") or "no columns"
+    return ", ".join(names[:_SHOWN_COLUMNS]) + (", ..." if len(names) > _SHOWN_COLUMNS else "")
 
 
 def _keep(path: Path, use: SourceUse, kind: Kind, count: int) -> int:
