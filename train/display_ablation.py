@@ -18,7 +18,7 @@ _MARKS = {"better": ("▲", "green"), "worse": ("▼", "red"), "same policy": ("
 def plan(console: Console, made: AblationPlan, root: Path, gpu_hours: Mapping[str, float | None] | None = None) -> None:
     """Print every variant with its stages, and what the whole costs as a share of running each alone. Reads the store.
 
-    `gpu_hours` has the forecast of every training stage by name: None where it is not known.
+    `gpu_hours` has the forecast of every training and evaluation stage by name: None where it is not known.
     """
     users = made.users()
     records = {stage.key: store.done(store.folder(root, stage)) for stage in made.shared}
@@ -46,9 +46,9 @@ def plan(console: Console, made: AblationPlan, root: Path, gpu_hours: Mapping[st
                   f"Cost: {_share(len(made.shared), len(alone))} in stages.", highlight=False, soft_wrap=True)  # fmt: skip
     if gpu_hours:
         all_hours, apart = sum(each or 0 for each in hours.values()), sum(hours[stage.key] or 0 for stage in alone)
-        unknown = [name for name, each in gpu_hours.items() if each is None]
+        unknown = sorted({name.partition(".")[0] for name, each in gpu_hours.items() if each is None})
         left_out = f" (not known, so left out: {', '.join(unknown)})" if unknown else ""
-        console.print(f"Training: {all_hours:,.1f} GPU-hours; each variant alone {apart:,.1f}: {_share(all_hours, apart)}{left_out}.",
+        console.print(f"Training and evaluation: {all_hours:,.1f} GPU-hours; each variant alone {apart:,.1f}: {_share(all_hours, apart)}{left_out}.",
                       highlight=False, soft_wrap=True)  # fmt: skip
     for field, unit in (("seconds", "stage-seconds"), ("cpu_seconds", "seconds of processor time")):
         taken = {key: (record or {}).get(field) for key, record in records.items()}

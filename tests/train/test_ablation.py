@@ -160,9 +160,12 @@ def test_every_ablation_of_the_project_is_planned_without_torch(file: Path, tmp_
 def test_the_plan_of_the_8b_ablation_tells_its_gpu_hours_where_the_gpus_are_known(tmp_path: Path):
     cluster = tmp_path / "cluster.yaml"
     cluster.write_text("train: {device: cuda, gpu: h100-80, nodes: 2, processes: 8, precision: bf16, micro_batch_size: 2,\n"
-                       "        deepspeed: deepspeed/zero3.json, activation_checkpointing: true}\n")  # fmt: skip
+                       "        deepspeed: deepspeed/zero3.json, activation_checkpointing: true}\n"
+                       "infer: {device: cuda, gpu: h100-80, precision: bf16}\n")  # fmt: skip
     output = rounds("plan", REPOSITORY / "recipes" / "ablations" / "stages.yaml", "--cluster", cluster, store=tmp_path)
-    whole, apart, share = re.findall(r"Training: ([\d.]+) GPU-hours; each variant alone ([\d.]+): (\d+) %", output)[0]
+    whole, apart, share = re.findall(
+        r"Training and evaluation: ([\d.]+) GPU-hours; each variant alone ([\d.]+): (\d+) %", output
+    )[0]
     assert 0 < float(whole) < 0.4 * float(apart) and int(share) == round(100 * float(whole) / float(apart))
     assert "not known" not in output
 

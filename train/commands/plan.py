@@ -71,7 +71,7 @@ def plan(
 
 
 def _gpu_hours(made: Plan, cluster_file: Path | None, root: Path) -> dict[str, float | None] | None:
-    """Return the GPU-hours of every training stage; None where the cluster file does not say which GPUs it has."""
+    """Return the GPU-hours of every training and evaluation stage; None where the cluster file does not say which GPUs it has."""
     if cluster_file is None:
         return None
     found, _, _ = forecast.forecasts(made, cluster.load(cluster_file), root)
