@@ -51,12 +51,11 @@ def test_the_reweighted_mix_has_the_printed_parts_and_every_medical_row(tmp_path
 
 
 def test_the_sets_that_are_brought_as_files_lie_over_the_listed_mix(tmp_path: Path):
-    for name in ("MTS-Dialog", "PUBHEALTH"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "train.tsv").write_text("claim_id\n1\n")
+    (tmp_path / "MTS-Dialog").mkdir()
+    (tmp_path / "MTS-Dialog" / "train.tsv").write_text("claim_id\n1\n")
     file = tmp_path / "own.yaml"
     over = [str(RECIPES / "med42-v2-8b.yaml"), str(RECIPES / "mixes" / "med42-v2-files.yaml")]
-    paths = {"mts_dialog": "MTS-Dialog", "mts_dialog_dev": "MTS-Dialog", "pubhealth": "PUBHEALTH"}
+    paths = {"mts_dialog": "MTS-Dialog", "mts_dialog_dev": "MTS-Dialog"}
     file.write_text(
         yaml.safe_dump({"extends": over, "sources": {name: {"path": path} for name, path in paths.items()}})
     )
