@@ -37,7 +37,8 @@ class Reading:
 def of(stage: Stage, known: Mapping[str, Size]) -> Reading:
     """Return how much an `evaluate` stage reads and writes."""
     params, scored, answers, written = stage.params, 0.0, 0, 0
-    heldout = [(_size(stage, name, known), sides) for name, sides in (("preferences", 2), ("conversations", 1))]
+    sides_of = {name: 2 for name in stage.inputs if name.startswith("preferences.")} | {"conversations": 1}
+    heldout = [(_size(stage, name, known), sides) for name, sides in sides_of.items()]
     for task in params["tasks"]:
         use = TaskUse.model_validate({name: value for name, value in task.items() if name in TaskUse.model_fields})
         size = _size(stage, f"task.{use.source}", known)
