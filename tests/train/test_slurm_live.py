@@ -20,6 +20,7 @@ import pytest
 HERE = Path(__file__).parent
 TOOLS = HERE.parents[2] / "shared" / "slurm"
 RECIPE = HERE / "mini_slurm.yaml"
+EVALUATED = HERE / "mini.yaml"
 WAIT_SECONDS = 400
 LOCAL = "train: {micro_batch_size: 2, save_steps: 20, threads: 1, processes: 2}\ninfer: {threads: 1}\n"
 CLUSTER = """
@@ -94,9 +95,11 @@ class Lab:
         up(self.folder)
 
 
-def up(folder: Path) -> None:
+def up(folder: Path, *options: str) -> None:
     """Start the cluster, or what is missing of it."""
-    done = subprocess.run([TOOLS / "slurm-up", "--dir", folder, "-q"], capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [TOOLS / "slurm-up", "--dir", folder, "-q", *options], capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -151,6 +154,14 @@ def undisturbed(lab, cluster) -> Path:
     return store
 
 
+@pytest.fixture(scope="module")
+def evaluated(lab, cluster) -> Path:
+    """A store in which a recipe with evaluations and no gate has run to its end on this machine."""
+    store = cluster.parent / "evaluated"
+    lab.rounds("run", EVALUATED, "--set", "gate=null", "--store", store)
+    return store
+
+
 @pytest.fixture
 def before_dpo(undisturbed, tmp_path) -> Path:
     """A store in which everything before DPO is done."""
@@ -179,6 +190,15 @@ def only(store: Path, name: str) -> Path:
     """Return the folder of the one stage of that function."""
     (found,) = store.glob(f"{name}-*")
     return found
+
+
+def short(folder: Path) -> Path:
+    """Write a cluster file for stages of one process."""
+    path = folder / "one process.yaml"
+    path.write_text(
+        'kind: slurm\nslurm: {time: "00:10:00", cpus: 1, memory: 2G}\ntrain: {threads: 1}\ninfer: {threads: 1}\n'
+    )
+    return path
 
 
 def weights(folder: Path) -> dict[str, str]:
@@ -308,6 +328,59 @@ def test_a_crash_loop_ends_with_its_reason(lab, before_dpo, cluster):
         lab.call("scontrol", "requeue", job)
     wait_until(lambda: not lab.queued(), "it goes on for ever")
     assert "restarted 2 times in a row without a new checkpoint" in lab.rounds("status", RECIPE, "--store", before_dpo)
+
+
+def test_behind_a_gate_that_stops_jobs_end_as_skipped_and_the_report_comes(lab, evaluated, tmp_path):
+    cluster, store = short(tmp_path), shutil.copytree(evaluated, tmp_path / "store")
+    stop = ["--set", "rounds.first.gate={rules: [{metric: facts/acc, at_least: 1.0}], on_reject: stop}"]
+    told = lab.rounds("run", EVALUATED, *stop, "--cluster", cluster, "--store", store)
+    assert {"gate.first", "dpo.second", "evaluate.second", "report"} <= submitted(told)
+    wait_until(lambda: not lab.queued(), lambda: lab.rounds("status", EVALUATED, *stop, "--store", store))
+    status = lab.rounds("status", EVALUATED, *stop, "--store", store)
+    rows = {words[0]: line for line in status.splitlines() if (words := line.split())}
+    assert "skipped" in rows["dpo.second"] and "skipped" in rows["evaluate.second"] and "gate" in rows["dpo.second"]
+    assert "done" in rows["report"] and "failed" not in status and "to go on" not in status
+    folder = next(path.parent for path in store.glob("dpo-*/done.json") if "skipped" in path.read_text())
+    assert lab.state(lab.job(folder)) == "COMPLETED"
+
+
+def test_an_ablation_of_which_one_variant_fails_still_ends_with_a_page_that_says_so(lab, evaluated, tmp_path):
+    cluster, store = short(tmp_path), shutil.copytree(evaluated, tmp_path / "store")
+    file = tmp_path / "an ablation's.yaml"
+    file.write_text(
+        f"name: live\nbase: {EVALUATED}\nbaseline: both\nevery: {{set: {{gate: null}}}}\n"
+        "variants: {both: {}, sft-only: {rounds: []}, broken: {set: {rounds.second.max_length: 8}}}\n"
+    )
+    ablate = ["ablate", file, "--set", "description=it's $(one)", "--cluster", cluster, "--store", store]
+    told = lab.rounds(*ablate, "--jobs", "1")
+    assert "report" in submitted(told) and len(submitted(told)) < 8
+    wait_until(lambda: not lab.queued(), lambda: lab.rounds("status", *ablate[1:4], "--store", store))
+    status = lab.rounds("status", *ablate[1:4], "--store", store)
+    assert "tokenize.second@broken: failed: no pair is left to train on" in status
+    assert "report: failed: compared without broken: " in status
+    (page,) = store.glob("ablation_report-*/ablation.html")
+    assert "sft-only" in page.read_text() and "broken" in page.read_text()
+
+
+def test_a_stage_that_needs_more_memory_than_its_job_has_is_called_out_of_memory(before_dpo, tmp_path):
+    if not Path("/sys/fs/cgroup/memory").is_dir() or os.geteuid() != 0:
+        pytest.skip("no cgroup v1 for memory here, or not root: SLURM cannot hold a job to its memory")
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+    up(folder, "--cgroup", "--prefix", "small", "--port-base", "27800")
+    strict = Lab(folder)
+    try:
+        cluster = short(tmp_path)
+        with cluster.open("a") as file:
+            file.write("stages: {dpo.*: {slurm: {memory: 150M}}}\n")
+        strict.rounds("run", RECIPE, "--cluster", cluster, "--store", before_dpo)
+        wait_until(lambda: not strict.queued(), "a stage that was killed keeps others waiting")
+        status = strict.rounds("status", RECIPE, "--store", before_dpo)
+        assert "dpo.first: out of memory: raise `memory` in the cluster file" in status
+        assert strict.restarts(strict.job(only(before_dpo, "dpo"))) == 0 and "behind dpo.first" in status
+    finally:
+        subprocess.run([TOOLS / "slurm-down", "--dir", folder, "--purge"], check=True, timeout=120, capture_output=True)
+    without = strict.rounds("status", RECIPE, "--store", before_dpo)  # the controller is gone
+    assert "dpo.first" in without and "SLURM does not answer" in without
 
 
 @pytest.mark.slow

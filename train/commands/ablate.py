@@ -55,7 +55,10 @@ def ablate(
         plan = made.as_plan()
         if not dry_run:
             store.remember_run(root, made.name, str(file), list(made.stages))
-        jobs.submit(made.stages, root, machine, jobs.wanted(file, plan, root, machine, cluster_file), dry_run, lanes)
+        words = ["ablate", str(file.resolve()), "--now", "--store", str(root.resolve())]
+        words += [word for override in overrides or () for word in ("--set", override)]
+        purpose = jobs.wanted(file, plan, root, machine, cluster_file, at_the_end=tuple(words))
+        jobs.submit(made.stages, root, machine, purpose, dry_run, lanes)
         look = options.command_line("status", file, overrides, cluster_file, root)
         options.console.print(f"look: {look}", highlight=False, markup=False, soft_wrap=True)
     elif dry_run:
@@ -71,12 +74,18 @@ def _todo(made: AblationPlan, root: Path) -> list[Stage]:
 
 def _end(made: AblationPlan, file: Path, root: Path, machine: Cluster, lost: dict[str, str], began: float) -> None:
     """Compare the variants that can be, and show what came out. Exits with 1 where one is missing."""
-    failed = {}
+    whole = store.folder(root, made.stages[-1])
     if lost:
         made = made.without(lost)
-        failed = _run(made, file, root, machine, made.stages[-1:])
+    failed = _run(made, file, root, machine, made.stages[-1:])
     if failed:
         raise UserError("\n".join(failed.values()))
+    if lost and whole.exists():  # for `rounds status`, where this is the last job of an ablation on a cluster
+        missing = made.stages[-1].params["missing"]
+        page = store.folder(root, made.stages[-1]) / "ablation.html"
+        store.write_json(
+            whole / "failed.json", {"message": f"compared without {', '.join(missing)}: {page}", "user_error": True}
+        )
     display_ablation.summary(options.console, made, root, seconds=time.monotonic() - began)
     if lost:
         raise typer.Exit(1)

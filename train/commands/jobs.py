@@ -15,8 +15,10 @@ from train.launch import preflight, queue, slurm
 from train.pipeline import Plan
 
 
-def wanted(file: Path, made: Plan, root: Path, machine: Cluster, cluster_file: Path) -> slurm.Run:
-    """Say what the jobs of a plan are submitted for."""
+def wanted(
+    file: Path, made: Plan, root: Path, machine: Cluster, cluster_file: Path, at_the_end: tuple[str, ...] = ()
+) -> slurm.Run:
+    """Say what the jobs of a plan are submitted for. `at_the_end`: see `slurm.Run`."""
     return slurm.Run(
         name=made.recipe.name,
         last=made.stages[-1],
@@ -24,6 +26,7 @@ def wanted(file: Path, made: Plan, root: Path, machine: Cluster, cluster_file: P
         cluster=str(cluster_file.resolve()),
         wandb=tracking.settings(made.recipe.wandb, made.recipe.name),
         variables=offline.environment(machine.fetched, root) if machine.offline else {},
+        at_the_end=at_the_end,
     )
 
 
@@ -47,7 +50,8 @@ def submit(
         f"at most {hours:,.0f} GPU-hours, if every job took its whole time limit once", highlight=False
     )
     if dry_run:
-        asked = "sbatch --test-only was asked about each" if queue.available() else "no sbatch here to ask about them"
+        silence = queue.silence()
+        asked = f"SLURM was not asked about them: {silence}" if silence else "sbatch --test-only was asked about each"
         options.console.print(
             f"nothing was submitted; the scripts are in {root}/*/slurm/job.sh ({asked})", soft_wrap=True
         )

@@ -68,7 +68,7 @@ def _file(entry: State, rank: int, batch: bool) -> Path:
 
 def _added(path: Path, now) -> Iterator[str]:
     """Yield what is in the file and what is added to it, until the stage has come to an end of whatever kind."""
-    at, looked, over = 0, time.monotonic(), False
+    at, looked, over, waits = 0, -_SECONDS_BETWEEN_LOOKS, False, False
     while True:
         if path.exists():
             with path.open(errors="replace") as file:
@@ -79,7 +79,12 @@ def _added(path: Path, now) -> Iterator[str]:
                 yield text
         if over:
             return
-        if time.monotonic() - looked > _SECONDS_BETWEEN_LOOKS or at == 0:
-            over = now().state in (*state.ENDED_BADLY, "done", "skipped", "to do")
+        if time.monotonic() - looked > (_SECONDS_BETWEEN_LOOKS if at else 2.0):
+            entry = now()
+            if entry.state == "to do" and not waits and not at:
+                yield f"-- {entry.stage.name} has not begun; waiting for it\n"
+                waits = True
+            behind = entry.because.startswith("behind ")
+            over = entry.state in (*state.ENDED_BADLY, "done", "skipped") or (entry.state == "to do" and behind)
             looked = time.monotonic()
         time.sleep(_POLL_SECONDS)

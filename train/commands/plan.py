@@ -15,11 +15,10 @@ from train import (
     expected,
     forecast,
     sizes,
-    store,
     yaml_file,
 )
 from train.commands import options
-from train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, told
+from train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
 from train.pipeline import Plan
 
 
@@ -46,7 +45,7 @@ def plan(
 
         rounds plan recipes/med42-v2-70b.yaml --cluster recipes/clusters/slurm-8xh100.yaml
     """
-    root = root or store.default_root()
+    root = store_of(root, cluster_file)
     if ablation.is_ablation(file) and not keys:
         variants = ablation.build_plan(file, root, tuple(overrides or ()))
         display_ablation.plan(options.console, variants, root, _gpu_hours(variants.as_plan(), cluster_file, root))

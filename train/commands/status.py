@@ -34,7 +34,7 @@ def status(
     overrides: Overrides = None,
     cluster_file: ClusterFile = None,
     root: StoreRoot = None,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay, and look again every ten seconds")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay until the run has ended, and look again every ten seconds")] = False,
 ) -> None:
     """Show each stage of a run: its state, job, node, how far it is, and its score; and why one ended badly.
 
@@ -54,11 +54,16 @@ def status(
         while True:
             now = state.states(stages, root)
             live.update(_page(title, now, go_on), refresh=True)
-            if not any(
-                entry.state in ("running", "starting", "waiting", "completing", "configuring", "held") for entry in now
-            ):
+            if _over(now):
                 return
             time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def _over(now: list[State]) -> bool:
+    """Tell whether nothing more will happen by itself: all is done, or nothing is at work and something ended badly."""
+    finished = {"done", "skipped", *ENDED_BADLY}
+    left = [entry for entry in now if entry.state not in finished]
+    return all(entry.state == "to do" for entry in left) and (not left or any(e.state in ENDED_BADLY for e in now))
 
 
 def page(title: str, stages: tuple[Stage, ...], root: Path, go_on: str) -> RenderableType:

@@ -52,7 +52,18 @@ class Job:
 
 def available() -> bool:
     """Tell whether this machine can talk to a SLURM."""
-    return shutil.which("sbatch") is not None
+    return silence() is None
+
+
+def silence() -> str | None:
+    """Say why no SLURM answers here, or return None. Its commands may be installed where no cluster is configured."""
+    if shutil.which("sbatch") is None:
+        return "no sbatch on this machine"
+    try:
+        _call(["sinfo", "--noheader", "--format=%P"])
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def submit(script: Path, after_ok: Sequence[str] = (), after_any: Sequence[str] = ()) -> str:

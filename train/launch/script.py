@@ -43,8 +43,11 @@ def comment(folder: Path) -> str:
     return f"rounds:{folder.name}:{place}"
 
 
-def render(run: str, stage: Stage, folder: Path, row: Row, variables: Mapping[str, str]) -> str:
-    """Write the script of a stage whose folder is `folder`, an absolute path, with more environment `variables`."""
+def render(run: str, stage: Stage, folder: Path, row: Row, variables: Mapping[str, str], instead: bool = False) -> str:
+    """Write the script of a stage whose folder is `folder`, an absolute path, with more environment `variables`.
+
+    `instead` of the stage it runs `rounds` with the arguments that stand, each ended by a zero byte, in `slurm/arguments`.
+    """
     resources = row.slurm
     nodes, processes = ranks.processes(stage.function, row)
     name = job_name(run, stage.name)
@@ -64,7 +67,7 @@ def render(run: str, stage: Stage, folder: Path, row: Row, variables: Mapping[st
         processes=processes,
         scratch=resources.scratch,
         srun_flags=_srun_flags(resources, folder, nodes),
-        command=_command(resources, folder, processes, together=(nodes, processes) != (1, 1)),
+        command=_command(resources, folder, processes, together=(nodes, processes) != (1, 1), instead=instead),
     )
 
 
@@ -135,18 +138,19 @@ def _mounts(resources: Resources, folder: Path) -> list[str]:
     return [place if ":/" in place else f"{place.partition(':')[0]}:{place}" for place in places]
 
 
-def _command(resources: Resources, folder: Path, processes: int, together: bool) -> list[str]:
+def _command(resources: Resources, folder: Path, processes: int, together: bool, instead: bool) -> list[str]:
     """Return the lines that each node runs, inside single quotes: no quote of ours may stand in them."""
     container = resources.environment.container
-    lines = ['exec "$PYTHON"']
+    begin = 'exec xargs -0 -a "$STAGE/slurm/arguments"' if instead else "exec"
+    lines = [f'{begin} "$PYTHON"']
     if container and container.kind == "apptainer":
         binds = " ".join(f"--bind {mount}" for mount in _mounts(resources, folder))
         gpus = " --nv" if resources.gpus else ""
-        lines = [f"exec apptainer exec{gpus} {binds}", container.image, '"$PYTHON"']
+        lines = [f"{begin} apptainer exec{gpus} {binds}", container.image, '"$PYTHON"']
     if together:
         lines += [f'-m torch.distributed.run --nnodes="$SLURM_NNODES" --nproc-per-node={processes} --node-rank="$SLURM_NODEID"',
                   '--master-addr="$HEAD" --master-port="$PORT" --max-restarts=0']  # fmt: skip
-    return [*lines, '-m train.worker "$STAGE/job.json"']
+    return [*lines, "-m train.cli" if instead else '-m train.worker "$STAGE/job.json"']
 
 
 def _stuck(max_restarts: int) -> str:

@@ -34,6 +34,8 @@ class Run:
     wandb: dict[str, str | None] | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
     """Environment of every job besides the cluster file's: where fetched files are, for a run without the hub."""
+    at_the_end: tuple[str, ...] = ()
+    """Arguments of `rounds` that the last stage's job runs in place of the stage, when all others have ended, well or not."""
 
     @property
     def id(self) -> str:
@@ -169,8 +171,10 @@ def _submitted(
     waits_for = chain.needs(stage)
     written = write_script(stage, root, row, run)
     behind = chain.lane(waits_for, lanes)
+    only_lane = [job for job in behind if job not in waits_for]
+    whatever = run.at_the_end and stage.key == run.last.key
     try:
-        number = queue.submit(written, waits_for, [job for job in behind if job not in waits_for])
+        number = queue.submit(written, *(((), (*waits_for, *only_lane)) if whatever else (waits_for, only_lane)))
     except UserError as error:
         raise UserError(
             f"{stage.name}: {error} (script: {written}). {len(chain.new)} jobs were submitted before it and stay; the same "
@@ -194,7 +198,8 @@ def rehearse(
 ) -> list[Entry]:
     """Write every script that would be submitted, and ask SLURM, where there is one, whether it would take it."""
     root = root.resolve()
-    known = live_jobs(stages, root) if queue.available() else {}
+    answers = queue.available()
+    known = live_jobs(stages, root) if answers else {}
     entries = []
     for stage in (*checks, *stages):
         row = row_of(stage, cluster)
@@ -204,7 +209,7 @@ def rehearse(
             entries.append(Entry(stage, "queued", row, known[stage.key].id))
         else:
             written = write_script(stage, root, row, run)
-            refused = queue.test(written) if queue.available() else None
+            refused = queue.test(written) if answers else None
             entries.append(Entry(stage, "would", row, refused=refused))
     return entries
 
@@ -234,8 +239,12 @@ def write_script(stage: Stage, root: Path, row: Row, run: Run) -> Path:
     (folder / "slurm").mkdir(exist_ok=True)
     job = worker.Job(folder=folder, row=row, wandb=run.wandb)
     store.write_json(folder / "job.json", job.model_dump(mode="json", exclude={"row": {"slurm"}}))
+    at_the_end = run.at_the_end if stage.key == run.last.key else ()
+    if at_the_end:
+        (folder / "slurm" / "arguments").write_text("\0".join(at_the_end), encoding="utf-8")
     path = folder / "slurm" / "job.sh"
-    path.write_text(script.render(run.name, stage, folder, row, run.variables), encoding="utf-8")
+    text = script.render(run.name, stage, folder, row, run.variables, instead=bool(at_the_end))
+    path.write_text(text, encoding="utf-8")
     return path
 
 

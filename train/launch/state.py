@@ -67,8 +67,9 @@ def states(stages: Sequence[Stage], root: Path) -> list[State]:
 def _jobs(folders: Sequence[Path]) -> dict[Path, Job]:
     """Look up the jobs that were submitted for these folders."""
     numbers = {folder: known["id"] for folder in folders if (known := slurm.record(folder))}
-    if not numbers or not queue.available():
-        return {folder: Job(number, "UNKNOWN") for folder, number in numbers.items()}
+    silence = queue.silence() if numbers else None
+    if not numbers or silence:
+        return {folder: Job(number, "UNKNOWN", silence or "") for folder, number in numbers.items()}
     now = {n: job for n, job in queue.jobs(numbers.values()).items() if job.comment in map(script.comment, numbers)}
     gone = queue.past(number for number in numbers.values() if number not in now)
     return {folder: now.get(number) or gone.get(number) or Job(number, "UNKNOWN") for folder, number in numbers.items()}
@@ -87,11 +88,14 @@ def _state(stage: Stage, folder: Path, job: Job | None, parents: list[State]) ->
         return State(
             stage, folder, "failed", job, failure["message"]
         )  # else SLURM ended it, and the ranks saw each other go
-    bad = next((parent for parent in parents if parent.state in ENDED_BADLY), None)
+    bad = next((each for each in parents if each.state in ENDED_BADLY or each.because.startswith("behind ")), None)
+    origin = bad and (bad.because.removeprefix("behind ") if bad.because.startswith("behind ") else bad.stage.name)
+    if job and job.state == "UNKNOWN" and job.reason:
+        return State(stage, folder, "not known", job, f"SLURM does not answer: {job.reason}")
     if job is None:
-        return State(stage, folder, "to do", None, "started before" if (folder / "log.txt").exists() else "")
+        before = "started before" if (folder / "log.txt").exists() else ""
+        return State(stage, folder, "to do", None, f"behind {origin}" if origin else before)
     if bad and not started(folder, job):
-        origin = bad.because.removeprefix("behind ") if bad.because.startswith("behind ") else bad.stage.name
         return State(stage, folder, "cancelled", job, f"behind {origin}")
     return State(stage, folder, *ended(job, folder))
 
