@@ -34,7 +34,9 @@ def status(
     overrides: Overrides = None,
     cluster_file: ClusterFile = None,
     root: StoreRoot = None,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay until the run has ended, and look again every ten seconds")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Stay until the run has ended, and look again every ten seconds")
+    ] = False,
 ) -> None:
     """Show each stage of a run: its state, job, node, how far it is, and its score; and why one ended badly.
 
