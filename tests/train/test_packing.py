@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -15,7 +16,7 @@ from trl.trainer.utils import add_fused_lm_head
 from data_prep.errors import UserError
 from data_prep.records import Conversation, Message
 from train import prefix_attention
-from train.stages.sft import PackedRows, in_segments
+from train.stages.sft import PackedRows, in_segments, learnt
 
 Run = Callable[..., tuple[Path, dict]]
 PAD = 1
@@ -247,3 +248,9 @@ def test_a_row_in_segments_gives_each_conversation_the_numbers_and_gradients_tha
 
 def starts(lengths: list[int]) -> list[int]:
     return [sum(lengths[:place]) for place in range(len(lengths))]
+
+
+def test_learnt_tokens_are_counted_row_by_row_in_any_slice_of_a_table():
+    labels = pa.array([[-100, 1, 2], [], [3], [-100, -100]], pa.list_(pa.int32()))
+    assert learnt(labels) == [2, 0, 1, 0]
+    assert learnt(labels.slice(1, 2)) == [0, 1]
