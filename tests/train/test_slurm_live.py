@@ -384,15 +384,23 @@ def test_a_stage_that_needs_more_memory_than_its_job_has_is_called_out_of_memory
 
 
 @pytest.mark.slow
-def test_at_the_time_limit_a_stage_saves_and_goes_on_in_the_next_attempt(lab, undisturbed, before_dpo, cluster):
-    lab.rounds("run", RECIPE, "--cluster", cluster, "--store", before_dpo)
+def test_at_the_time_limit_a_stage_saves_and_goes_on_in_the_next_attempt(lab, before_dpo, cluster, tmp_path):
+    longer = ["--set", "rounds.first.num_train_epochs=40"]  # not over before SLURM, which looks every 30 s, has looked
+    undisturbed = shutil.copytree(before_dpo, tmp_path / "undisturbed")
+    lab.rounds("run", RECIPE, *longer, "--cluster", cluster.with_name("local.yaml"), "--store", undisturbed)
+    lab.rounds("run", RECIPE, *longer, "--cluster", cluster, "--store", before_dpo)
     dpo = only(before_dpo, "dpo")
     job = lab.job(dpo)
     wait_for_step(dpo, 5)
-    lab.call(
-        "scontrol", "update", f"JobId={job}", "TimeLimit=1"
-    )  # less than a minute is left: it is signalled at the next look
-    wait_until(lambda: lab.restarts(job) == 1, "the time limit passed unnoticed")
+    taken = sum(
+        60**place * int(part)
+        for place, part in enumerate(reversed(lab.call("squeue", "-h", "-j", job, "-o", "%M").split(":")))
+    )
+    minutes = -(
+        -(taken + 35) // 60
+    )  # at least one look of SLURM's before the end, and soon no more than `signal_seconds`
+    lab.call("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
+    wait_until(lambda: lab.restarts(job) == 1, lambda: f"the time limit passed unnoticed: {lab.state(job)}")
     lab.call("scontrol", "update", f"JobId={job}", "TimeLimit=10")
     wait_until(lambda: not lab.queued(), "it does not end")
     assert "stopped before the end of its time" in (dpo / "slurm" / f"{job}.txt").read_text()
