@@ -10,6 +10,7 @@ from train.cluster import Cluster, Row
 from train.graph import Asset, Stage
 from train.launch import preflight
 from train.policy import MODEL_FILES
+from train.stages import preflight as stage
 
 ASKED = {"row": "train", "gpus": 0, "gpu_type": None, "need_bytes": 1000, "paths": []}
 
@@ -30,6 +31,17 @@ def test_everything_that_is_wrong_is_told_at_once(run_stage, shelf):
         assert complaint in str(told.value)
     found = json.loads((shelf / "preflight" / "checks.json").read_text())
     assert [entry["check"] for entry in found if entry["wrong"]] == ["disk", "GPUs", "files"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "fits"), [("h100", True), ("nvidia_h100_80gb_hbm3", True), ("H100-80GB", True), ("a100", False)]
+)
+def test_a_kind_of_gpu_is_known_by_slurms_name_for_it(monkeypatch, asked, fits):
+    monkeypatch.setattr(stage.torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(stage.torch.cuda, "get_device_name", lambda n: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(stage.torch.cuda, "mem_get_info", lambda n: (99, 100))
+    _, wrong = stage._gpus(stage.Params.model_validate({**ASKED, "gpus": 1, "gpu_type": asked}), Row())
+    assert (not wrong) == fits and (fits or f"expected {asked}" in wrong[0])
 
 
 def test_a_plan_is_checked_for_the_rows_the_files_and_the_room_that_it_needs(tmp_path: Path):

@@ -358,6 +358,7 @@ def test_an_ablation_of_which_one_variant_fails_still_ends_with_a_page_that_says
     status = lab.rounds("status", *ablate[1:4], "--store", store)
     assert "tokenize.second@broken: failed: no pair is left to train on" in status
     assert "report: failed: compared without broken: " in status
+    assert "to go on: rounds ablate " in status  # `rounds run` refuses an ablation
     (page,) = store.glob("ablation_report-*/ablation.html")
     assert "sft-only" in page.read_text() and "broken" in page.read_text()
 

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from train import display, store
+from train import ablation, display, store
 from train.commands import options
 from train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
 from train.graph import Stage
@@ -145,4 +145,4 @@ def _go_on(
     """Return the command that continues the run, with the cluster file that it was last submitted with."""
     known = [entry for stage in stages if (entry := slurm.record(store.folder(root, stage)))]
     cluster = cluster_file or (max(known, key=lambda entry: entry["submitted"])["cluster"] if known else None)
-    return options.command_line("run", file, overrides, cluster, root)
+    return options.command_line("ablate" if ablation.is_ablation(file) else "run", file, overrides, cluster, root)

@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -177,11 +178,11 @@ def _gpus(asked: Params, machine: Row) -> tuple[str, list[str]]:
     for who, gpus in _gather(seen).items():
         if len(gpus) < asked.gpus or (machine.device == "cuda" and not gpus):
             wrong.append(f"{who}: torch sees {len(gpus)} GPUs, expected {max(1, asked.gpus)}")
-        wanted = (asked.gpu_type or "").lower()
+        wanted = _plain(asked.gpu_type or "")
         wrong += [
-            f"{who}: GPU {n} is a {g['name']}, expected {wanted}"
+            f"{who}: GPU {n} is a {g['name']}, expected {asked.gpu_type}"
             for n, g in enumerate(gpus)
-            if wanted not in g["name"].lower()
+            if wanted not in _plain(g["name"])
         ]
         wrong += [
             f"{who}: {1 - g['free']:.0%} of GPU {n}'s memory is in use by something else"
@@ -189,6 +190,11 @@ def _gpus(asked: Params, machine: Row) -> tuple[str, list[str]]:
             if g["free"] < _FREE_SHARE
         ]
     return f"{len(seen)} x {seen[0]['name']} on each node" if seen else "none", wrong
+
+
+def _plain(name: str) -> str:
+    """Spell a kind of GPU as both would: where SLURM asks NVML itself it says `nvidia_h100_80gb_hbm3`, torch `NVIDIA H100 80GB HBM3`."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _all_reduce(device: str) -> tuple[str, list[str]]:
