@@ -136,6 +136,7 @@ def _as_trl_does(model: Any) -> Any:
 def _quantised(start: Policy, row: Row, lora: Lora, cache: Path) -> PreTrainedModel:
     """Load weights in 4 bits (Dettmers et al. 2023). What was merged is quantised as a whole, from a folder in `cache`."""
     _check_bitsandbytes()
+    models.check_attention(row)
     if start.adapters:
         start = _merged(start, row, torch.float32, cache)
     dtype = torch.bfloat16 if row.precision == "bf16" else torch.float32

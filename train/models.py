@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import is_flash_attn_2_available
 
 from data_prep.errors import UserError
 from train.cluster import Row
@@ -20,6 +21,32 @@ def device_of(row: Row) -> str:
     if row.device == "cuda" and not torch.cuda.is_available():
         raise UserError("the cluster file says device: cuda, but torch sees no GPU here; set device: cpu or auto")
     return "cuda" if row.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def attention_obstacle(row: Row) -> str | None:
+    """Say why a row's attention cannot run here, or return None."""
+    if row.attn_implementation != "flash_attention_2":
+        return None
+    lacks = []
+    if device_of(row) == "cpu":
+        lacks.append("a GPU, and there is none here or the row says device: cpu")
+    if row.precision != "bf16":
+        lacks.append(f"precision: bf16, and the row says {row.precision}")
+    if not is_flash_attn_2_available():
+        lacks.append("the package flash-attn (2.3.3 or newer), which is not installed")
+    if not lacks:
+        return None
+    return (
+        f"attn_implementation: flash_attention_2 needs {'; '.join(lacks)}. Set that right, or take the line out of the cluster "
+        "file: sdpa needs nothing more, and on a GPU in bf16 runs the FlashAttention that torch brings"
+    )
+
+
+def check_attention(row: Row) -> None:
+    """Raise `UserError` for a row whose attention cannot run here."""
+    reason = attention_obstacle(row)
+    if reason:
+        raise UserError(reason)
 
 
 def set_threads(row: Row) -> None:
@@ -65,8 +92,9 @@ def load_model(policy: Policy, row: Row, dtype: Any = torch.float32, device_map:
 
     `dtype` is torch's, or "auto" for that of the files.
 
-    Raises `UserError` when the weights are not where the policy says.
+    Raises `UserError` when the weights are not where the policy says, or the row's attention cannot run here.
     """
+    check_attention(row)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             policy.weights,

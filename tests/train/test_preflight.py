@@ -18,7 +18,16 @@ ASKED = {"row": "train", "gpus": 0, "gpu_type": None, "need_bytes": 1000, "paths
 def test_a_machine_that_has_what_is_needed_passes(run_stage):
     out, counts = run_stage("preflight", "preflight", ASKED, {})
     found = json.loads((out / "checks.json").read_text())
-    assert [entry["check"] for entry in found] == ["store", "disk", "clocks", "versions", "GPUs", "all-reduce", "files"]
+    assert [entry["check"] for entry in found] == [
+        "store",
+        "disk",
+        "clocks",
+        "versions",
+        "GPUs",
+        "attention",
+        "all-reduce",
+        "files",
+    ]
     assert not any(entry["wrong"] for entry in found) and "torch" in counts["checks"]["versions"]
     assert not list(out.glob("probe-*"))
 
@@ -42,6 +51,11 @@ def test_a_kind_of_gpu_is_known_by_slurms_name_for_it(monkeypatch, asked, fits):
     monkeypatch.setattr(stage.torch.cuda, "mem_get_info", lambda n: (99, 100))
     _, wrong = stage._gpus(stage.Params.model_validate({**ASKED, "gpus": 1, "gpu_type": asked}), Row())
     assert (not wrong) == fits and (fits or f"expected {asked}" in wrong[0])
+
+
+def test_attention_that_a_node_cannot_run_is_told_before_anything_is_submitted(run_stage):
+    with pytest.raises(UserError, match=r"attention: rank 0 on .*: attn_implementation: flash_attention_2 needs a GPU"):
+        run_stage("preflight", "attention", ASKED, {}, Row(device="cpu", attn_implementation="flash_attention_2"))
 
 
 def test_a_plan_is_checked_for_the_rows_the_files_and_the_room_that_it_needs(tmp_path: Path):

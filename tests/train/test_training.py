@@ -162,6 +162,14 @@ def test_kernels_that_cannot_run_here_are_refused(tmp_path: Path):
         training.arguments(knobs, Row(device="cpu", use_liger_kernel=True), 0, tmp_path)
 
 
+def test_flash_attention_is_refused_where_it_cannot_run(run_stage: Run, shelf: Path, rows: Path):
+    row = Row(device="cpu", attn_implementation="flash_attention_2")
+    with pytest.raises(
+        UserError, match=r"needs a GPU.*; precision: bf16, and the row says fp32; the package flash-attn.*sdpa"
+    ):
+        run_stage("sft", "flash", {"training": knobs(), "seed": 5}, {"policy": shelf / "base", "rows": rows}, row)
+
+
 def test_a_checkpoint_counts_only_with_its_mark(tmp_path: Path):
     assert training.last_checkpoint(tmp_path / "none") is None
     for step in (4, 8, 12, 100):

@@ -20,7 +20,7 @@ from torch import distributed
 
 from data_prep.errors import UserError
 from data_prep.schema import Section
-from train import ranks, store
+from train import models, ranks, store
 from train.cluster import Row
 
 MAX_SKEW_SECONDS = 5.0
@@ -55,6 +55,7 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
         ("clocks", _clocks),
         ("versions", _versions),
         ("GPUs", lambda: _gpus(asked, machine)),
+        ("attention", lambda: _attention(machine)),
         ("all-reduce", lambda: _all_reduce(device)),
         ("files", lambda: _files(asked.paths)),
     ]
@@ -195,6 +196,15 @@ def _gpus(asked: Params, machine: Row) -> tuple[str, list[str]]:
 def _plain(name: str) -> str:
     """Spell a kind of GPU as both would: where SLURM asks NVML itself it says `nvidia_h100_80gb_hbm3`, torch `NVIDIA H100 80GB HBM3`."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _attention(machine: Row) -> tuple[str, list[str]]:
+    """The kernel's package must be on every node, or training fails when its data are long made."""
+    try:
+        reason = models.attention_obstacle(machine)
+    except UserError as error:  # the row says cuda, and there is no GPU
+        reason = str(error)
+    return machine.attn_implementation, [f"{who}: {lacks}" for who, lacks in _gather(reason).items() if lacks]
 
 
 def _all_reduce(device: str) -> tuple[str, list[str]]:
