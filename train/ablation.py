@@ -187,7 +187,7 @@ def _report(
     }
     needed = {stage.key for cell in cells for stage in cell.stages}
     stages = {stage.folder_name: stage for stage in union if stage.key in needed}
-    return Stage("report", "ablation_report", params, stages, 1, after_stop=True)
+    return Stage("report", "ablation_report", params, stages, 2, after_stop=True)
 
 
 def changes(old: Recipe, new: Recipe) -> list[str]:

@@ -112,7 +112,7 @@ def test_several_seeds_are_one_difference_with_their_spread_stated(made: Maker, 
     _, page, lines = run(made((0, 1, 2)), tmp_path / "out")
     assert lines["worse", "conversations/loss"]["seeds"] == "3"
     assert float(lines["worse", "conversations/loss"]["seed_stderr"]) > 0
-    assert "pooled over the variants" in page and "Each variant ran once" not in page
+    assert "contain the seeds' own error" in page and "Each variant ran once" not in page
 
 
 def test_nothing_that_can_be_tested_is_said_so(made: Maker, tmp_path: Path):

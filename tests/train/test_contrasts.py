@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from train import contrasts
 from train.contrasts import Contrast, contrast, holm, judged
@@ -84,6 +85,37 @@ def test_seeds_are_pooled_and_their_spread_is_in_the_interval(monkeypatch):
     assert found.low < 0 < found.high  # one degree of freedom: two seeds cannot carry this
     one = contrast("m/x", "base", {"base": {0: base[0]}, "a": {0: moved[0]}}, each_alone)[0]
     assert (one.low, one.high) == (pytest.approx(0.1), pytest.approx(0.1))
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+@pytest.mark.parametrize(
+    ("variants", "shared", "unstable", "unmoved"),
+    [(13, 0, 1, None), (13, 2, 1, None), (13, 0, 5, None), (13, 2, 1, 1), (13, 2, 1, 0), (2, 0, 1, None), (1, 0, 1, None)],
+)  # fmt: skip
+def test_seeds_luck_is_seldom_taken_for_a_difference(seeds, variants, shared, unstable, unmoved):
+    """Where seeds are all there is to the error, and nothing differs: a baseline that all differences share, luck that a seed
+    brings to every policy, one variant five times as unstable, a variant or baseline that seeds do not move."""
+    random, pages, claimed = np.random.default_rng(11), 250, 0
+    for _ in range(pages):
+        levels = random.normal(size=(variants + 1, seeds))
+        levels[1] *= unstable
+        levels += shared * random.normal(size=seeds)
+        if unmoved is not None:
+            levels[unmoved] = 0
+        errors, freedoms = contrasts._seed_errors(levels)
+        differences = (levels[1:] - levels[0]).mean(axis=1)
+        claimed += min(holm(list(2 * stats.t.sf(np.abs(differences) / errors, freedoms)))) < 0.05
+    assert claimed / pages < (0.12 if unstable == 5 and seeds == 2 else 0.09)  # 5 % and three standard errors
+
+
+def test_policies_that_are_one_and_the_same_count_once():
+    random = np.random.default_rng(2)
+    levels = random.normal(size=(4, 3))
+    errors, freedoms = contrasts._seed_errors(np.concatenate([levels, levels[1:], levels[:1], levels[1:2]]))
+    once, once_freedoms = contrasts._seed_errors(levels)
+    assert errors[:3] == pytest.approx(once) and errors[3:6] == pytest.approx(once)
+    assert freedoms[:3] == pytest.approx(once_freedoms)
+    assert errors[6] == 0  # the baseline itself
 
 
 def test_only_items_that_all_were_asked_count():
