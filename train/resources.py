@@ -14,9 +14,9 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from data_prep.errors import UserError
 from data_prep.schema import Section
 
-_SECRET = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)")
+_SECRET = re.compile(r"((?<!_P)KEY|TOKEN)(_|$)|(^|_)(PWD|PASS|AUTH)(_|$)|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIAL")
 _OURS = {
-    "array", "begin", "chdir", "comment", "cpus-per-task", "dependency", "error", "export", "gpus", "gpus-per-node", "gpus-per-task", "gres",
+    "array", "begin", "chdir", "clusters", "comment", "cpus-per-task", "dependency", "error", "export", "gpus", "gpus-per-node", "gpus-per-task", "gres",
     "hold", "job-name", "kill-on-invalid-dep", "mem", "no-requeue", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output",
     "parsable", "requeue", "signal", "test-only", "time", "wait", "wrap",
 }  # fmt: skip
@@ -48,13 +48,15 @@ def _memory(value: Any) -> Any:
 
 
 def _extra(value: str) -> str:
-    option = re.fullmatch(r"--([a-z][a-z0-9-]*)(=[^$`#]*)?", _one_line(value))
+    option = re.fullmatch(r"--([a-z][a-z0-9-]*)(=[^$`#\s]*)?", _one_line(value))
     if not option:
         raise ValueError(
-            f"{value!r}: expected one long option such as `--mail-type=END`; SLURM expands no variables here"
+            f"{value!r}: expected one long option without spaces, such as `--mail-type=END`; SLURM expands no variables here"
         )
-    if option[1] in _OURS:
-        raise ValueError(f"{value!r}: --{option[1]} is set by Rounds; use the field for it if there is one")
+    # getopt takes any unique beginning of an option's name for it: `--tim=1` is --time.
+    ours = sorted(each for each in _OURS if each.startswith(option[1]))
+    if ours:
+        raise ValueError(f"{value!r}: --{ours[0]} is set by Rounds; use the field for it if there is one")
     return value
 
 

@@ -181,16 +181,13 @@ def _fields_at(model: Any, loc: tuple) -> list[str]:
     for part in loc:
         candidates = _sections(model)
         if isinstance(part, str):
+            fields = [c.model_fields[part].annotation for c in candidates if part in c.model_fields]
             tagged = [
                 c
                 for c in candidates
                 if part in typing.get_args(getattr(c.model_fields.get("kind"), "annotation", None))
             ]
-            if tagged:
-                model = tagged[0]
-                continue
-            fields = [c.model_fields[part].annotation for c in candidates if part in c.model_fields]
-            model = fields[0] if fields else model
+            model = next(iter(fields or tagged), model)
     return [name for candidate in _sections(model) for name in candidate.model_fields]
 
 

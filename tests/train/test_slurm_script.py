@@ -14,6 +14,7 @@ from train import cluster
 from train.cluster import Cluster
 from train.graph import Stage
 from train.launch import script
+from train.resources import Resources
 
 GOLDEN = Path(__file__).parent / "golden"
 RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "clusters"
@@ -110,12 +111,17 @@ def test_names_and_paths_never_become_commands(tmp_path):
         ({"extra": ["-p gpu"]}, "long option"),
         ({"extra": ["--output=$HOME/x"]}, "no variables"),
         ({"extra": ["--dependency=singleton"]}, "set by Rounds"),
+        ({"extra": ["--depen=singleton"]}, "--dependency is set by Rounds"),  # getopt takes any unique beginning
+        ({"extra": ["--mail-user=a --uid=0"]}, "without spaces"),
         ({"constraint": "$(id)"}, "constraint"),
         ({"scratch": "$(mktemp)"}, "scratch"),
         ({"environment": {"venv": "venv"}}, "absolute path"),
         ({"environment": {"modules": ["cuda; id"]}}, "modules"),
         ({"environment": {"variables": {"HF_TOKEN": "hf_x"}}}, "looks like a secret"),
-        ({"environment": {"variables": {"WANDB_API_KEY": "x"}}}, "looks like a secret"),
+        *[
+            ({"environment": {"variables": {name: "x"}}}, "looks like a secret")
+            for name in ("WANDB_API_KEY", "MY_APIKEY", "HFTOKEN", "PROXY_AUTH", "AWS_SECRET", "DB_PASSWORD")
+        ],
         ({"environment": {"variables": {"A-B": "x"}}}, "no name of an environment variable"),
         ({"environment": {"container": {"kind": "docker", "image": "x"}}}, "apptainer"),
         ({"gpus": 4}, "8 processes per node for 4 GPUs"),
@@ -138,6 +144,18 @@ def test_mistakes_in_a_cluster_file_are_told_at_once(slurm, complaint, tmp_path)
     with pytest.raises(UserError) as told:
         cluster.load(path)
     assert complaint in str(told.value) and "cluster.yaml" in str(told.value)
+
+
+def test_a_mistake_in_what_every_job_gets_is_told_with_its_fields(tmp_path):
+    path = tmp_path / "cluster.yaml"
+    path.write_text("kind: slurm\nslurm: {acount: lab}\ntrain: {processes: 1}\n")
+    with pytest.raises(UserError, match="did you mean 'account'"):
+        cluster.load(path)
+
+
+def test_settings_that_only_sound_like_secrets_are_let_through():
+    variables = {"TOKENIZERS_PARALLELISM": "false", "NCCL_IB_PKEY": "0x1", "MAX_TOKENS": "5", "PYTHONHASHSEED": "0"}
+    assert Resources.model_validate({"environment": {"variables": variables}}).environment.variables == variables
 
 
 def test_a_local_file_that_asks_for_slurm_is_a_mistake(tmp_path):
