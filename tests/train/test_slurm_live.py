@@ -1,4 +1,5 @@
-"""Whole runs on a real SLURM: two virtual nodes of this machine, started by `slurm-up`, which lies beside the repository.
+"""Whole runs on a real SLURM: two virtual nodes of this machine, started by `slurm-up`, which lies beside the repository or in
+the folder that ROUNDS_SLURM_TOOLS names.
 
 Every disturbance is SLURM's or the operating system's own: a higher partition preempts, a node's processes are killed, time runs
 out. The measure is always the same: the weights are those of an undisturbed local run with as many processes.
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-TOOLS = HERE.parents[2] / "shared" / "slurm"
+TOOLS = Path(os.environ.get("ROUNDS_SLURM_TOOLS", HERE.parents[2] / "shared" / "slurm"))
 RECIPE = HERE / "mini_slurm.yaml"
 EVALUATED = HERE / "mini.yaml"
 WAIT_SECONDS = 400
@@ -86,7 +87,7 @@ class Lab:
     def lose_node2(self) -> None:
         """Kill everything of the second node, as when its power is gone."""
         os.kill(int((self.folder / "run" / "slurmd-node2.pid").read_text()), signal.SIGKILL)
-        doomed = {pid: parent for pid, (parent, node) in processes().items() if node == "node2"}
+        doomed = processes(self.environment["SLURM_CONF"], "node2")
         for pid in doomed.keys() | {parent for parent in doomed.values() if "slurmstepd" in name_of(parent)}:
             os.kill(pid, signal.SIGKILL)
 
@@ -103,18 +104,19 @@ def up(folder: Path, *options: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def processes() -> dict[int, tuple[int, str]]:
-    """Return parent and SLURM node of the processes that have one."""
+def processes(configuration: str, node: str) -> dict[int, int]:
+    """Return the processes of a node's jobs, with their parents. Other clusters on this machine have nodes of that name too."""
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
         try:
             items = (path / "environ").read_text(errors="replace").split("\0")
-            variables = {name: value for name, _, value in (item.partition("=") for item in items)}
             parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-        if "SLURMD_NODENAME" in variables and "SLURM_PROCID" in variables:
-            found[int(path.name)] = (parent, variables["SLURMD_NODENAME"])
+        if {f"SLURM_CONF={configuration}", f"SLURMD_NODENAME={node}"} <= set(items) and any(
+            item.startswith("SLURM_PROCID=") for item in items
+        ):
+            found[int(path.name)] = parent
     return found
 
 
@@ -127,7 +129,7 @@ def name_of(pid: int) -> str:
 def lab() -> Iterator[Lab]:
     """A cluster of two nodes; tests that need it are skipped where none can be had."""
     if not (TOOLS / "slurm-up").exists():
-        pytest.skip(f"no {TOOLS}/slurm-up to start a SLURM with")
+        pytest.skip(f"no {TOOLS}/slurm-up to start a SLURM with; ROUNDS_SLURM_TOOLS may name the folder that holds it")
     if shutil.which("sbatch") is None and os.geteuid() != 0:
         pytest.skip("no SLURM is installed here, and only root could install it")
     folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # short: Unix socket paths
@@ -346,6 +348,7 @@ def test_behind_a_gate_that_stops_jobs_end_as_skipped_and_the_report_comes(lab, 
 
 def test_an_ablation_of_which_one_variant_fails_still_ends_with_a_page_that_says_so(lab, evaluated, tmp_path):
     cluster, store = short(tmp_path), shutil.copytree(evaluated, tmp_path / "store")
+    cluster.write_text(f"{cluster.read_text()}preflight: true\n")
     file = tmp_path / "an ablation's.yaml"
     file.write_text(
         f"name: live\nbase: {EVALUATED}\nbaseline: both\nevery: {{set: {{gate: null}}}}\n"
@@ -353,8 +356,16 @@ def test_an_ablation_of_which_one_variant_fails_still_ends_with_a_page_that_says
     )
     ablate = ["ablate", file, "--set", "description=it's $(one)", "--cluster", cluster, "--store", store]
     told = lab.rounds(*ablate, "--jobs", "1")
-    assert "report" in submitted(told) and len(submitted(told)) < 8
-    wait_until(lambda: not lab.queued(), lambda: lab.rounds("status", *ablate[1:4], "--store", store))
+    assert {"report", "preflight.cpu", "preflight.train"} <= submitted(told) and len(submitted(told)) < 11
+    busy = set[int]()
+
+    def over() -> bool:
+        states = lab.call("squeue", "-h", "-o", "%T").split()
+        busy.add(states.count("RUNNING"))
+        return not states
+
+    wait_until(over, lambda: lab.rounds("status", *ablate[1:4], "--store", store))
+    assert max(busy) == 1
     status = lab.rounds("status", *ablate[1:4], "--store", store)
     assert "tokenize.second@broken: failed: no pair is left to train on" in status
     assert "report: failed: compared without broken: " in status

@@ -52,9 +52,63 @@ def test_a_job_waits_only_for_parents_that_no_other_parent_waits_for():
 
 
 def test_lanes_bound_what_runs_at_once_and_children_follow_their_parents():
-    chain = slurm.Chain()
+    chain = slurm.Chain(bound=2)
     behind = {}
     for job, parents in (("1", ()), ("2", ()), ("3", ("1",)), ("4", ()), ("5", ("3",))):
-        behind[job] = chain.lane(parents, lanes=2)
-        chain.take_lane(job, job, behind[job])
-    assert behind == {"1": [], "2": [], "3": ["1"], "4": ["2"], "5": ["3"]}
+        behind[job] = chain.behind(parents)
+        chain.take_lane(job, behind[job])
+    assert behind == {"1": [], "2": [], "3": ["1"], "4": ["2"], "5": ["1", "3"]}
+
+
+@pytest.mark.parametrize("bound", [1, 2, 3])
+@pytest.mark.parametrize("checks", [0, 3])
+@pytest.mark.parametrize("queued", [0, 1, 4])
+@pytest.mark.parametrize("lost", ["", "s0", "s3"])
+def test_no_more_jobs_run_at_once_than_there_are_lanes(bound, checks, queued, lost):
+    """Jobs are run as SLURM would, all that may at once; a `lost` one never ends well, so what needs it is cancelled at once."""
+    chain = slurm.Chain()
+    ends_well: dict[str, set[str]] = {}
+    ends: dict[str, set[str]] = {}
+
+    def add(stage: Stage) -> None:
+        waits_for = chain.needs(stage)
+        behind = chain.behind(waits_for)
+        ends_well[stage.name] = set(waits_for)
+        ends[stage.name] = set(behind) - set(waits_for)
+        chain.note(stage.key, stage.name, waits_for)
+        chain.take_lane(stage.name, behind)
+
+    for number in range(queued):  # of an earlier submission, with more lanes
+        add(Stage(f"q{number}", "source", {"n": number}))
+    chain.bound = bound
+    chain.narrow()
+    of_queue = [Stage(f"c{number}", "data", {}, {"q": Stage("", "source", {"n": number})}) for number in range(queued)]
+    for number in range(checks):
+        add(Stage(f"check{number}", "preflight", {"n": number}))
+    chain.checks = [job for job in ends if job.startswith("check")]
+    roots = [Stage(f"s{number}", "sft", {"n": number}) for number in range(6)]
+    pairs = [Stage(f"p{a}{b}", "dpo", {}, {"a": roots[a], "b": roots[b]}) for a, b in ((0, 1), (3, 4), (0, 5), (2, 3))]
+    for stage in (
+        *of_queue,
+        *roots,
+        *pairs,
+        *[Stage(f"e{pair.name}", "evaluate", {}, {"policy": pair}) for pair in pairs],
+    ):
+        add(stage)
+
+    well: set[str] = set()
+    over: set[str] = set()
+    running: set[str] = set()
+    most = 0
+    while len(over) < len(ends):
+        while doomed := {job for job in ends if job not in over | running and ends_well[job] & (over - well)}:
+            over |= doomed
+        running |= {job for job in ends if job not in over and ends_well[job] <= well and ends[job] <= over}
+        most = max(most, len(running) if any(not job.startswith("q") for job in running) else 0)
+        if not running:
+            break
+        ended = lost if lost in running else max(running, key=lambda job: (job[0] in "qs", job))
+        running.remove(ended)
+        over.add(ended)
+        well |= {ended} - {lost}
+    assert len(over) == len(ends) and 0 < most <= bound

@@ -4,6 +4,7 @@ Nothing stays running here. What was submitted is written beside each stage (`sl
 it), so any later command, on any machine that sees the store, knows the jobs again.
 """
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,13 +69,19 @@ class Entry:
 
 @dataclass
 class Chain:
-    """The jobs of one submission so far, by stage key, and the tails of its lanes."""
+    """The jobs of one submission so far, by stage key, and its lanes.
 
+    A lane is a row of jobs of which each waits for all before it, so no more jobs run at once than there are lanes. For the
+    last of them alone would not do: it may be cancelled, because a stage that it needs has failed, while another still runs.
+    """
+
+    bound: int | None = None
+    """How many lanes there may be; None sets no bound."""
     jobs: dict[str, str] = field(default_factory=dict)
-    new: set[str] = field(default_factory=set)
-    lanes: list[str] = field(default_factory=list)
+    submitted: int = 0
+    lanes: list[list[str]] = field(default_factory=list)
     before: dict[str, set[str]] = field(default_factory=dict)
-    """Every job that ends before a job may start, by job."""
+    """Every job that must end well before a job may start, by job."""
     checks: list[str] = field(default_factory=list)
     """Jobs before all others."""
 
@@ -85,25 +92,25 @@ class Chain:
         implied = set[str]().union(*(self.before[parent] for parent in parents))
         return tuple(parent for parent in parents if parent not in implied)
 
-    def lane(self, parents: Sequence[str], lanes: int | None) -> list[str]:
-        """Return the job after which a new one may start so that no more than `lanes` run at once.
+    def behind(self, waits_for: Sequence[str]) -> list[str]:
+        """Return the lane that a new job goes on with; empty is a new lane. One whose last job it waits for costs nothing."""
+        lanes = sorted(self.lanes, key=lambda lane: lane[-1] not in waits_for)
+        full = self.bound is not None and len(lanes) >= self.bound
+        return lanes[0] if lanes and (full or lanes[0][-1] in waits_for) else []
 
-        A lane whose last job is a parent costs nothing, since the new job waits for that one anyway.
-        """
-        behind_parent = [tail for tail in self.lanes if tail in parents]
-        if behind_parent:
-            return behind_parent[:1]
-        return [] if lanes is None or len(self.lanes) < lanes else self.lanes[:1]
+    def narrow(self) -> None:
+        """Where jobs that were queued before have more lanes than there may be now, let what is new wait for those too many."""
+        many = max(0, len(self.lanes) - self.bound) if self.bound else 0
+        self.lanes = [[*itertools.chain(*self.lanes[:many]), *lane] for lane in self.lanes[many:]]
 
     def note(self, key: str, job: str, waits_for: Sequence[str]) -> None:
         """Note the job of a stage, and what it waits for."""
         self.jobs[key] = job
         self.before[job] = set(waits_for).union(*(self.before[parent] for parent in waits_for))
 
-    def take_lane(self, key: str, job: str, behind: list[str]) -> None:
-        """Note that a job was submitted; its lane is then the one that was used last."""
-        self.new.add(key)
-        self.lanes = [tail for tail in self.lanes if tail not in behind] + [job]
+    def take_lane(self, job: str, behind: list[str]) -> None:
+        """Note a job at the end of a lane, or of a new one, which is then the lane that was used last."""
+        self.lanes = [lane for lane in self.lanes if lane != behind] + [[*behind, job]]
 
 
 def submit(
@@ -121,68 +128,96 @@ def submit(
     """
     root = root.resolve()
     known = live_jobs([*checks, *stages], root)
-    chain = Chain()
-    entries = []
-    if not any(stage.key not in known and not store.done(store.folder(root, stage)) for stage in stages):
+    done = {stage.key for stage in stages if store.done(store.folder(root, stage))}
+    if all(stage.key in known or stage.key in done for stage in stages):
         checks = ()
-    for check in checks:
-        folder, row = store.folder(root, check), row_of(check, cluster)
-        if check.key in known:
-            entries.append(_queued(check, folder, row, known[check.key].id, chain, run, ()))
-        else:
-            preflight.reset(folder)
-            entries.append(_submitted(check, root, row, chain, run, lanes=None, checks=()))
-    chain.checks = [entry.job for entry in entries if entry.job]
-    for stage in stages:
-        folder, row = store.folder(root, stage), row_of(stage, cluster)
+    claims = _take_back(stages, root, known, done)
+    chain = Chain(lanes)
+    for stage in (*checks, *stages):  # all of them first: what is new must keep to what runs already
+        if stage.key in known and stage.key not in done:
+            _keep_lane(store.folder(root, stage), known[stage.key].id, chain)
+    chain.narrow()
+
+    def entry(stage: Stage) -> Entry:
         if any(isinstance(source, Asset) for source in stage.inputs.values()):
             store.prepare(root, stage)  # done or not: where the user's files are now is read from here
+        row = row_of(stage, cluster)
+        if stage.key in done:
+            return Entry(stage, "done", row)
+        if stage.key in known:
+            return _queued(stage, store.folder(root, stage), row, known[stage.key].id, chain, run)
+        return _submitted(stage, root, row, chain, run, claims.get(stage.key, []), checks)
+
+    first = [entry(check) for check in checks]
+    chain.checks = list(chain.jobs.values())
+    return first + [entry(stage) for stage in stages]
+
+
+def _take_back(stages: Sequence[Stage], root: Path, known: dict[str, Job], done: set[str]) -> dict[str, list[str]]:
+    """Cancel jobs that wait for one that is gone, not for the one that will take its place, and forget them in `known`.
+
+    Returns the runs that wanted them, by stage key.
+    """
+    claims: dict[str, list[str]] = {}
+    new: set[str] = set()
+    for stage in stages:
         job = known.get(stage.key)
-        if store.done(folder):
-            entries.append(Entry(stage, "done", row))
+        if stage.key in done:
             continue
-        waits_for = chain.needs(stage)
-        if job and job.state == "PENDING" and chain.new.intersection(parent.key for parent in stage.parents):
-            queue.cancel([job.id])  # it waits for a job that is gone, not for the new one
-            job = None
-        if job:
-            entries.append(_queued(stage, folder, row, job.id, chain, run, waits_for))
-        else:
-            entries.append(_submitted(stage, root, row, chain, run, lanes, checks))
-    return entries
+        if job is None:
+            new.add(stage.key)
+        elif job.state == "PENDING" and new.intersection(parent.key for parent in stage.parents):
+            new.add(stage.key)
+            claims[stage.key] = (_noted(store.folder(root, stage), job.id) or {"runs": []})["runs"]
+    queue.cancel([known.pop(key).id for key in claims])
+    return claims
 
 
-def _queued(
-    stage: Stage, folder: Path, row: Row, job: str, chain: Chain, run: Run, waits_for: tuple[str, ...]
-) -> Entry:
+def _keep_lane(folder: Path, job: str, chain: Chain) -> None:
+    """Give a job that is in the queue already its place: behind those that it was put behind, else in a lane of its own."""
+    lanes = {lane[-1]: lane for lane in chain.lanes}
+    put = (_noted(folder, job) or {}).get("behind", ())
+    chain.take_lane(job, next((lanes[tail] for tail in reversed(put) if tail in lanes), []))
+
+
+def _queued(stage: Stage, folder: Path, row: Row, job: str, chain: Chain, run: Run) -> Entry:
     """Take a job that is in the queue already into the chain, and note that this run wants it too."""
+    waits_for = chain.needs(stage)
     chain.note(stage.key, job, waits_for)
-    known = record(folder)
-    runs = known["runs"] if known and known["id"] == job else []
-    if run.id not in runs:
-        _remember(folder, job, [*runs, run.id], run, known["checks"] if known else [])
+    known = _noted(folder, job) or {"runs": []}
+    if run.id not in known["runs"]:
+        _remember(folder, job, [*known["runs"], run.id], run, known.get("checks", []), known.get("behind", []))
     return Entry(stage, "queued", row, job, waits_for)
 
 
 def _submitted(
-    stage: Stage, root: Path, row: Row, chain: Chain, run: Run, lanes: int | None, checks: Sequence[Stage]
+    stage: Stage, root: Path, row: Row, chain: Chain, run: Run, claims: list[str], checks: Sequence[Stage]
 ) -> Entry:
-    """Write a stage's script, submit it behind what it needs, and note its id beside it."""
+    """Write a stage's script, submit it behind what it needs, and note its id beside it, for the runs that want it."""
+    if stage in checks:
+        preflight.reset(store.folder(root, stage))
     waits_for = chain.needs(stage)
     written = write_script(stage, root, row, run)
-    behind = chain.lane(waits_for, lanes)
-    only_lane = [job for job in behind if job not in waits_for]
+    behind = chain.behind(waits_for)
+    before = [job for job in behind if job not in waits_for]
     whatever = run.at_the_end and stage.key == run.last.key
     try:
-        number = queue.submit(written, *(((), (*waits_for, *only_lane)) if whatever else (waits_for, only_lane)))
+        number = (
+            queue.submit(written, (), list(chain.jobs.values()))
+            if whatever
+            else queue.submit(written, waits_for, before)
+        )
     except UserError as error:
         raise UserError(
-            f"{stage.name}: {error} (script: {written}). {len(chain.new)} jobs were submitted before it and stay; the same "
+            f"{stage.name}: {error} (script: {written}). {chain.submitted} jobs were submitted before it and stay; the same "
             "command goes on from here"
         ) from None
-    _remember(store.folder(root, stage), number, [run.id], run, [check.folder_name for check in checks])
+    runs = list(dict.fromkeys([*claims, run.id]))
+    names = [] if stage in checks else [check.folder_name for check in checks]
+    _remember(store.folder(root, stage), number, runs, run, names, behind)
     chain.note(stage.key, number, waits_for)
-    chain.take_lane(stage.key, number, behind)
+    chain.take_lane(number, behind)
+    chain.submitted += 1
     return Entry(stage, "submitted", row, number, waits_for)
 
 
@@ -199,7 +234,7 @@ def rehearse(
     """Write every script that would be submitted, and ask SLURM, where there is one, whether it would take it."""
     root = root.resolve()
     answers = queue.available()
-    known = live_jobs(stages, root) if answers else {}
+    known = live_jobs([*checks, *stages], root) if answers else {}
     entries = []
     for stage in (*checks, *stages):
         row = row_of(stage, cluster)
@@ -249,7 +284,7 @@ def write_script(stage: Stage, root: Path, row: Row, run: Run) -> Path:
 
 
 def record(folder: Path) -> dict[str, Any] | None:
-    """Return what is known of a stage's last submission: id, runs, recipe, cluster, submitted."""
+    """Return what is known of a stage's last submission: id, runs, recipe, cluster, submitted, checks, behind."""
     return store.read_json(folder / "slurm" / "job.json")
 
 
@@ -308,13 +343,22 @@ def other_plans(name: str, stages: Sequence[Stage], root: Path) -> list[str]:
     return [job.id for job in queue.jobs(wanted).values() if job.live and job.comment == wanted[job.id]]
 
 
-def _remember(folder: Path, number: str, runs: list[str], run: Run, checks: list[str]) -> None:
+def _noted(folder: Path, job: str) -> dict[str, Any] | None:
+    """Return what is known of this very job of a stage, if anything."""
+    known = record(folder)
+    return known if known and known["id"] == job else None
+
+
+def _remember(
+    folder: Path, number: str, runs: list[str], run: Run, checks: Sequence[str], behind: Sequence[str]
+) -> None:
     entry = {
         "id": number,
         "runs": runs,
         "recipe": run.recipe,
         "cluster": run.cluster,
         "submitted": time.time(),
-        "checks": checks,
+        "checks": list(checks),
+        "behind": list(behind),
     }
     store.write_json(folder / "slurm" / "job.json", entry)
