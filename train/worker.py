@@ -159,8 +159,8 @@ def _record_failure(job: Job, error: Exception) -> None:
         failure["message"] = text if known else f"rank {ranks.rank()} on {ranks.node()}: {text}"
     path = job.folder / "failed.json"
     before = store.read_json(path)
-    if before and (lost or not before.get("lost_contact")):
-        return
+    if before and (lost or not (before.get("lost_contact") or "state" in before)):
+        return  # "state": by the batch script, when the time was nearly over
     try:
         store.write_json(path, failure)
     except OSError:  # the disk is full, perhaps: the caller still hears of the first error

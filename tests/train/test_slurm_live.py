@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 HERE = Path(__file__).parent
 TOOLS = Path(os.environ.get("ROUNDS_SLURM_TOOLS", HERE.parents[2] / "shared" / "slurm"))
@@ -395,6 +396,60 @@ def test_a_stage_that_needs_more_memory_than_its_job_has_is_called_out_of_memory
     assert "dpo.first" in without and "SLURM does not answer" in without
 
 
+def test_a_stage_stopped_where_requeue_is_false_says_what_goes_on(lab, before_dpo, tmp_path):
+    cluster = short(tmp_path)
+    with cluster.open("a") as file:
+        file.write("stages: {dpo.*: {slurm: {partition: lowgrace, requeue: false}}}\n")
+    run = ["run", RECIPE, "--cluster", cluster, "--store", before_dpo]
+    lab.rounds(*run)
+    wait_for_step(only(before_dpo, "dpo"), 5)
+    high = lab.fill()
+    wait_until(lambda: lab.queued() == {high}, "nothing was preempted")
+    lab.call("scancel", high)
+    status = lab.rounds("status", RECIPE, "--store", before_dpo)
+    assert "dpo.first: preempted: stopped, and the cluster file says requeue: false: the same command goes on" in status
+    assert f"to go on: rounds run {RECIPE} --cluster " in status
+
+
+def test_a_submission_that_is_killed_goes_on_without_a_second_job_for_any_stage(lab, tmp_path):
+    filler, store = lab.fill(), tmp_path / "store"
+    run = ["run", RECIPE, "--cluster", short(tmp_path), "--store", store]
+    command = subprocess.Popen(
+        [sys.executable, "-m", "train.cli", *map(str, run)], env=lab.environment, stdout=subprocess.DEVNULL
+    )
+    wait_until(lambda: len(list(store.glob("*/slurm/job.json"))) >= 3, "nothing was submitted")
+    command.kill()
+    command.wait()
+    before = lab.queued() - {filler}
+    told = lab.rounds(*run)
+    comments = lab.call("squeue", "-h", "-o", "%i %k").splitlines()
+    marks = dict(line.split() for line in comments if "rounds:" in line)
+    noted = {json.loads(path.read_text())["id"] for path in store.glob("*/slurm/job.json")}
+    assert 3 <= len(before) < len(marks) and before < set(marks) == noted and len(set(marks.values())) == len(marks)
+    assert len(submitted(told)) == len(marks) - len(before)
+    lab.rounds("cancel", RECIPE, "--store", store)
+    lab.call("scancel", filler)
+    wait_until(lambda: not lab.queued(), "jobs are left")
+
+
+@pytest.mark.slow
+def test_at_the_time_limit_a_stage_that_does_not_train_ends_as_such_and_is_not_started_again(lab, before_dpo, tmp_path):
+    cluster = short(tmp_path)
+    cluster.write_text(cluster.read_text().replace('"00:10:00"', '"00:02:00", signal_seconds: 55'))
+    for folder in before_dpo.glob("tokenize-*"):
+        (folder / "done.json").unlink()
+        stage = folder
+    with FileLock(stage / "lock"):  # somebody else is at it, so that the job waits, and for too long
+        lab.rounds("run", RECIPE, "--cluster", cluster, "--store", before_dpo)
+        job = lab.job(stage)
+        wait_until(lambda: (stage / "failed.json").exists(), "SLURM's signal did not come")
+        assert lab.state(job) == "RUNNING"
+        wait_until(lambda: not lab.queued(), "the time limit passed unnoticed")
+    status = lab.rounds("status", RECIPE, "--store", before_dpo)
+    assert "tokenize.first: time limit: its time was over" in status and lab.state(job) == "TIMEOUT"
+    assert lab.restarts(job) == 0 and "behind tokenize.first" in status
+
+
 @pytest.mark.slow
 def test_at_the_time_limit_a_stage_saves_and_goes_on_in_the_next_attempt(lab, before_dpo, cluster, tmp_path):
     longer = ["--set", "rounds.first.num_train_epochs=40"]  # not over before SLURM, which looks every 30 s, has looked
@@ -415,5 +470,5 @@ def test_at_the_time_limit_a_stage_saves_and_goes_on_in_the_next_attempt(lab, be
     wait_until(lambda: lab.restarts(job) == 1, lambda: f"the time limit passed unnoticed: {lab.state(job)}")
     lab.call("scontrol", "update", f"JobId={job}", "TimeLimit=10")
     wait_until(lambda: not lab.queued(), "it does not end")
-    assert "stopped before the end of its time" in (dpo / "slurm" / f"{job}.txt").read_text()
+    assert "again: time limit" in (dpo / "slurm" / f"{job}.txt").read_text()
     assert weights(dpo) == weights(only(undisturbed, "dpo"))

@@ -3,6 +3,7 @@
 `python -m tests.train.test_slurm_script` writes the golden files anew; look at the difference before committing it.
 """
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def test_names_and_paths_never_become_commands(tmp_path):
     # Everything up to the first command that needs SLURM, in a real shell, with the folder in place.
     (folder / "slurm").mkdir(parents=True)
     body = text[text.index("set -euo") : text.index("srun ")] + 'printf %s "$STAGE" >"$STAGE/seen"\n'
-    subprocess.run(["bash", "-c", body], check=True, cwd=tmp_path)
+    subprocess.run(["bash", "-c", body], check=True, cwd=tmp_path, env={**os.environ, "SLURM_JOB_ID": "7"})
     assert (folder / "seen").read_text() == str(folder)
     assert not list(tmp_path.rglob("PWNED"))
 

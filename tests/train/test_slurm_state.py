@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from train import store
 from train.graph import Stage
 from train.launch import slurm, state
 from train.launch.queue import Job
@@ -20,6 +21,13 @@ from train.launch.queue import Job
         ("CANCELLED", None, "cancelled", "before it began"),
         ("FAILED", "ModuleNotFoundError: No module named 'train'", "failed", "without finishing"),
         ("UNKNOWN", "", "ended", "no longer knows job 7"),
+        (
+            "FAILED",
+            "-- attempt 0 of job 7 --\n1 oom_kill event\n-- attempt 1 of job 7 --\nno module",
+            "failed",
+            "without",
+        ),
+        ("FAILED", "-- attempt 0 of job 7 --\n-- attempt 1 of job 7 --\n1 oom_kill event", "out of memory", "raise"),
     ],
 )
 def test_the_end_of_a_job_is_named_with_what_to_do(tmp_path, word, printed, expected, advice):
@@ -28,6 +36,14 @@ def test_the_end_of_a_job_is_named_with_what_to_do(tmp_path, word, printed, expe
         (tmp_path / "slurm" / "7.txt").write_text(printed + "\n")
     found, job, because = state.ended(Job("7", word), tmp_path)
     assert (found, job.id) == (expected, "7") and advice in because
+
+
+def test_what_the_batch_script_says_of_the_time_limit_is_the_state(tmp_path):
+    stage = Stage("evaluate", "evaluate", {})
+    folder = store.prepare(tmp_path, stage)
+    store.write_json(folder / "failed.json", {"message": "too short", "state": "time limit", "user_error": True})
+    (found,) = state.states([stage], tmp_path)
+    assert (found.state, found.because) == ("time limit", "too short")
 
 
 def test_the_right_log_is_that_of_the_rank_that_failed(tmp_path):

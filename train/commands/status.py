@@ -76,6 +76,9 @@ def page(title: str, stages: tuple[Stage, ...], root: Path, go_on: str) -> Rende
 def _page(title: str, now: list[State], go_on: str) -> RenderableType:
     first_causes = [entry for entry in now if entry.state in ENDED_BADLY and not entry.because.startswith("behind ")]
     below = [line for entry in first_causes for line in _why(entry)]
+    silent = next((entry.because for entry in now if entry.state == "not known"), None)
+    if silent:
+        below.append(Text(f"not known: {silent}", "yellow"))
     if first_causes:
         below.append(Text(f"to go on: {go_on}", "bold"))
     return Group(_table(title, now), *below)
@@ -120,6 +123,8 @@ def _result(entry: State) -> str:
             if record["status"] == "skipped"
             else f"{display.headline(entry.stage, record)} ({record['seconds']:.0f} s)"
         )
+    if entry.state == "not known":
+        return ""  # said once, below the table
     if entry.progress:
         return "  ".join(part for part in (display.numbers(entry.progress), entry.because) if part)
     soon = (

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,22 +106,30 @@ def _job(line: str) -> Job:
                comment.replace("(null)", ""))  # fmt: skip
 
 
-def past(ids: Iterable[str]) -> dict[str, Job]:
-    """Look jobs up in the accounting, where there is one: what the queue has forgotten is still known there."""
-    ids = sorted(set(ids))
-    if not ids or shutil.which("sacct") is None:
+def past(wanted: Mapping[str, tuple[str | None, str]]) -> dict[str, Job]:
+    """Look jobs up in the accounting, where there is one: what the queue has forgotten is still known there.
+
+    `wanted` is id -> name, where known, and comment. Ids come round again, so a job of another name is left out; so is one of
+    another comment, but few clusters keep comments there.
+    """
+    if not wanted or shutil.which("sacct") is None:
         return {}
     done = _run(
-        ["sacct", "--noheader", "--parsable2", "--allocations", "--duplicates", f"--jobs={','.join(ids)}",
-         "--format=JobIDRaw,State,NodeList,Start"]
+        ["sacct", "--noheader", "--parsable2", "--delimiter=\x1f", "--allocations", "--duplicates", f"--jobs={','.join(sorted(wanted))}",
+         "--format=JobIDRaw,State,NodeList,Start,Comment,JobName"]
     )  # fmt: skip
     if done.returncode:  # no accounting on this cluster, which is common
         return {}
     found: dict[str, Job] = {}
     for line in done.stdout.splitlines():
-        number, state, nodes, start = line.split("|")
+        number, state, nodes, start, comment, name = [*line.split("\x1f"), *[""] * 5][:6]
+        ours = wanted.get(number)
+        if ours is None or (ours[0] and name != ours[0]) or comment not in ("", ours[1]):
+            continue
         runs_before = found[number].restarts + 1 if number in found else 0
-        found[number] = Job(number, state.split()[0], "", nodes.replace("None assigned", ""), runs_before, start)
+        found[number] = Job(
+            number, state.split()[0], "", nodes.replace("None assigned", ""), runs_before, start, comment=ours[1]
+        )
     return found
 
 

@@ -6,7 +6,6 @@ in the `#SBATCH` lines, which no shell reads.
 
 import functools
 import hashlib
-import json
 import re
 import shlex
 import sys
@@ -30,6 +29,8 @@ _QUIET = {
     "TQDM_DISABLE": "1",
 }
 _STOPS_WHEN_ASKED = ("sft", "dpo")
+_TOO_SHORT = "its time was over, and this stage keeps nothing half done: raise time in the cluster file so that it fits"
+_TOO_SHORT_TO_SAVE = "its time was over before it had a new checkpoint: raise time in the cluster file"
 
 
 def job_name(run: str, stage: str) -> str:
@@ -51,6 +52,7 @@ def render(run: str, stage: Stage, folder: Path, row: Row, variables: Mapping[st
     resources = row.slurm
     nodes, processes = ranks.processes(stage.function, row)
     name = job_name(run, stage.name)
+    trains = stage.function in _STOPS_WHEN_ASKED
     return _template().render(
         title=f"Stage {name} ({folder.name}), {nodes} x {max(resources.gpus, processes)} {'GPUs' if resources.gpus else 'processes'}",
         login_shell=bool(resources.environment.modules) or not resources.environment.inherit,
@@ -59,9 +61,10 @@ def render(run: str, stage: Stage, folder: Path, row: Row, variables: Mapping[st
         environment=resources.environment,
         variables=_variables(row, processes, variables),
         max_restarts=resources.max_restarts,
-        stuck_record=_stuck(resources.max_restarts),
         requeue=resources.requeue,
-        trains=stage.function in _STOPS_WHEN_ASKED,
+        trains=trains,
+        where="its last checkpoint" if trains else "the start of this stage",
+        too_short=_TOO_SHORT_TO_SAVE if trains else _TOO_SHORT,
         signal_seconds=resources.signal_seconds,
         nodes=nodes,
         processes=processes,
@@ -151,14 +154,6 @@ def _command(resources: Resources, folder: Path, processes: int, together: bool,
         lines += [f'-m torch.distributed.run --nnodes="$SLURM_NNODES" --nproc-per-node={processes} --node-rank="$SLURM_NODEID"',
                   '--master-addr="$HEAD" --master-port="$PORT" --max-restarts=0']  # fmt: skip
     return [*lines, "-m train.cli" if instead else '-m train.worker "$STAGE/job.json"']
-
-
-def _stuck(max_restarts: int) -> str:
-    message = (
-        f"restarted {max_restarts} times in a row without a new checkpoint, so it was given up. What ended the attempts is in this "
-        "folder's slurm/*.txt and log.txt; a stage that is not training needs a time limit in which it fits"
-    )
-    return json.dumps({"message": message, "user_error": True})
 
 
 @functools.cache

@@ -186,7 +186,7 @@ def _queued(stage: Stage, folder: Path, row: Row, job: str, chain: Chain, run: R
     chain.note(stage.key, job, waits_for)
     known = _noted(folder, job) or {"runs": []}
     if run.id not in known["runs"]:
-        _remember(folder, job, [*known["runs"], run.id], run, known.get("checks", []), known.get("behind", []))
+        _remember(folder, {"checks": [], "behind": [], **known, "id": job, "runs": [*known["runs"], run.id]}, run)
     return Entry(stage, "queued", row, job, waits_for)
 
 
@@ -214,7 +214,14 @@ def _submitted(
         ) from None
     runs = list(dict.fromkeys([*claims, run.id]))
     names = [] if stage in checks else [check.folder_name for check in checks]
-    _remember(store.folder(root, stage), number, runs, run, names, behind)
+    made = {
+        "id": number,
+        "name": script.job_name(run.name, stage.name),
+        "runs": runs,
+        "checks": names,
+        "behind": behind,
+    }
+    _remember(store.folder(root, stage), made, run)
     chain.note(stage.key, number, waits_for)
     chain.take_lane(number, behind)
     chain.submitted += 1
@@ -284,7 +291,8 @@ def write_script(stage: Stage, root: Path, row: Row, run: Run) -> Path:
 
 
 def record(folder: Path) -> dict[str, Any] | None:
-    """Return what is known of a stage's last submission: id, runs, recipe, cluster, submitted, checks, behind."""
+    """Return what is known of a stage's last submission: the job's id and name, the runs that want it, recipe and cluster
+    file, when, its checks, and the jobs of the lane that it was put behind."""
     return store.read_json(folder / "slurm" / "job.json")
 
 
@@ -349,16 +357,6 @@ def _noted(folder: Path, job: str) -> dict[str, Any] | None:
     return known if known and known["id"] == job else None
 
 
-def _remember(
-    folder: Path, number: str, runs: list[str], run: Run, checks: Sequence[str], behind: Sequence[str]
-) -> None:
-    entry = {
-        "id": number,
-        "runs": runs,
-        "recipe": run.recipe,
-        "cluster": run.cluster,
-        "submitted": time.time(),
-        "checks": list(checks),
-        "behind": list(behind),
-    }
+def _remember(folder: Path, job: dict[str, Any], run: Run) -> None:
+    entry = {**job, "recipe": run.recipe, "cluster": run.cluster, "submitted": time.time()}
     store.write_json(folder / "slurm" / "job.json", entry)

@@ -15,7 +15,7 @@ from train.graph import Stage
 from train.launch import queue, script, slurm
 from train.launch.queue import Job
 
-ENDED_BADLY = ("failed", "cancelled", "time limit", "out of memory", "node failed", "ended")
+ENDED_BADLY = ("failed", "cancelled", "time limit", "preempted", "out of memory", "node failed", "ended")
 _FINAL = {
     "FAILED": "failed",
     "BOOT_FAIL": "node failed",
@@ -27,6 +27,8 @@ _FINAL = {
     "TIMEOUT": "time limit",
     "OUT_OF_MEMORY": "out of memory",
 }
+_ATTEMPT = re.compile(r"^-- attempt \d+ of job .*--$", re.MULTILINE)
+"""The first line of every attempt's output; all go to one file."""
 _MEMORY = re.compile(r"oom.kill|Out Of Memory|out of memory|Cannot allocate memory|DefaultCPUAllocator")
 
 
@@ -66,13 +68,22 @@ def states(stages: Sequence[Stage], root: Path) -> list[State]:
 
 def _jobs(folders: Sequence[Path]) -> dict[Path, Job]:
     """Look up the jobs that were submitted for these folders."""
-    numbers = {folder: known["id"] for folder in folders if (known := slurm.record(folder))}
-    silence = queue.silence() if numbers else None
-    if not numbers or silence:
-        return {folder: Job(number, "UNKNOWN", silence or "") for folder, number in numbers.items()}
-    now = {n: job for n, job in queue.jobs(numbers.values()).items() if job.comment in map(script.comment, numbers)}
-    gone = queue.past(number for number in numbers.values() if number not in now)
-    return {folder: now.get(number) or gone.get(number) or Job(number, "UNKNOWN") for folder, number in numbers.items()}
+    known = {folder: entry for folder in folders if (entry := slurm.record(folder))}
+    if not known:
+        return {}
+    silence = queue.silence()  # the accounting may answer where the controller does not
+    queued = {} if silence else queue.jobs(entry["id"] for entry in known.values())
+    now = {folder: job for folder, entry in known.items()
+           if (job := queued.get(entry["id"])) and job.comment == script.comment(folder)}  # fmt: skip
+    gone = queue.past(
+        {
+            entry["id"]: (entry.get("name"), script.comment(folder))
+            for folder, entry in known.items()
+            if folder not in now
+        }
+    )
+    return {folder: now.get(folder) or gone.get(entry["id"]) or Job(entry["id"], "UNKNOWN", silence or "")
+            for folder, entry in known.items()}  # fmt: skip
 
 
 def _state(stage: Stage, folder: Path, job: Job | None, parents: list[State]) -> State:
@@ -85,9 +96,8 @@ def _state(stage: Stage, folder: Path, job: Job | None, parents: list[State]) ->
         return State(stage, folder, "running", None, f"by {store.holder(folder)}")
     failure = store.read_json(folder / "failed.json")
     if failure and not (failure.get("lost_contact") and job and _FINAL.get(job.state, "failed") != "failed"):
-        return State(
-            stage, folder, "failed", job, failure["message"]
-        )  # else SLURM ended it, and the ranks saw each other go
+        # else SLURM ended it, and the ranks saw each other go
+        return State(stage, folder, failure.get("state", "failed"), job, failure["message"])
     bad = next((each for each in parents if each.state in ENDED_BADLY or each.because.startswith("behind ")), None)
     origin = bad and (bad.because.removeprefix("behind ") if bad.because.startswith("behind ") else bad.stage.name)
     if job and job.state == "UNKNOWN" and job.reason:
@@ -119,7 +129,8 @@ def _in_queue(job: Job, folder: Path) -> tuple[str, Job, str]:
 def ended(job: Job, folder: Path) -> tuple[str, Job, str]:
     """Say why a job is gone without a word in `failed.json`."""
     state = _FINAL.get(job.state, "ended")
-    if _MEMORY.search("\n".join(last_lines(folder / "slurm" / f"{job.id}.txt", 50))):
+    printed = "\n".join(last_lines(folder / "slurm" / f"{job.id}.txt", 50))
+    if _MEMORY.search(_ATTEMPT.split(printed)[-1]):
         state = "out of memory"
     because = {
         "time limit": "its time was over before it had saved: raise `time`, or `signal_seconds` so that a step and a checkpoint fit",

@@ -25,17 +25,31 @@ set -euo pipefail
 export STAGE=/fsx/store/stage-0123456789abcdef
 rm -f "$STAGE/stop" "$STAGE/failed.json"
 
+attempt="-- attempt ${SLURM_RESTART_COUNT:-0} of job $SLURM_JOB_ID --"
+echo "$attempt"
+
+give_up() { # say in failed.json how the stage ended, as `rounds status` calls it, and why, unless a rank has said more
+    [ -e "$STAGE/failed.json" ] ||
+        printf '{"message": "%s", "state": "%s", "user_error": true}\n' "$2" "$1" >"$STAGE/failed.json"
+}
+
+preempted() { # else the signal says that the time is nearly over; without an answer the more hopeful, which costs an attempt
+    local job
+    job=$(scontrol show job "$SLURM_JOB_ID") || return 0
+    [[ $job != *PreemptTime=None* ]]
+}
+
 again() { # start this same job anew; what waits for it keeps waiting
     echo "$(date +%T) again: $1"
     state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) || state=RUNNING
     if [ "$state" = RUNNING ]; then # else it is being cancelled, or requeued by SLURM itself
-        scontrol requeue "$SLURM_JOB_ID" || echo "SLURM refuses to requeue job $SLURM_JOB_ID; \`rounds run\` goes on"
+        scontrol requeue "$SLURM_JOB_ID" || give_up failed "$1, and SLURM refuses to requeue the job: the same command goes on from its last checkpoint"
     fi
     exit 75 # never 0: what waits for this stage would start on an unfinished one
 }
 
 stopping=
-trap 'stopping=yes; touch "$STAGE/stop"' USR1 # 900 s before the end: the ranks save a checkpoint and leave
+trap 'stopping="time limit"; touch "$STAGE/stop"; if preempted; then stopping=preempted; fi' USR1 # 900 s before the end: the ranks save a checkpoint and leave
 
 set +u # what is sourced here reads variables that need not be set
 module purge
@@ -53,14 +67,17 @@ export TQDM_DISABLE=1
 export NCCL_SOCKET_IFNAME='^lo,docker 0'
 
 # A restart that finds no newer checkpoint than the start before it has got nowhere; several in a row are a crash loop.
-newest=$(cd "$STAGE" && find checkpoints -mindepth 2 -maxdepth 2 -name rounds-complete.json 2>/dev/null | sort -V | tail -n 1 || true)
+newest_checkpoint() {
+    (cd "$STAGE" && find checkpoints -mindepth 2 -maxdepth 2 -name rounds-complete.json 2>/dev/null | sort -V | tail -n 1) || true
+}
+newest=$(newest_checkpoint)
 stuck=0
 if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && read -r count before 2>/dev/null <"$STAGE/slurm/restarts" && [ "$before" = "${newest:-none}" ]; then
     stuck=$((count + 1))
 fi
 echo "$stuck ${newest:-none}" >"$STAGE/slurm/restarts"
 if [ "$stuck" -gt 5 ]; then
-    echo '{"message": "restarted 5 times in a row without a new checkpoint, so it was given up. What ended the attempts is in this folder'"'"'s slurm/*.txt and log.txt; a stage that is not training needs a time limit in which it fits", "user_error": true}' >"$STAGE/failed.json"
+    give_up failed "restarted 5 times in a row without a new checkpoint, so it was given up. What ended the attempts is in slurm/*.txt and log.txt of its folder"
     exit 1
 fi
 
@@ -83,13 +100,18 @@ while kill -0 "$step" 2>/dev/null; do # a signal ends `wait`, not the step
     wait "$step" || code=$?
 done
 if [ "$code" -eq 0 ] && [ -e "$STAGE/done.json" ]; then
+    rm -f "$STAGE/failed.json"
     exit 0
 fi
 if [ -n "$stopping" ] && [ ! -e "$STAGE/failed.json" ]; then
-    again "stopped before the end of its time"
+    if [ "$stopping" = "time limit" ] && [ "$(newest_checkpoint)" = "$newest" ]; then
+        give_up "time limit" "its time was over before it had a new checkpoint: raise time in the cluster file"
+        exit 1
+    fi
+    again "$stopping"
 fi
 # Ranks that lost each other are no mistake of the programme's: a node, a network. One that the kernel killed for its memory is.
-if grep -qs '"lost_contact": true' "$STAGE/failed.json" && ! grep -qsi 'oom.kill' "$STAGE/slurm/$SLURM_JOB_ID.txt"; then
-    again "the ranks lost each other"
+if grep -qs '"lost_contact": true' "$STAGE/failed.json" && ! grep -qsi 'oom.kill' < <(sed "0,/^$attempt/d" "$STAGE/slurm/$SLURM_JOB_ID.txt"); then
+    again "ranks lost"
 fi
 exit 1
