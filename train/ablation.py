@@ -74,14 +74,24 @@ class AblationPlan:
 
         `failed` is stage key -> why it did not finish. Raises `UserError` when the baseline is not among them.
         """
-        lost = {cell.variant: failed[stage.key] for cell in self.cells for stage in cell.stages if stage.key in failed}
-        if self.ablation.baseline in lost:
-            raise UserError(
-                f"no report: the baseline {self.ablation.baseline!r} did not finish: {lost[self.ablation.baseline]}"
-            )
-        kept = [cell for cell in self.cells if cell.variant not in lost]
-        report = _report(self.ablation, self.recipe, kept, self.shared, lost)
-        return replace(self, stages=(*self.shared, report))
+        return replace(self, stages=(*self.shared, without(self.stages[-1], failed)))
+
+
+def without(report: Stage, failed: Mapping[str, str]) -> Stage:
+    """Return an ablation's report on the variants that need no stage of `failed`, which is stage key -> why it did not finish.
+
+    Raises `UserError` when the baseline is not among them.
+    """
+    params = report.params
+    folders = {stage.folder_name: failed[stage.key] for stage in report.parents if stage.key in failed}
+    lost = {name: folders[stage] for name, variant in params["variants"].items() for cell in variant["cells"]
+            for stage in cell["stages"] if stage in folders}  # fmt: skip
+    if params["baseline"] in lost:
+        raise UserError(f"no report: the baseline {params['baseline']!r} did not finish: {lost[params['baseline']]}")
+    kept = {name: variant for name, variant in params["variants"].items() if name not in lost}
+    needed = {stage for variant in kept.values() for cell in variant["cells"] for stage in cell["stages"]}
+    inputs = {name: stage for name, stage in report.inputs.items() if name in needed}
+    return replace(report, params={**params, "variants": kept, "missing": lost}, inputs=inputs)
 
 
 def is_ablation(file: Path) -> bool:
@@ -112,7 +122,7 @@ def build_plan(file: Path, root: Path, overrides: tuple[str, ...] = (), *, read_
         for seed in ablation.seeds or (data["seed"],):
             cells.append(_cell(name, {**data, "seed": seed}, root, base.parent, f"{file}: {where}", read_files))
     union = _union(sorted(cells, key=lambda cell: cell.variant != ablation.baseline))
-    return AblationPlan(ablation, loaded, tuple(cells), (*union, _report(ablation, loaded, cells, union, {})))
+    return AblationPlan(ablation, loaded, tuple(cells), (*union, _report(ablation, loaded, cells, union)))
 
 
 def _edited(file: Path, where: str, data: dict[str, Any], variant: Variant) -> dict[str, Any]:
@@ -155,9 +165,7 @@ def _union(cells: Iterable[Cell]) -> list[Stage]:
     return list(made.values())
 
 
-def _report(
-    ablation: Ablation, base: Recipe, cells: Sequence[Cell], union: Sequence[Stage], missing: Mapping[str, str]
-) -> Stage:
+def _report(ablation: Ablation, base: Recipe, cells: Sequence[Cell], union: Sequence[Stage]) -> Stage:
     """Make the stage that compares the cells with the baseline's."""
     baseline = next(cell.plan.recipe for cell in cells if cell.variant == ablation.baseline)
     variants = {
@@ -175,7 +183,6 @@ def _report(
             ],
         }
         for name, variant in ablation.all().items()
-        if any(cell.variant == name for cell in cells)
     }
     params = {
         "name": ablation.name,
@@ -183,10 +190,9 @@ def _report(
         "base": base.name,
         "baseline": ablation.baseline,
         "variants": variants,
-        "missing": dict(missing),
+        "missing": {},
     }
-    needed = {stage.key for cell in cells for stage in cell.stages}
-    stages = {stage.folder_name: stage for stage in union if stage.key in needed}
+    stages = {stage.folder_name: stage for stage in union}
     return Stage("report", "ablation_report", params, stages, 2, after_stop=True)
 
 

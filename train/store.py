@@ -105,6 +105,26 @@ def prepare(root: Path, stage: Stage) -> Path:
     return path
 
 
+def planned(stage_folder: Path) -> Stage:
+    """Read back the stage that a folder was prepared for, with all that it reads; their rows are not kept."""
+    made: dict[str, Stage] = {}
+
+    def read(path: Path) -> Stage:
+        if path.name not in made:
+            known = spec(path)
+            sources = {
+                name: read(path.parent / entry["stage"])
+                if "stage" in entry
+                else Asset(Path(entry["path"]), entry["digest"], tuple(entry["patterns"]))
+                for name, entry in known["inputs"].items()
+            }
+            made[path.name] = Stage(known["name"], known["function"], known["params"], sources, known["version"],
+                                    after_stop=known["after_stop"])  # fmt: skip
+        return made[path.name]
+
+    return read(stage_folder)
+
+
 def inputs(stage_folder: Path) -> dict[str, Path]:
     """Return where a prepared stage finds its inputs: sibling folders, and the user's own files and folders."""
     return {

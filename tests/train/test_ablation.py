@@ -14,7 +14,7 @@ import yaml
 from test_pipeline import BLOCKED, REPOSITORY
 
 from data_prep.errors import UserError
-from train import ablation, recipe
+from train import ablation, recipe, store
 from train.ablation import AblationPlan
 from train.pipeline import build_plan
 
@@ -187,6 +187,17 @@ def test_the_readmes_example_is_planned(plan: Planner):
     del given["base"]
     made = plan(given.pop("variants"), **given)
     assert "beta=0.01" in made.ablation.all() and len(made.cells) == 3 * len(made.ablation.all())
+
+
+def test_a_report_is_read_back_from_the_store_as_it_was_planned(plan: Planner, tmp_path: Path):
+    """So the last job on a cluster compares what was submitted, whatever has become of the files."""
+    made = plan({"all": None, "beta": {"set": {"rounds.third.beta": 0.3}}}, "gate=null")
+    folder = [store.prepare(tmp_path / "store", stage) for stage in made.stages][-1]
+    (tmp_path / "made.yaml").unlink()
+    report = store.planned(folder)
+    assert report.key == made.stages[-1].key and [s.name for s in report.parents] == [s.name for s in made.shared]
+    failed = {next(stage.key for stage in made.shared if stage.name == "dpo.third@beta"): "no space"}
+    assert ablation.without(report, failed).key == made.without(failed).stages[-1].key != report.key
 
 
 def rounds(*arguments: str | Path, store: Path, expect: int = 0) -> str:

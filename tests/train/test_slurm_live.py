@@ -358,7 +358,7 @@ def test_an_ablation_of_which_one_variant_fails_still_ends_with_a_page_that_says
     ablate = ["ablate", file, "--set", "description=it's $(one)", "--cluster", cluster, "--store", store]
     told = lab.rounds(*ablate, "--jobs", "1")
     assert {"report", "preflight.cpu", "preflight.train"} <= submitted(told) and len(submitted(told)) < 11
-    busy = set[int]()
+    edited, busy = file.rename(tmp_path / "edited.yaml"), set[int]()  # what was submitted is what is compared
 
     def over() -> bool:
         states = lab.call("squeue", "-h", "-o", "%T").split()
@@ -367,6 +367,7 @@ def test_an_ablation_of_which_one_variant_fails_still_ends_with_a_page_that_says
 
     wait_until(over, lambda: lab.rounds("status", *ablate[1:4], "--store", store))
     assert max(busy) == 1
+    edited.rename(file)
     status = lab.rounds("status", *ablate[1:4], "--store", store)
     assert "tokenize.second@broken: failed: no pair is left to train on" in status
     assert "report: failed: compared without broken: " in status
@@ -436,9 +437,8 @@ def test_a_submission_that_is_killed_goes_on_without_a_second_job_for_any_stage(
 def test_at_the_time_limit_a_stage_that_does_not_train_ends_as_such_and_is_not_started_again(lab, before_dpo, tmp_path):
     cluster = short(tmp_path)
     cluster.write_text(cluster.read_text().replace('"00:10:00"', '"00:02:00", signal_seconds: 55'))
-    for folder in before_dpo.glob("tokenize-*"):
-        (folder / "done.json").unlink()
-        stage = folder
+    stage = only(before_dpo, "tokenize")
+    (stage / "done.json").unlink()
     with FileLock(stage / "lock"):  # somebody else is at it, so that the job waits, and for too long
         lab.rounds("run", RECIPE, "--cluster", cluster, "--store", before_dpo)
         job = lab.job(stage)

@@ -13,6 +13,7 @@ from train.cluster import Cluster
 from train.commands import jobs, options
 from train.commands.options import AblationFile, ClusterFile, Overrides, StoreRoot, store_of, told
 from train.graph import Stage
+from train.launch import compare
 
 
 @told
@@ -55,9 +56,7 @@ def ablate(
         plan = made.as_plan()
         if not dry_run:
             store.remember_run(root, made.name, str(file), list(made.stages))
-        words = ["ablate", str(file.resolve()), "--now", "--store", str(root.resolve())]
-        words += [word for override in overrides or () for word in ("--set", override)]
-        purpose = jobs.wanted(file, plan, root, machine, cluster_file, at_the_end=tuple(words))
+        purpose = jobs.wanted(file, plan, root, machine, cluster_file)
         jobs.submit(made.stages, root, machine, purpose, dry_run, lanes)
         look = options.command_line("status", file, overrides, cluster_file, root)
         options.console.print(f"look: {look}", highlight=False, markup=False, soft_wrap=True)
@@ -80,12 +79,8 @@ def _end(made: AblationPlan, file: Path, root: Path, machine: Cluster, lost: dic
     failed = _run(made, file, root, machine, made.stages[-1:])
     if failed:
         raise UserError("\n".join(failed.values()))
-    if lost and whole.exists():  # for `rounds status`, where this is the last job of an ablation on a cluster
-        missing = made.stages[-1].params["missing"]
-        page = store.folder(root, made.stages[-1]) / "ablation.html"
-        store.write_json(
-            whole / "failed.json", {"message": f"compared without {', '.join(missing)}: {page}", "user_error": True}
-        )
+    if lost and whole.exists():  # it was to be the last job of an ablation on a cluster
+        compare.note(whole, made.stages[-1])
     display_ablation.summary(options.console, made, root, seconds=time.monotonic() - began)
     if lost:
         raise typer.Exit(1)

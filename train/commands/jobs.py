@@ -15,10 +15,8 @@ from train.launch import preflight, queue, slurm
 from train.pipeline import Plan
 
 
-def wanted(
-    file: Path, made: Plan, root: Path, machine: Cluster, cluster_file: Path, at_the_end: tuple[str, ...] = ()
-) -> slurm.Run:
-    """Say what the jobs of a plan are submitted for. `at_the_end`: see `slurm.Run`."""
+def wanted(file: Path, made: Plan, root: Path, machine: Cluster, cluster_file: Path) -> slurm.Run:
+    """Say what the jobs of a plan are submitted for."""
     return slurm.Run(
         name=made.recipe.name,
         last=made.stages[-1],
@@ -26,7 +24,6 @@ def wanted(
         cluster=str(cluster_file.resolve()),
         wandb=tracking.settings(made.recipe.wandb, made.recipe.name),
         variables=offline.environment(machine.fetched, root) if machine.offline else {},
-        at_the_end=at_the_end,
     )
 
 

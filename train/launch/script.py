@@ -29,6 +29,8 @@ _QUIET = {
     "TQDM_DISABLE": "1",
 }
 _STOPS_WHEN_ASKED = ("sft", "dpo")
+COMPARES = ("ablation_report",)
+"""Of what these need, they take what is finished."""
 _TOO_SHORT = "its time was over, and this stage keeps nothing half done: raise time in the cluster file so that it fits"
 _TOO_SHORT_TO_SAVE = "its time was over before it had a new checkpoint: raise time in the cluster file"
 
@@ -44,11 +46,8 @@ def comment(folder: Path) -> str:
     return f"rounds:{folder.name}:{place}"
 
 
-def render(run: str, stage: Stage, folder: Path, row: Row, variables: Mapping[str, str], instead: bool = False) -> str:
-    """Write the script of a stage whose folder is `folder`, an absolute path, with more environment `variables`.
-
-    `instead` of the stage it runs `rounds` with the arguments that stand, each ended by a zero byte, in `slurm/arguments`.
-    """
+def render(run: str, stage: Stage, folder: Path, row: Row, variables: Mapping[str, str]) -> str:
+    """Write the script of a stage whose folder is `folder`, an absolute path, with more environment `variables`."""
     resources = row.slurm
     nodes, processes = ranks.processes(stage.function, row)
     name = job_name(run, stage.name)
@@ -70,7 +69,7 @@ def render(run: str, stage: Stage, folder: Path, row: Row, variables: Mapping[st
         processes=processes,
         scratch=resources.scratch,
         srun_flags=_srun_flags(resources, folder, nodes),
-        command=_command(resources, folder, processes, together=(nodes, processes) != (1, 1), instead=instead),
+        command=_command(resources, folder, processes, (nodes, processes) != (1, 1), _module(stage)),
     )
 
 
@@ -141,19 +140,22 @@ def _mounts(resources: Resources, folder: Path) -> list[str]:
     return [place if ":/" in place else f"{place.partition(':')[0]}:{place}" for place in places]
 
 
-def _command(resources: Resources, folder: Path, processes: int, together: bool, instead: bool) -> list[str]:
+def _module(stage: Stage) -> str:
+    return "train.launch.compare" if stage.function in COMPARES else "train.worker"
+
+
+def _command(resources: Resources, folder: Path, processes: int, together: bool, module: str) -> list[str]:
     """Return the lines that each node runs, inside single quotes: no quote of ours may stand in them."""
     container = resources.environment.container
-    begin = 'exec xargs -0 -a "$STAGE/slurm/arguments"' if instead else "exec"
-    lines = [f'{begin} "$PYTHON"']
+    lines = ['exec "$PYTHON"']
     if container and container.kind == "apptainer":
         binds = " ".join(f"--bind {mount}" for mount in _mounts(resources, folder))
         gpus = " --nv" if resources.gpus else ""
-        lines = [f"{begin} apptainer exec{gpus} {binds}", container.image, '"$PYTHON"']
+        lines = [f"exec apptainer exec{gpus} {binds}", container.image, '"$PYTHON"']
     if together:
         lines += [f'-m torch.distributed.run --nnodes="$SLURM_NNODES" --nproc-per-node={processes} --node-rank="$SLURM_NODEID"',
                   '--master-addr="$HEAD" --master-port="$PORT" --max-restarts=0']  # fmt: skip
-    return [*lines, "-m train.cli" if instead else '-m train.worker "$STAGE/job.json"']
+    return [*lines, f'-m {module} "$STAGE/job.json"']
 
 
 @functools.cache

@@ -35,8 +35,6 @@ class Run:
     wandb: dict[str, str | None] | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
     """Environment of every job besides the cluster file's: where fetched files are, for a run without the hub."""
-    at_the_end: tuple[str, ...] = ()
-    """Arguments of `rounds` that the last stage's job runs in place of the stage, when all others have ended, well or not."""
 
     @property
     def id(self) -> str:
@@ -200,7 +198,7 @@ def _submitted(
     written = write_script(stage, root, row, run)
     behind = chain.behind(waits_for)
     before = [job for job in behind if job not in waits_for]
-    whatever = run.at_the_end and stage.key == run.last.key
+    whatever = stage.function in script.COMPARES  # comes when all others have ended, well or not
     try:
         number = (
             queue.submit(written, (), list(chain.jobs.values()))
@@ -281,12 +279,8 @@ def write_script(stage: Stage, root: Path, row: Row, run: Run) -> Path:
     (folder / "slurm").mkdir(exist_ok=True)
     job = worker.Job(folder=folder, row=row, wandb=run.wandb)
     store.write_json(folder / "job.json", job.model_dump(mode="json", exclude={"row": {"slurm"}}))
-    at_the_end = run.at_the_end if stage.key == run.last.key else ()
-    if at_the_end:
-        (folder / "slurm" / "arguments").write_text("\0".join(at_the_end), encoding="utf-8")
     path = folder / "slurm" / "job.sh"
-    text = script.render(run.name, stage, folder, row, run.variables, instead=bool(at_the_end))
-    path.write_text(text, encoding="utf-8")
+    path.write_text(script.render(run.name, stage, folder, row, run.variables), encoding="utf-8")
     return path
 
 

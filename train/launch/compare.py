@@ -1,0 +1,55 @@
+"""The last job of an ablation on a cluster: compare the variants that are finished, all others having ended, well or not.
+
+What is compared was written down when the jobs were submitted, in the `stage.json` of the report and of all that it reads: the
+ablation file and its recipes may have been edited since. Started as `python -m train.launch.compare FOLDER/job.json`.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from data_prep.errors import UserError
+from train import ablation, store, worker
+from train.graph import Stage
+
+
+def main(job: worker.Job) -> None:
+    """Make the page of the report's folder or, where variants are missing, of a folder of its own, and exit with 1."""
+    report, root = store.planned(job.folder), job.folder.parent
+    lost = {
+        stage.key: f"{stage.name} is not finished"
+        for stage in report.parents
+        if not store.done(store.folder(root, stage))
+    }
+    if not lost:
+        worker.main(job)
+        return
+    try:
+        reduced = ablation.without(report, lost)
+    except UserError as error:
+        _tell(job.folder, str(error))
+        sys.exit(1)
+    folder = store.prepare(root, reduced)
+    try:
+        worker.main(job.model_copy(update={"folder": folder}))
+    except SystemExit:
+        failure = store.read_json(folder / "failed.json") or {"message": "no page could be made"}
+        _tell(job.folder, f"{failure['message']} (log: {folder / 'log.txt'})")
+        raise
+    note(job.folder, reduced)
+    sys.exit(1)
+
+
+def note(whole: Path, reduced: Stage) -> None:
+    """Say in the folder of the report on all variants, for `rounds status`, which ones the page lacks, and where it is."""
+    page = store.folder(whole.parent, reduced) / "ablation.html"
+    _tell(whole, f"compared without {', '.join(reduced.params['missing'])}: {page}")
+
+
+def _tell(folder: Path, message: str) -> None:
+    store.write_json(folder / "failed.json", {"message": message, "user_error": True, "time": time.time()})
+
+
+if __name__ == "__main__":
+    worker.end_with_parent()
+    main(worker.Job.model_validate_json(Path(sys.argv[1]).read_text()))
