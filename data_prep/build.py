@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from data_prep import progress, sources
 from data_prep.errors import UserError
-from data_prep.files import FILE, ROW
+from data_prep.files import FILE, ID, ROW
 from data_prep.mix import choose, mix, repeated_id
 from data_prep.records import SCHEMAS, Kind, Record, read_kind, read_records, write_records
 from data_prep.rewrite import rewrite
@@ -169,14 +169,14 @@ def _drop(error: sources.RowError, row: Any, index: int, tally: _Tally, dropped:
         found = f"found in row {line['row']}, the first ({reason}): {_columns(fields)}"
         unread = f"row {line['row']}, the first, cannot be read" + ("; save the file as UTF-8" * (reason == "not_utf8"))
         tally.first_bad = tally.first_bad or (found if fields else unread)
-    if isinstance(fields.get("id"), str | int):
-        line["id"] = str(fields["id"])[:_SHOWN]
+    if isinstance(name := fields.get(ID, fields.get("id")), str | int):
+        line["id"] = str(name)[:_SHOWN]
     dropped.write(json.dumps(line) + "\n")
 
 
 def _columns(row: Mapping[str, Any]) -> str:
     """Name a row's columns in one line that any terminal can show, whatever somebody called them."""
-    names = [ascii(str(name)[:_SHOWN])[1:-1] for name in row if name not in (ROW, FILE)]
+    names = [ascii(str(name)[:_SHOWN])[1:-1] for name in row if name not in (ROW, FILE, ID)]
     return ", ".join(names[:_SHOWN_COLUMNS]) + (", ..." if len(names) > _SHOWN_COLUMNS else "")
 
 

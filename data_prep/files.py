@@ -16,11 +16,14 @@ import pyarrow.parquet as pq
 from data_prep.errors import UserError
 from data_prep.turns import Row, RowError
 
-ROW, FILE = "#row", "#file"
+ROW, FILE, ID = "#row", "#file", "#id"
+"""What readers add to a row: its number, its file, and the id of a row that has none. Its own columns are the others."""
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 # The csv module's own limit of 131,072 characters is shorter than some articles. Far above `sources.MAX_CHARACTERS`, so that
 # it is only met where a quote is open for a whole file, or where a file has no lines.
 _LIMIT = 1 << 26
+# Read as a whole, at some three times its size in memory. The largest of a set here, CORD-19's list, has 1.4 GB.
+_JSON_LIMIT = 1 << 31
 _BATCH_ROWS, _BATCH_BYTES = 1024, 1 << 26
 
 
@@ -30,8 +33,8 @@ def read(path: Path, *, header: Sequence[str] = (), name: str = "") -> Iterator[
     `header` names the columns of CSV whose first line is a row already, `name` is what the file is called in rows, its own
     name where none is given. Raises `UserError` for a file that does not exist, has another suffix, holds no row, or cannot
     be read as a whole (`.json`, `.parquet`). A line of JSONL or a row of CSV that cannot be read is a `RowError`: `not_utf8`,
-    `not_json`, `not_an_object`, `line_too_long`, `not_csv`, `wrong_number_of_cells`. What a quote without an end swallows
-    counts as a row for each line.
+    `not_json`, `not_an_object`, `repeated_key`, `line_too_long`, `not_csv`, `wrong_number_of_cells`. What a quote without an
+    end swallows counts as a row for each line.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -50,6 +53,40 @@ def find(root: Path, patterns: Sequence[str]) -> list[Path]:
     if not found:
         raise UserError(f"{root}: no file fits {', '.join(patterns[:3])}; expected the layout of the repository")
     return found
+
+
+def python_rows(batch: pa.RecordBatch, where: str) -> list[Row]:
+    """Return the rows of an Arrow batch as dictionaries.
+
+    Raises `UserError` where a column has no name of its own or holds what Python has no value for: bytes that are no
+    text, a date after the year 9999, a time zone that nobody knows.
+    """
+    names = batch.schema.names
+    if len(set(names)) < len(names):
+        raise UserError(f"{where}: each column must have a name of its own; found {', '.join(names)}")
+    try:
+        return batch.to_pylist()
+    except (ValueError, OverflowError, KeyError, pa.ArrowException):
+        for column, field in zip(batch.columns, batch.schema, strict=True):
+            if error := _unreadable(column):
+                what = (
+                    "bytes that are not UTF-8"
+                    if isinstance(error, UnicodeDecodeError)
+                    else "values that cannot be read"
+                )
+                raise UserError(
+                    f"{where}: column {field.name!r} ({field.type}) holds {what} ({str(error).splitlines()[0]}); save it "
+                    "as text, or leave it out"
+                ) from None
+        raise
+
+
+def _unreadable(column: pa.Array) -> Exception | None:
+    try:
+        column.to_pylist()
+    except (ValueError, OverflowError, KeyError, pa.ArrowException) as error:
+        return error
+    return None
 
 
 def _rows(path: Path, header: Sequence[str]) -> Iterator[tuple[int, Any]]:
@@ -74,8 +111,11 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _refuse_utf16(path: Path) -> None:
     with path.open("rb") as file:
-        if file.read(4).startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
-            raise UserError(f"{path}: the file is UTF-16 or UTF-32; save it as UTF-8")
+        start = file.read(4)
+    # Without a mark at its start, plain text in UTF-16 still has a null byte in each of its letters.
+    is_unmarked = len(start) == 4 and [not byte for byte in start] in ([False, True] * 2, [True, False] * 2)
+    if is_unmarked or start.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
+        raise UserError(f"{path}: the file is UTF-16 or UTF-32; save it as UTF-8")
 
 
 def _bounded(file: IO[bytes]) -> Iterator[bytes | None]:
@@ -96,13 +136,26 @@ def _numbered_lines(lines: Iterable[bytes | None]) -> Iterator[tuple[int, Any]]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), object_pairs_hook=_once)
         except UnicodeDecodeError:
             yield number, "not_utf8"
+        except _RepeatedKeyError:
+            yield number, "repeated_key"
         except (ValueError, RecursionError):
             yield number, "not_json"
         else:
             yield number, "not_an_object" if isinstance(value, str) else value
+
+
+class _RepeatedKeyError(ValueError):
+    """An object of JSON has one key twice: which of the two values is meant, nobody can tell."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _RepeatedKeyError
+    return found
 
 
 def _csv(path: Path, header: Sequence[str]) -> Iterator[tuple[int, Any]]:
@@ -156,13 +209,23 @@ def _is_not_utf8(cells: Sequence[str]) -> bool:
 
 
 def _json(path: Path) -> Iterator[tuple[int, Any]]:
+    _refuse_utf16(path)
+    if path.stat().st_size > _JSON_LIMIT:
+        raise UserError(
+            f"{path}: .json is read as a whole, up to {_JSON_LIMIT >> 20} MiB, and the file has "
+            f"{path.stat().st_size >> 20} MiB; save it as .jsonl, one row a line"
+        )
     raw = path.read_bytes()
     try:
-        value = json.loads(raw.decode("utf-8-sig")) if raw.strip() else []
+        value = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_once) if raw.strip() else []
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
     except RecursionError:
         raise UserError(f"{path}: nested too deeply to be rows") from None
+    except _RepeatedKeyError:
+        raise UserError(
+            f"{path}: an object has one key twice (two rows of one id, or a row with a column twice)"
+        ) from None
     except json.JSONDecodeError as error:
         if "Extra data" in error.msg:  # JSONL under the suffix .json, as the hub allows
             yield from _numbered_lines(raw.split(b"\n"))
@@ -186,10 +249,8 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
         size = sum(file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups))
         fitting = _BATCH_BYTES * file.metadata.num_rows // max(1, size)
         for batch in file.iter_batches(max(1, min(_BATCH_ROWS, fitting))):
-            for row in batch.to_pylist():
+            for row in python_rows(batch, str(path)):
                 number += 1
                 yield number, row
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: cannot be read as parquet: {str(error).splitlines()[0]}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: a text column holds bytes that are not UTF-8") from None

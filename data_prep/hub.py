@@ -172,7 +172,7 @@ def _batches(dataset: Any, where: str) -> Iterator[Row]:
             # As Python values no more than some 64 MB at a time: 1,000 rows with a cell of 10 MB would be 10 GB.
             fitting = max(1, BATCH_BYTES * table.num_rows // max(1, table.nbytes))
             for batch in table.to_batches(max_chunksize=fitting):
-                yield from batch.to_pylist()
+                yield from files.python_rows(batch, where)
     except (pa.ArrowException, OSError, ValueError, DatasetsError) as error:
         raise UserError(f"{where}: the rows cannot be read: {_first_line(error)}") from None
 

@@ -107,7 +107,7 @@ class _Builder:
             }
             inputs = {"path": self.asset(use.path, f"sources.{name}.path")} if use.path else {}
             self.check_licence(name, use, registered)
-            self.made[name] = Stage(f"source.{name}", "source", params, inputs, 2)
+            self.made[name] = Stage(f"source.{name}", "source", params, inputs, 3)
         return self.made[name]
 
     def check_licence(self, name: str, use: SourceUse, registered: sources.Source) -> None:

@@ -29,7 +29,7 @@ both splits.
 """
 
 import json
-import math
+import sys
 from collections.abc import Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
@@ -64,7 +64,7 @@ OPTIONAL = {
 }
 ASKED_IN = {
     "messages": ("messages",),
-    "preference": ("prompt", "chosen"),
+    "preference": ("chosen", "rejected", "prompt"),  # beside a whole conversation some sets keep but the last question
     "summary": ("text",),
     "dialogue": ("dialogue",),
     "classification": ("text",),
@@ -87,7 +87,7 @@ def check(use: SourceUse) -> None:
 
 
 def rows(use: SourceUse) -> Iterator[Row | RowError]:
-    """Yield the rows of the split under our column names, each with an `id`; a graded row as one row for each pair."""
+    """Yield the rows of the split under our column names, with an id under `files.ID`; a graded row as a row for each pair."""
     check(use)
     path = Path(str(use.path))
     seen: dict[str, int] = {}
@@ -99,8 +99,7 @@ def rows(use: SourceUse) -> Iterator[Row | RowError]:
         key = _first_question(row, use)
         if key is not None and use.heldout_fraction and _is_heldout(key, use) != (use.split == "heldout"):
             continue
-        if row.get("id") is None:
-            row["id"] = _content_id(row, use, seen)
+        row[files.ID] = row["id"] if row.get("id") is not None else _content_id(row, use, seen)
         if use.format == "graded":
             yield from _pairs(row, use)
         else:
@@ -109,7 +108,7 @@ def rows(use: SourceUse) -> Iterator[Row | RowError]:
 
 def to_record(row: Row, index: int, use: SourceUse) -> Record:
     """Convert one row that `rows` gave; raises `RowError` with the reasons that `data_prep.turns` lists."""
-    named = {"id": identity(row.get("id")), "source": "file", "group": _group(row)}
+    named = {"id": identity(row[files.ID]), "source": "file", "group": _group(row)}
     if use.format == "messages":
         return Conversation(messages=messages(required(row, "messages"), "assistant"), **named)
     if use.format == "question_answer":
@@ -144,7 +143,7 @@ def _first_question(row: Row, use: SourceUse) -> str | None:
     """Return the first text that the user says in a row, before any check; None where there is none to find."""
     for column in ASKED_IN.get(str(use.format), ("question",)):
         value = row.get(column)
-        if isinstance(value, str) and column != "chosen":
+        if isinstance(value, str) and column not in ("chosen", "rejected"):
             return value
         for turn in value if isinstance(value, list) else ():
             if isinstance(turn, Mapping) and turn.get("role") == "user":
@@ -222,7 +221,7 @@ def _right(row: Row, choices: tuple[str, ...]) -> int:
 
 def _pairs(row: dict[str, Any], use: SourceUse) -> Iterator[Row | RowError]:
     try:
-        name = identity(row["id"])
+        name = identity(row[files.ID])
         _question(row)
         answers = [_graded(answer, use) for answer in _answers(row)]
         pairs = [
@@ -239,7 +238,7 @@ def _pairs(row: dict[str, Any], use: SourceUse) -> Iterator[Row | RowError]:
     for better, worse in pairs[:MAX_PAIRS]:
         chosen, rejected = answers[better][0], answers[worse][0]
         group = row.get("group", name)
-        yield {**row, "id": f"{name}:{better}-{worse}", "group": group, "chosen": chosen, "rejected": rejected}
+        yield {**row, files.ID: f"{name}:{better}-{worse}", "group": group, "chosen": chosen, "rejected": rejected}
 
 
 def _answers(row: Row) -> list[Any]:
@@ -254,7 +253,7 @@ def _graded(answer: Any, use: SourceUse) -> tuple[str, float]:
         raise RowError("answer_not_an_object")
     row = _named(answer, use)
     score = required(row, "score")
-    if not isinstance(score, int | float) or isinstance(score, bool) or not math.isfinite(score):
+    if not isinstance(score, int | float) or isinstance(score, bool) or not abs(score) <= sys.float_info.max:
         raise RowError("score_not_a_number")
     return text(required(row, "text"), "text"), float(score)
 

@@ -56,7 +56,8 @@ def to_record(row: Row, index: int, use: SourceUse) -> Question:
 
 def _first_option(path: Path) -> int:
     """Tell whether a file counts the right option from 0 or from 1."""
-    found = {row.get("cop") for row in files.read(path) if not isinstance(row, RowError)}
+    values = (row.get("cop") for row in files.read(path) if not isinstance(row, RowError))
+    found = {value for value in values if isinstance(value, int)}
     if 0 in found and 4 not in found:
         return 0
     if 4 in found and 0 not in found:

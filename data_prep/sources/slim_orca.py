@@ -73,7 +73,8 @@ def _tags(use: SourceUse) -> dict[int, str]:
 
 
 def _key(turns: Any) -> int:
-    said = {turn.get("from"): turn.get("value") for turn in turns or () if isinstance(turn, dict)}
+    dicts = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+    said = {str(turn.get("from")): turn.get("value") for turn in dicts}
     return stable_hash(_stripped(said.get("system")), _stripped(said.get("human")))
 
 

@@ -73,7 +73,7 @@ def rows(use: SourceUse) -> Iterator[Row | RowError]:
 
 
 def to_record(row: Row, index: int, use: SourceUse) -> Conversation:
-    """Answer with the best answer; raises `RowError`: `answers_not_a_list`, `no_upvoted_answer` (not bad)."""
+    """Answer with the best answer; raises `RowError`: `answers_not_a_list`, `no_upvoted_answer` (not bad), `not_html`."""
     site = _site(required(row, "metadata"))
     name = f"{site}/{identity(required(row, 'qid'), 'qid')}"
     question, answers = _plain(required(row, "question"), "question"), required(row, "answers")
@@ -102,9 +102,12 @@ def _site(metadata: Any) -> str:
 
 
 def _plain(value: Any, name: str) -> str:
-    parser = _Text()
-    parser.feed(text(value, name))
-    parser.close()
+    parser, html = _Text(), text(value, name)
+    try:
+        parser.feed(html)
+        parser.close()
+    except AssertionError:  # what html.parser raises at a declaration that it cannot read, such as `<![foo[bar]]>`
+        raise RowError("not_html") from None
     lines = [line.rstrip() for line in "".join(parser.pieces).split("\n")]
     kept = [line for place, line in enumerate(lines) if line.strip() or (place and lines[place - 1].strip())]
     return text("\n".join(kept).strip(), name)

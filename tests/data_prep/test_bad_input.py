@@ -2,6 +2,7 @@
 with one line. Nothing else goes on to the records: a row is there as it was, or named."""
 
 import csv
+import importlib
 import io
 import json
 import random
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import build
+from data_prep import build, sources
 from data_prep.errors import UserError
 from data_prep.records import answers_of, prompt_of, read_records
 from data_prep.sources import MAX_CHARACTERS
@@ -76,6 +77,13 @@ def parquet_of_bytes(rows: Sequence[bytes]) -> bytes:
     buffer = io.BytesIO()
     texts = pa.Array.from_buffers(pa.string(), len(rows), raw.buffers())
     pq.write_table(pa.table({"question": texts, "answer": texts}), buffer)
+    return buffer.getvalue()
+
+
+def parquet_of(value: Any, kind: pa.DataType, name: str = "when") -> bytes:
+    """Good rows with one more column."""
+    base, buffer = pa.Table.from_pylist(GOOD["question_answer"]), io.BytesIO()
+    pq.write_table(base.append_column(name, pa.array([value] * base.num_rows, kind)), buffer)
     return buffer.getvalue()
 
 
@@ -213,10 +221,16 @@ FILES = {
     "semicolon.csv": (b"question;answer\nHot?;Fever.\n", "expected: question, answer; found in row 1.*question;answer"),
     "utf16.jsonl": (jsonl(GOOD["question_answer"], "utf-16"), "UTF-16"),
     "utf16be.jsonl": (b"\xfe\xff" + jsonl(GOOD["question_answer"], "utf-16-be"), "UTF-16"),
-    "utf16bare.jsonl": (jsonl(GOOD["question_answer"], "utf-16-le"), "rows do not fit.*not_"),
-    "utf16.json": (json.dumps(GOOD["question_answer"]).encode("utf-16"), "not UTF-8 at byte 0"),
+    "utf16bare.jsonl": (jsonl(GOOD["question_answer"], "utf-16-le"), "UTF-16 or UTF-32; save it as UTF-8"),
+    "utf16.json": (json.dumps(GOOD["question_answer"]).encode("utf-16"), "UTF-16"),
     "utf16.csv": (table(GOOD["question_answer"], "utf-16"), "UTF-16"),
-    "utf16bare.csv": (table(GOOD["question_answer"], "utf-16-le"), "rows do not fit"),
+    "utf16bare.csv": (table(GOOD["question_answer"], "utf-16-be"), "UTF-16"),
+    "key.json": (b'[{"question": "a", "question": "b", "answer": "c"}]', "one key twice"),
+    "date.parquet": (parquet_of(2**30, pa.date32()), "column 'when'.*cannot be read"),
+    "time.parquet": (parquet_of(2**62, pa.timestamp("us")), "column 'when'.*cannot be read"),
+    "long.parquet": (parquet_of(2**62, pa.duration("s")), "column 'when'.*cannot be read"),
+    "zone.parquet": (parquet_of(1, pa.timestamp("us", tz="Mars/Phobos")), "column 'when'.*Mars/Phobos"),
+    "columns.parquet": (parquet_of("c", pa.string(), "answer"), "a name of its own; found question, answer, answer"),
     "utf32.jsonl": (jsonl(GOOD["question_answer"], "utf-32"), "UTF-16 or UTF-32"),
     "deep.json": (b"[" * 100_000, "nested too deeply|not JSON"),
     "object.json": (b'"rows"', "list of rows"),
@@ -248,6 +262,7 @@ LINES = {
     "deep.jsonl": (TORN + b"\n" + b"[" * 100_000, {21: "not_json"}),
     "digits.jsonl": (TORN + b'\n{"question": "x", "answer": ' + b"9" * 5000 + b"}", {21: "not_json"}),
     "surrogate.jsonl": (TORN + b'\n{"question": "\\ud800", "answer": "x"}', {21: "not_utf8"}),
+    "key.jsonl": (TORN + b'\n{"question": "a", "answer": "b", "answer": "c"}', {21: "repeated_key"}),
     "nul.csv": (table(GOOD["question_answer"]) + b"Wh\0t?,x\r\n", {21: "control_characters"}),
     "latin1.csv": (table(GOOD["question_answer"]) + b"Gr\xf6\xdfe?,x\r\n", {21: "not_utf8"}),
     "cells.csv": (
@@ -273,6 +288,17 @@ def test_what_cannot_be_read_costs_its_rows_and_no_others(tmp_path: Path, name: 
     assert counts["records"] == 20 and counts["rows"] == 20 + len(wanted)
     assert {each["row"]: each["reason"] for each in dropped(out)} == wanted
     assert all(each["file"] == name for each in dropped(out))
+
+
+def test_json_too_large_to_be_read_as_a_whole_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_prep.files._JSON_LIMIT", 1 << 20)
+    with pytest.raises(UserError, match=r"up to 1 MiB, and the file has 2 MiB; save it as \.jsonl"):
+        run(tmp_path, "rows.json", b" " * (2 << 20), "question_answer")
+
+
+def test_the_columns_found_are_the_file_s_own(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"found in row 1, the first .*: frage, antwort$"):
+        run(tmp_path, "rows.jsonl", jsonl([{"frage": "Heiß?", "antwort": "Ja."}]), "question_answer")
 
 
 def test_a_line_without_an_end_is_not_held_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,3 +346,70 @@ def test_any_bytes_are_counted_or_stop_with_one_line(
     else:
         assert counts["rows"] == counts["records"] + sum(counts["dropped"].values())
         assert len(dropped(out)) == sum(counts["dropped"].values())
+
+
+def examples() -> dict[str, tuple[str, str | None, dict[str, Any]]]:
+    """For each source, and each format of `file`: its name, the format, and a row of it, that of its docstring."""
+    found: dict[str, tuple[str, str | None, dict[str, Any]]] = {}
+    for name in sources.names():
+        text = " ".join((importlib.import_module(f"data_prep.sources.{name}").__doc__ or "").split())
+        start = text.find('{"') if name != "clinic_facts" else -1
+        while start >= 0:
+            form = text[:start].split()[-1] if name == "file" else None
+            # The docstring's own escapes leave line ends in the texts; strict parsing would refuse them.
+            row, end = json.JSONDecoder(strict=False).raw_decode(text, start)
+            found[f"{name}-{form or start}"] = name, form, row
+            start = text.find('{"', end)
+    return found
+
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from([10**400, "", "A", "<![foo[bar]]>", "\ud800"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["from", "role", "value"]), inner, max_size=2),
+    max_leaves=3,
+)  # fmt: skip
+
+
+@st.composite
+def spoilt(draw: st.DrawFn, value: Any) -> Any:
+    """The value with any other in the place of one of its parts."""
+    if not isinstance(value, dict | list) or not value or draw(st.integers(0, 3)) == 0:
+        return draw(ANY)
+    place = draw(st.sampled_from(sorted(value) if isinstance(value, dict) else range(len(value))))
+    copy: Any = value.copy()
+    copy[place] = draw(spoilt(value[place]))
+    return copy
+
+
+EXAMPLES = examples()
+
+
+def test_every_source_and_format_has_an_example() -> None:
+    assert {name for name, _, _ in EXAMPLES.values()} == set(sources.names()) - {"clinic_facts"}
+    assert {form for _, form, _ in EXAMPLES.values() if form} == set(sources.load("file").kind_by_format)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+def test_any_value_in_any_column_is_counted_by_every_source(
+    tmp_path_factory: pytest.TempPathFactory, example: str, data: st.DataObject
+) -> None:
+    name, form, row = EXAMPLES[example]
+    splits = [split for split in sources.load(name).splits if split != "heldout"]
+    folder, split = tmp_path_factory.mktemp("any"), data.draw(st.sampled_from(splits))
+    rows = [row, *data.draw(st.lists(spoilt(row), min_size=1, max_size=6))]
+    path = folder / ("anatomy_test.jsonl" if name == "mmlu_medical" else "rows.jsonl")
+    path.write_text("\n".join(json.dumps(each) for each in rows))
+    tags = {"system_prompt": "You are a helpful assistant.", "question": "Name a citrus fruit.", "id": f"{split}.1"}
+    (folder / "1M-GPT4-Augmented.parquet").write_bytes(parquet([tags]))  # slim_orca looks for it beside its rows
+    use = {"source": name, "split": split, "format": form, "max_bad_share": 1, "licence": "" if form is None else "x"}
+    out = folder / "out"
+    out.mkdir()
+    params = {"use": use, "source_version": 1, "repository": None, "revision": None}
+    try:
+        counts = build.source(params, {"path": path}, out, None)
+    except UserError as error:
+        assert len(str(error).splitlines()) == 1
+    else:
+        assert counts["rows"] == counts["records"] + sum(counts["dropped"].values())

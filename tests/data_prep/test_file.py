@@ -149,6 +149,7 @@ def test_columns_are_mapped_also_inside_answers(one) -> None:
         ("graded", {"answers": [{"text": "x"}]}, "missing_column_score"),
         ("graded", {"answers": [{"text": "x", "score": "4"}]}, "score_not_a_number"),
         ("graded", {"answers": [{"text": "x", "score": float("nan")}]}, "score_not_a_number"),
+        ("graded", {"answers": [{"text": "x", "score": 10**400}]}, "score_not_a_number"),
     ],
 )
 def test_what_is_wrong_with_a_row_is_named(one, format: str, change: dict[str, Any], reason: str) -> None:
@@ -211,10 +212,15 @@ def test_one_question_falls_on_the_same_side_in_every_format(tmp_path: Path) -> 
     for number in range(20):
         question, sides = f"Is {number} high?", set()
         turns = [{"role": "user", "content": question}, {"role": "assistant", "content": "Yes."}]
+        asked = {"role": "user", "content": "And more?"}
         rows = {
             "messages": {"messages": [*turns, *turns], "question": "Another?", "prompt": "Another?"},
             "question_answer": {"question": question, "answer": "Yes."},
-            "preference": {"chosen": turns, "rejected": turns},
+            "preference": {
+                "prompt": "And more?",
+                "chosen": [*turns, asked, turns[1]],
+                "rejected": [*turns, asked, turns[1]],
+            },
             "graded": {"question": question, "answers": [{"text": "a", "score": 1}, {"text": "b", "score": 2}]},
         }
         for format, row in rows.items():

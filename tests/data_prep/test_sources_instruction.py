@@ -528,6 +528,13 @@ def test_stackexchange_takes_scores_written_as_text(tmp_path: Path, convert) -> 
     assert said(record)[-1].startswith("Answer 3")
 
 
+def test_stackexchange_names_html_that_cannot_be_read(tmp_path: Path, convert) -> None:
+    rows = [stackexchange(1, 3), {**stackexchange(2, 3), "question": "<p>What is <![foo[bar]]>?</p>"}]
+    write(tmp_path / "data" / "health.stackexchange.com" / "train-00000-of-00001.parquet", rows)
+    records, reasons = convert(SourceUse(source="stackexchange", path=str(tmp_path)))
+    assert (len(records), reasons) == (1, {"not_html": 1})
+
+
 def test_aci_bench_reads_the_subsets_of_the_hub(tmp_path: Path, convert) -> None:
     for number, subset in enumerate(("virtassist", "virtscribe", "aci")):
         write(tmp_path / subset / "train-00000-of-00001.parquet", [visit(number, f"Note {number}.")])
