@@ -107,14 +107,16 @@ def _steps(stage: Stage, plan: Plan, size: expected.Size) -> str:
 def sources_table() -> Table:
     """List the registered sources: splits with their rows, kind of record, licence, hub repository and commit."""
     table = Table(box=None, header_style="bold", caption=_SOURCES_LEGEND, caption_justify="left")
-    for heading in ("source", "splits and rows", "kind", "licence", "hub repository", "commit"):
+    for heading in ("source", "splits and rows", "kind", "licence", "repository", "commit"):
         table.add_column(heading, overflow="fold", no_wrap=heading == "source")
     for name in sources.names():
         source = sources.load(name)
         splits = [_split(source, split) for split in source.splits]
         kinds = sorted({*source.splits.values(), *source.kind_by_format.values()})
-        repository = f"{source.repository or '-'}{'' if source.verified else ' ?'}"
-        commit = (source.revision or "-")[:10]
+        first = f"{source.repository or source.origin.partition(' at ')[0] or '-'}{'' if source.verified else ' ?'}"
+        repository = "\n".join([first, *(f"{home.repository} ({split})" for split, home in source.homes.items())])
+        commits = [source.revision or source.origin.partition(" at ")[2] or "-"]
+        commit = "\n".join(str(each)[:10] for each in [*commits, *(home.revision for home in source.homes.values())])
         licence = source.licence or ("yours to state" if source.kind_by_format else "not stated")
         table.add_row(name, "\n".join(splits), "\n".join(kinds), licence, repository, commit)
     return table

@@ -71,11 +71,10 @@ def _of(stage: Stage) -> Sequence[Need]:
 def _of_source(stage: Stage) -> list[Need]:
     if "path" in stage.inputs or stage.params["repository"] is None:
         return []
-    source = sources.load(stage.params["use"]["source"])
-    read = [Need("dataset", stage.params["repository"], stage.params["revision"], source.files, (stage.name,))]
-    return read + [
-        Need("dataset", other.repository, other.revision, other.files, (stage.name,)) for other in source.companions
-    ]
+    use = use_of(stage)
+    source = sources.load(use.source)
+    read = [each for each in (source.home(use), *source.companions) if each]
+    return [Need("dataset", each.repository, each.revision, each.files, (stage.name,)) for each in read]
 
 
 def _base(stage: Stage) -> dict:

@@ -97,12 +97,13 @@ class _Builder:
                 f"{wanted_by}: split {use.split!r} of {use.source} is for evaluation only; do not train on it"
             )
         if name not in self.made:
+            home = registered.home(use)
             params = {
                 # A licence that is stated later, or better, must not train everything again.
                 "use": use.model_dump(mode="json", exclude={"path", "licence", "phi", "system_prompt"}),
                 "source_version": registered.version,
-                "repository": registered.repository,
-                "revision": None if use.path else use.revision or registered.revision,
+                "repository": home.repository if home else None,
+                "revision": home.revision if home and not use.path else None,
                 **self.changes(name, use, registered),
             }
             inputs = {"path": self.asset(use.path, f"sources.{name}.path")} if use.path else {}
@@ -346,13 +347,17 @@ class _Builder:
             "name": self.recipe.name,
             "description": self.recipe.description,
             "sources": {
-                name: {"licence": self.uses[name].licence, "verified": sources.load(self.uses[name].source).verified}
+                name: {
+                    "licence": self.uses[name].licence,
+                    "verified": sources.load(self.uses[name].source).verified,
+                    "origin": sources.load(self.uses[name].source).origin,
+                }
                 for name in self.made
             },
             "missing_benchmarks": list(self.held_out.missing),
             "unknown_tasks": list(self.held_out.unknown_tasks),
         }
-        return Stage("manifest", "manifest", params, {stage.name: stage for stage in of_rows}, 1, after_stop=True)
+        return Stage("manifest", "manifest", params, {stage.name: stage for stage in of_rows}, 2, after_stop=True)
 
     def export(self, policy: Stage, rounds: list[Stage], evaluations: dict[str, Stage], manifest: Stage) -> Stage:
         """Make the finished model folder with its card."""
@@ -368,7 +373,7 @@ class _Builder:
             "licences": {name: use.licence for name, use in recipe.sources.items() if use.licence},
             "base": _described(recipe.base),
         }
-        return Stage("export", "export", params, inputs, 3, after_stop=True)
+        return Stage("export", "export", params, inputs, 4, after_stop=True)
 
     def report_params(self) -> dict[str, Any]:
         """Give the report the whole recipe less local paths: it is what the reader wants to see."""
@@ -394,8 +399,9 @@ def _checked_source(name: str, use: SourceUse) -> sources.Source:
         raise UserError(f"sources.{name}: {error}") from None
     if registered.kind_by_format and not use.path:
         raise UserError(f"sources.{name}.path: required for {use.source}: the file or folder with your rows")
-    if registered.repository and not (use.path or use.revision or registered.revision):
-        raise UserError(f"sources.{name}.revision: give the commit of {registered.repository} on the hub to use (none is pinned "
+    home = registered.home(use)
+    if home and not (use.path or home.revision):
+        raise UserError(f"sources.{name}.revision: give the commit of {home.repository} on the hub to use (none is pinned "
                         f"in the source's file), or `path:` of a local copy")  # fmt: skip
     return registered
 

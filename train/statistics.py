@@ -39,7 +39,8 @@ def table(plan: Plan, root: Path) -> Table:
     made = Table(box=None, header_style="bold")
     for heading in ("set", "source"):
         made.add_column(heading)
-    for heading in ("rows", "dropped", "repeats", "in the mix", "share", "tokens", "mean", "longest"):
+    for heading in ("rows", "filtered", "not in the mix", "repeats", "in the mix", "share", "dropped as tokens", "tokens",
+                    "mean", "longest"):  # fmt: skip
         made.add_column(heading, justify="right")
     finished, wanted = sets(plan, root), expected.mixes(plan, root)
     for stage in plan.stages:
@@ -54,18 +55,25 @@ def table(plan: Plan, root: Path) -> Table:
                 count = rows.get(item["name"])
                 share = f"{count / max(1, sum(rows.values())):.1%}" if count is not None else ""
                 most = "?" if count is None else f"≤ {count:,}"
-                made.add_row(name, item["name"], "", "", "", Text(most, "yellow"), Text(share, "yellow"), "", "", "")
+                made.add_row(
+                    name, item["name"], "", "", "", "", Text(most, "yellow"), Text(share, "yellow"), "", "", "", ""
+                )
     return made
 
 
 def _counted(made: Table, name: str, found: Mapping[str, Any]) -> None:
     for source, each in found["sources"].items():
         lengths, gone = each["lengths"], sum(sum(reasons.values()) for reasons in each["dropped"].values())
-        tokens = ("", "", "")
+        tokens = ("", "", "", "")
         if lengths:
             per_row = lengths["tokens"] / max(1, lengths["rows"]) / (2 if found["kind"] == "pair" else 1)
-            tokens = (f"{lengths['tokens']:,}", f"{per_row:,.0f}", f"{lengths['longest']:,}")
-        made.add_row(name, source, f"{each['rows']:,}", f"{gone:,}", f"{each['repeats']:,}", f"{each['out']:,}",
+            tokens = (
+                f"{sum(lengths['dropped'].values()):,}",
+                f"{lengths['tokens']:,}",
+                f"{per_row:,.0f}",
+                f"{lengths['longest']:,}",
+            )
+        made.add_row(name, source, f"{each['rows']:,}", f"{gone:,}", f"{each['not_in_mix']:,}", f"{each['repeats']:,}", f"{each['out']:,}",
                      f"{each['share']:.1%}", *tokens)  # fmt: skip
 
 

@@ -7,7 +7,7 @@ does not fit raises `RowError` with a stable reason: it is dropped and counted, 
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from data_prep.errors import UserError, nearest
 from data_prep.records import Kind, Record, characters_of
@@ -22,10 +22,10 @@ MAX_CHARACTERS = 1 << 20
 
 @dataclass(frozen=True)
 class Companion:
-    """A further hub dataset that a source reads, at a pinned commit, and which of its files."""
+    """A hub dataset that a source reads, at a commit, and which of its files."""
 
     repository: str
-    revision: str
+    revision: str | None
     files: tuple[str, ...] = ()
 
 
@@ -55,6 +55,10 @@ class Source:
     """Patterns of the repository's files that the source reads, for `rounds fetch`; empty where it may read all."""
     companions: tuple[Companion, ...] = ()
     """Further hub datasets that the source reads."""
+    homes: Mapping[str, Companion] = field(default_factory=dict)
+    """Splits that are read from another hub dataset than `repository`."""
+    origin: str = ""
+    """Address and commit of the set that the source was written for, where it is not on the hub."""
     columns: tuple[str, ...] = ()
     """Columns that a row must have."""
     sizes: Mapping[str, int] = field(default_factory=dict)
@@ -99,6 +103,12 @@ class Source:
         if characters_of(record) > MAX_CHARACTERS:
             raise RowError("too_many_characters")
         return record
+
+    def home(self, use: SourceUse) -> Companion | None:
+        """Return the hub dataset that a split lives in, at the commit that `use` asks for, else the pinned one."""
+        own = Companion(self.repository, self.revision, self.files) if self.repository else None
+        found = self.homes.get(use.split, own)
+        return replace(found, revision=use.revision) if found and use.revision else found
 
     def columns_of(self, use: SourceUse) -> tuple[str, ...]:
         """Return the columns that a row must have."""

@@ -91,6 +91,7 @@ SOURCE = Source(
     splits=dict.fromkeys(FILES, "conversation"),
     rows=rows,
     to_record=to_record,
+    origin=f"{GITHUB} at {COMMIT}",
     columns=("ID", "section_header", "section_text", "dialogue"),
     evaluation_only=("test1", "test2"),
     mean_tokens={"train": (173, 56)},

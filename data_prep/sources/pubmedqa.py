@@ -42,8 +42,6 @@ def rows(use: SourceUse) -> Iterator[Row | RowError]:
     if use.split != "labeled":
         patterns = (f"{FOLD}/{use.split}-*.parquet",)
         return hub.rows(use, REPOSITORY, revision=REVISION, split=use.split, patterns=patterns)
-    # A recipe's `revision` is a commit of the other repository.
-    use = use.model_copy(update={"revision": None})
     return hub.rows(use, LABELED, revision=LABELED_REVISION, split="train", patterns=LABELED_FILES)
 
 
@@ -91,7 +89,7 @@ SOURCE = Source(
     revision=REVISION,
     verified=False,
     files=FILES,
-    companions=(Companion(LABELED, LABELED_REVISION, LABELED_FILES),),
+    homes={"labeled": Companion(LABELED, LABELED_REVISION, LABELED_FILES)},
     columns=("question", "context", "final_decision"),
     evaluation_only=("test", "labeled"),
     sizes={"train": 450, "validation": 50, "test": 500, "labeled": 1_000},

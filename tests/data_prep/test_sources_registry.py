@@ -2,6 +2,7 @@
 
 import importlib
 import re
+from pathlib import Path
 
 import pytest
 
@@ -83,6 +84,31 @@ def test_every_test_split_is_for_evaluation_only(name: str) -> None:
 def test_a_split_that_is_not_offered_is_refused_before_any_row(name: str) -> None:
     with pytest.raises(UserError, match="has no split 'no such split'"):
         sources.load(name).check(SourceUse(source=name, split="no such split"))
+
+
+@pytest.mark.parametrize(
+    ("split", "revision", "repository", "commit"),
+    [
+        ("train", None, "bigbio/pubmed_qa", "32707c4b9e3a7d8f5c34eae183a1924620839768"),
+        ("labeled", None, "qiaojin/PubMedQA", "9001f2853fb87cab8d220904e0de81ac6973b318"),
+        ("labeled", "a" * 40, "qiaojin/PubMedQA", "a" * 40),
+    ],
+)
+def test_each_split_tells_the_set_that_it_lives_in(
+    split: str, revision: str | None, repository: str, commit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, use = sources.load("pubmedqa"), SourceUse(source="pubmedqa", split=split, revision=revision)
+    asked: list[tuple[str, str | None]] = []
+
+    def download(name: str, commit: str | None, patterns: object) -> Path:
+        asked.append((name, commit))
+        raise UserError("not fetched in tests")
+
+    monkeypatch.setattr("data_prep.hub.download", download)
+    with pytest.raises(UserError, match="not fetched"):
+        list(source.rows(use))
+    home = source.home(use)
+    assert home and asked == [(home.repository, home.revision)] == [(repository, commit)]
 
 
 def test_a_set_without_a_hub_copy_asks_for_a_path_while_planning() -> None:

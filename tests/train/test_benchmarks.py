@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from data_prep.errors import UserError
-from train import benchmarks, recipe
+from train import benchmarks, needs, recipe
 from train.pipeline import Plan, build_plan
 
 Planned = Callable[..., Plan]
@@ -198,3 +198,12 @@ def test_a_system_prompt_is_a_file_whose_text_is_in_the_key(planned: Planned, tm
     assert own.stage("source.rows").params["system_prompt"] == "Be brief."
     with pytest.raises(UserError, match=r"sources\.rows\.system_prompt.*none\.md"):
         planned({"rows": planned.rows | {"system_prompt": "none.md"}})  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("revision", [None, "a" * 40])
+def test_a_split_is_planned_and_fetched_from_the_set_that_it_lives_in(planned: Planned, revision: str | None):
+    exam = {"source": "pubmedqa", "split": "labeled", **({"revision": revision} if revision else {})}
+    stage = planned({"exam": exam}, base=HUB, benchmarks=[]).stage("source.exam")
+    commit = revision or "9001f2853fb87cab8d220904e0de81ac6973b318"
+    assert (stage.params["repository"], stage.params["revision"]) == ("qiaojin/PubMedQA", commit)
+    assert [(need.name, need.revision) for need in needs.of([stage])] == [("qiaojin/PubMedQA", commit)]

@@ -97,7 +97,9 @@ def test_every_row_of_a_source_is_accounted_for(manifest: dict[str, Any]):
             gone = sum(sum(reasons.values()) for reasons in each["dropped"].values())
             assert each["rows"] == gone + each["not_in_mix"] + each["out"] - each["repeats"]
             assert each["lengths"]["rows"] + sum(each["lengths"]["dropped"].values()) == each["out"]
-            assert sum(each["lengths"]["histogram"].values()) == each["lengths"]["rows"]
+            assert sum(each["lengths"]["histogram"].values()) == each["lengths"]["rows"] == each["trained_rows"]
+        assert sum(each["trained_rows"] for each in made_set["sources"].values()) == made_set["trained_rows"]
+        assert sum(each["token_share"] for each in made_set["sources"].values()) == pytest.approx(1, abs=1e-3)
 
 
 def test_sources_are_told_with_licence_and_what_they_are_for(manifest: dict[str, Any]):
@@ -145,7 +147,11 @@ def test_the_card_tells_the_same_and_no_text(built: tuple[Plan, Path], manifest:
     card = (folder / "DATA_CARD.md").read_text()
     assert "**not for\nclinical use**" in card
     assert all(line in card for line in manifest["warnings"])
-    assert "| notes | file, train | - | sha256 `" in card and "credit, not commercial" in card
+    assert "| notes | file, train | a file of your own | sha256 `" in card
+    assert (
+        "| pairs | ultrafeedback, train_prefs | local copy of HuggingFaceH4/ultrafeedback_binarized | sha256 `" in card
+    )
+    assert "| facts | clinic_facts, train | - | - |" in card and "credit, not commercial" in card
     assert "masked in 1 rows: name 1, record_number 1" in card
     assert "1 rows were taken out for exam" in card
     assert "    <=64" in card and "#" * 30 in card

@@ -151,11 +151,12 @@ def _set(name: str, folder: Path, licences: Mapping[str, str]) -> dict[str, Any]
     """Describe a source: `origin` tells whether two sets are splits of the same rows."""
     asked, counts = store.spec(folder), (store.done(folder) or {})["counts"]
     use, path = asked["params"]["use"], asked["inputs"].get("path", {})
+    repository = counts["repository"]
     return {
         "name": name,
         "split": f"{use['source']}, {use['split']}",
         "rows": counts["records"],
-        "repository": counts["repository"],
+        "repository": f"local copy of {repository}" if repository and path else repository,
         "revision": counts["revision"],
         "licence": licences.get(name) or counts["licence"],
         "origin": (use["source"], path.get("digest")),

@@ -29,6 +29,7 @@ class Known(Section):
 
     licence: str | None
     verified: bool
+    origin: str
 
 
 class Params(Section):
@@ -47,7 +48,9 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
     (out / "DATA_CARD.md").write_text(_card(made), encoding="utf-8")
     return {
         "sources": len(made["sources"]),
-        "records": sum(each["rows"] for each in made["sets"].values()),
+        "records": sum(
+            each["rows"] if each["trained_rows"] is None else each["trained_rows"] for each in made["sets"].values()
+        ),
         "tokens": sum(each["tokens"] or 0 for each in made["sets"].values()),
         "overlaps": made["overlaps"],
         "warnings": len(made["warnings"]),
@@ -86,6 +89,7 @@ def _source(name: str, folder: Path, asked: Params, sets: Mapping[str, Any]) -> 
         "source": use["source"],
         "split": use["split"],
         "repository": counts["repository"],
+        "origin": known.origin or None,
         "revision": counts["revision"],
         "verified": known.verified,
         "digest": spec["inputs"].get("path", {}).get("digest"),
@@ -106,7 +110,7 @@ def training_set(folder: Path, tokens: Path | None) -> dict[str, Any]:
     """Say what became of each source on its way into a training set: a finished data stage, and its tokens if there are any."""
     spec, counts = store.spec(folder), (store.done(folder) or {})["counts"]
     lengths = (store.done(tokens) or {})["counts"]["by_source"] if tokens else {}
-    sources = {}
+    sources, all_tokens = {}, sum(each["tokens"] for each in lengths.values())
     for name, came in counts["in"].items():
         found, out = counts["dropped_by_source"].get(name, {}), counts["out"].get(name, 0)
         dropped = {use["name"]: found[use["name"]] for use in spec["params"]["filters"] if use["name"] in found}
@@ -119,6 +123,8 @@ def training_set(folder: Path, tokens: Path | None) -> dict[str, Any]:
             "repeats": repeats,
             "out": out,
             "share": round(out / counts["records"], 4),
+            "trained_rows": lengths[name]["rows"] if name in lengths else None,
+            "token_share": round(lengths[name]["tokens"] / max(1, all_tokens), 4) if name in lengths else None,
             "lengths": lengths.get(name),
         }
     return {
@@ -129,7 +135,8 @@ def training_set(folder: Path, tokens: Path | None) -> dict[str, Any]:
         "rows": counts["records"],
         "masked": counts["masked"],
         "overlaps": _overlaps(counts["dropped"].get("decontaminate", {})),
-        "tokens": sum(each["tokens"] for each in lengths.values()) if tokens else None,
+        "trained_rows": sum(each["rows"] for each in lengths.values()) if tokens else None,
+        "tokens": all_tokens if tokens else None,
         "histogram": _sum([each["histogram"] for each in lengths.values()]),
     }
 
