@@ -367,7 +367,10 @@ def test_a_source_of_few_files_opens_without_the_others(tmp_path) -> None:
             hub.add("datasets", str(source.repository), str(source.revision), {**files, "data/gen-0.parquet": b"huge"})
             for other in source.companions:
                 hub.add(
-                    "datasets", other.repository, other.revision, {other.files[0]: parquet(tags), "3M.parquet": b"huge"}
+                    "datasets",
+                    other.repository,
+                    str(other.revision),
+                    {other.files[0]: parquet(tags), "3M.parquet": b"huge"},
                 )
         output = rounds("fetch", tmp_path / "recipe.yaml", "--to", tmp_path / "home", store=tmp_path / "store", hub=hub)
     assert "ok       source.chat: 2 of the first 2 rows become records" in output
