@@ -170,7 +170,7 @@ def setting(function: str, training: Training, row: Row) -> tuple[Setting, int, 
 
     Raises `UserError` where the row's processes do not divide the batch.
     """
-    micro, accumulation = sizes.micro_batches(training.global_batch_size, row)
+    micro, accumulation = sizes.micro_batches(training.global_batch_size, row, training.per_device_train_batch_size)
     rows = micro if function == "sft" else 2 * micro  # both sides of a pair
     how = Setting(
         micro_tokens=rows * training.max_length,

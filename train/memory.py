@@ -112,7 +112,8 @@ def training(shape: Shape, how: Setting) -> Memory:
         step = 4 * trained if how.on_gpu else 8 * shape.largest_module if not added else 0
     else:
         # The master is made even where the weights are fp32 already; a step turns the shard's gradients into fp32.
-        gradients = how.width * trained / (how.ranks if how.stage >= 2 else 1)
+        width = 4 if how.deepspeed.get("data_types", {}).get("grad_accum_dtype") == "fp32" else how.width
+        gradients = width * trained / (how.ranks if how.stage >= 2 else 1)
         optimizer = (4 + states) * trained / share
         step = (4 + 4) * trained / share
     if how.offloads("optimizer"):
@@ -142,6 +143,22 @@ def scoring(shape: Shape, how: Setting) -> Memory:
         logits=_tile(shape, how, backward=False),
         communication=_communication(shape, how, 0) if how.stage == 3 else 0,
     )
+
+
+def checkpoint(shape: Shape, how: Setting) -> float:
+    """Return the bytes on disk of one checkpoint, the files of all ranks together.
+
+    Without DeepSpeed the trained weights and the optimizer's states, in fp32. With it, the optimizer's fp32 master and states, and
+    but for ZeRO-3, where the master is all that there is, the trained weights once more.
+    """
+    trained = shape.adapter_parameters(how.lora) if how.lora else shape.parameters
+    weights = 0 if how.deepspeed is None or how.stage == 3 else how.width
+    return (4 + STATES[how.optimizer] + weights) * trained
+
+
+def policy(shape: Shape, how: Setting) -> float:
+    """Return the bytes on disk of what a training stage leaves behind: an adapter, or all weights, in the type they trained in."""
+    return how.width * (shape.adapter_parameters(how.lora) if how.lora else shape.parameters)
 
 
 def _weights(shape: Shape, how: Setting, added: int) -> float:

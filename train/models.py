@@ -119,8 +119,9 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
 
 
 def count_parameters(model: torch.nn.Module) -> dict[str, int]:
-    """Count all and trainable parameters, tied ones once."""
+    """Count all and trainable parameters, tied ones once, and those that ZeRO-3 has sharded whole (DeepSpeed's `ds_numel`)."""
+    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
     return {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "parameters": sum(size for size, _ in sizes),
+        "trainable_parameters": sum(size for size, trainable in sizes if trainable),
     }

@@ -19,9 +19,6 @@ import torch
 
 from train.packed_row import PackedRow, Segment
 
-LENGTH_BLIND_LOSSES = {"sft", "aot", "aot_unpaired"}
-"""Losses that look at several pairs at once, so that it matters which share a micro-batch: those are not sorted by length."""
-
 
 def pack(pairs: Sequence[tuple[list[int], list[int], list[int]]], share_prefix: bool) -> PackedRow:
     """Lay out (prompt, chosen, rejected) in one row; without `share_prefix` the two sides stand alone."""

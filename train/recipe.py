@@ -4,10 +4,11 @@ Every field has its meaning, unit and default here and nowhere else. Trainer kno
 What changes where or how fast a stage runs is not in a recipe but in `recipes/clusters/`.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from data_prep.schema import Filters, FilterUse, Mix, Section, SourceUse
 from train import yaml_file
@@ -78,6 +79,14 @@ class Hub(Section):
 Base = Annotated[Tiny | Local | Hub, Field(discriminator="kind")]
 
 
+def _matches(pattern: str, name: str) -> bool:
+    """Tell whether a pattern, as PEFT reads it, fits a layer's name."""
+    try:
+        return re.fullmatch(pattern, name) is not None
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression of layers' names: {error}") from None
+
+
 QUANTISATION = ("load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
 """Fields of `Lora` that are transformers' BitsAndBytesConfig's."""
 
@@ -112,6 +121,19 @@ class Lora(Section):
     bnb_4bit_use_double_quant: bool = True
     """Quantise the quantisation constants too: saves 0.4 bits a weight."""
 
+    @field_validator("target_modules")
+    @classmethod
+    def _head_is_not_adapted(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        """Refuse what TRL's trainers refuse: they multiply by the LM head's own weight, past any adapter on it."""
+        named = (
+            any(name.rpartition(".")[2] == "lm_head" for name in value)
+            if isinstance(value, tuple)
+            else _matches(value, "lm_head")
+        )
+        if named:
+            raise ValueError("target_modules names lm_head: an adapter there would never be trained; take it out")
+        return value
+
     def same_adapter(self, other: "Lora | None") -> bool:
         """Tell whether an adapter of `other` can be trained further under this section."""
         fields = ("r", "lora_alpha", "target_modules", "use_dora", "use_rslora", *QUANTISATION)
@@ -127,6 +149,9 @@ class Training(Section):
     """Passes over the data."""
     global_batch_size: Annotated[int, Field(gt=0)]
     """Packed rows (SFT) or pairs (DPO) per optimizer step over all devices; accumulation is computed from it."""
+    per_device_train_batch_size: Annotated[int, Field(gt=0)] | None = None
+    """Pairs of a micro-batch, for the DPO losses `aot`, `aot_unpaired` and `sft`, which look at them together; it takes the place of
+    the cluster row's micro_batch_size there. All others give the same answer whatever the micro-batch, so that is the row's."""
     max_length: Annotated[int, Field(gt=1)]
     """Tokens per packed row (SFT), or per prompt plus answer (DPO)."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
@@ -157,6 +182,13 @@ class Sft(Training):
     filters: Filters | None = None
     """Filters for this set in place of the recipe's own."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+
+    @model_validator(mode="after")
+    def _micro_batch_is_the_clusters(self) -> "Sft":
+        if self.per_device_train_batch_size is not None:
+            raise ValueError("per_device_train_batch_size: SFT's loss is the mean over the tokens of the whole global batch, whatever the "
+                             "micro-batch; set micro_batch_size in the cluster file")  # fmt: skip
+        return self
 
 
 class Rule(Section):
@@ -196,6 +228,18 @@ class Gate(Section):
     """`continue`: the next round starts from the policy before this round. `stop`: later rounds are skipped."""
 
 
+SORTING_LOSSES = {"aot", "aot_unpaired"}
+"""Losses that compare sorted margins, each with that of another pair (Melnyk et al. 2024)."""
+BATCH_LOSSES = SORTING_LOSSES | {"sft"}
+"""Losses whose value depends on which pairs share a micro-batch: those, and `sft`, a mean over its tokens."""
+F_DIVERGENCE_LOSSES = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
+"""Losses of the difference of two rewards, in which a divergence's normaliser cancels; TRL takes no other."""
+
+
+def _named(names: set[str]) -> str:
+    return ", ".join(sorted(names))
+
+
 class DpoLoss(Section):
     """What a round's loss is, under TRL's names."""
 
@@ -226,6 +270,23 @@ class DpoLoss(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _trl_computes_it(self) -> "DpoLoss":
+        """Refuse at planning what DPOTrainer refuses when it is made, hours later."""
+        asked: set[str] = set(self.loss_type)
+        if "exo_pair" in asked and not self.label_smoothing:
+            raise ValueError(
+                "loss_type exo_pair takes the logarithm of label_smoothing: set that above 0 (its paper says 0.001)"
+            )
+        if self.use_weighting and asked & SORTING_LOSSES:
+            raise ValueError(
+                f"use_weighting weighs each pair, and {_named(asked & SORTING_LOSSES)} takes pairs apart: set it to false"
+            )
+        if self.f_divergence_type != "reverse_kl" and asked - F_DIVERGENCE_LOSSES:
+            raise ValueError(f"f_divergence_type {self.f_divergence_type} is not defined for {_named(asked - F_DIVERGENCE_LOSSES)}: "
+                             f"leave it out, or take of {', '.join(sorted(F_DIVERGENCE_LOSSES))}")  # fmt: skip
+        return self
+
 
 class Round(Training, DpoLoss):
     """One round of Direct Preference Optimization (Rafailov et al. 2023), starting from the last accepted policy."""
@@ -240,6 +301,23 @@ class Round(Training, DpoLoss):
     """Policy that the loss is measured against: `previous` (where the round starts), `sft`, `base`, or an earlier round."""
     gate: Gate | None = None
     """Gate for this round in place of the recipe's own."""
+
+    @model_validator(mode="after")
+    def _micro_batch_is_said_where_it_counts(self) -> "Round":
+        own, together = self.per_device_train_batch_size, BATCH_LOSSES.intersection(self.loss_type)
+        if together and own is None:
+            raise ValueError(
+                f"per_device_train_batch_size: {_named(together)} looks at the pairs of a micro-batch together, so the answer depends "
+                "on how many they are: say it here, such as 8"
+            )
+        if own is not None and not together:
+            raise ValueError(f"per_device_train_batch_size: only for {_named(BATCH_LOSSES)}, whose answer depends on it; set "
+                             "micro_batch_size in the cluster file")  # fmt: skip
+        if own is not None and self.global_batch_size % own:
+            raise ValueError(
+                f"per_device_train_batch_size {own} does not divide global_batch_size {self.global_batch_size}"
+            )
+        return self
 
 
 class TaskUse(Section):

@@ -13,18 +13,23 @@ def check(stages: Iterable[Stage], cluster: Cluster) -> None:
     for stage in stages:
         if "training" in stage.params:
             try:
-                micro_batches(stage.params["training"]["global_batch_size"], cluster.row(stage.row, stage.name))
+                training = stage.params["training"]
+                micro_batches(
+                    training["global_batch_size"],
+                    cluster.row(stage.row, stage.name),
+                    training.get("per_device_train_batch_size"),
+                )
             except UserError as error:
                 wrong.append(f"{stage.name}: {error}")
     if wrong:
         raise UserError("\n".join(wrong))
 
 
-def micro_batches(global_batch_size: int, row: Row) -> tuple[int, int]:
+def micro_batches(global_batch_size: int, row: Row, fixed: int | None = None) -> tuple[int, int]:
     """Return (micro-batch, accumulation) with micro-batch x accumulation x ranks = the global batch.
 
-    The micro-batch is the largest that divides and is no larger than the row's. Raises `UserError` where the ranks do not
-    divide the batch, naming the nearest numbers that do.
+    The micro-batch is `fixed`, the recipe's own, or else the largest that divides and is no larger than the row's. Raises
+    `UserError` where the ranks do not divide the batch, naming the nearest numbers that do.
     """
     ranks = row.world_size
     if global_batch_size % ranks:
@@ -33,8 +38,19 @@ def micro_batches(global_batch_size: int, row: Row) -> tuple[int, int]:
             f"ranks: {_nearest(global_batch_size, row)}"
         )
     share = global_batch_size // ranks
+    if fixed is not None and share % fixed:
+        raise UserError(
+            f"per_device_train_batch_size {fixed} does not divide a rank's share, {share} of {global_batch_size} pairs over {ranks} "
+            f"ranks: take fewer nodes or processes in the cluster file, or in the recipe one of {_divisors(share)}"
+        )
+    if fixed is not None:
+        return fixed, share // fixed
     micro = max(n for n in range(1, min(row.micro_batch_size, share) + 1) if share % n == 0)
     return micro, share // micro
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
 
 
 def _nearest(global_batch_size: int, row: Row) -> str:

@@ -47,7 +47,7 @@ def arguments(training: Training, row: Row, seed: int, out: Path) -> dict[str, A
 
     Accumulation makes up exactly the batch of the recipe; see `sizes.micro_batches`.
     """
-    micro, accumulation = micro_batches(training.global_batch_size, row)
+    micro, accumulation = micro_batches(training.global_batch_size, row, training.per_device_train_batch_size)
     knobs = training.model_dump(exclude=OWN_FIELDS)
     return {
         **knobs,

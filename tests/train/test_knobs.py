@@ -17,7 +17,7 @@ from trl import DPOConfig, SFTConfig
 from train import adapters, recipe, training
 from train.cluster import Row
 from train.pipeline import Plan, build_plan
-from train.recipe import QUANTISATION, Local, Lora, Round, Sft, Training
+from train.recipe import BATCH_LOSSES, QUANTISATION, Local, Lora, Round, Sft, Training
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
@@ -80,7 +80,8 @@ def test_the_arguments_build_both_configs(tmp_path: Path, optim: str, schedule: 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_every_loss_type_of_trl_is_accepted(tmp_path: Path, loss_type: str):
-    item = Round(name="r", data=({"name": "a"},), **KNOBS, loss_type=(loss_type,), label_smoothing=0.1)  # type: ignore[arg-type]
+    own = {"per_device_train_batch_size": 2} if loss_type in BATCH_LOSSES else {}
+    item = Round(name="r", data=({"name": "a"},), **KNOBS, **own, loss_type=(loss_type,), label_smoothing=0.1)  # type: ignore[arg-type]
     made = DPOConfig(
         loss_type=list(item.loss_type), label_smoothing=0.1, **training.arguments(item_training(item), CPU, 0, tmp_path)
     )

@@ -80,6 +80,14 @@ def test_ranks_that_do_not_divide_the_batch_are_refused_with_the_nearest_that_do
         micro_batches(batch, Row(nodes=nodes, processes=processes))
 
 
+def test_a_micro_batch_that_is_the_recipes_is_kept_or_refused():
+    assert micro_batches(64, Row(processes=8, micro_batch_size=1), 4) == (4, 2)
+    with pytest.raises(
+        UserError, match=r"per_device_train_batch_size 4 does not .* 2 of 64 .* in the recipe one of 1, 2$"
+    ):
+        micro_batches(64, Row(nodes=4, processes=8), 4)
+
+
 @given(share=st.integers(1, 40), nodes=st.integers(1, 3), processes=st.integers(1, 8), limit=st.integers(1, 16))
 def test_micro_batch_accumulation_and_ranks_make_up_the_batch(share: int, nodes: int, processes: int, limit: int):
     row = Row(nodes=nodes, processes=processes, micro_batch_size=limit)

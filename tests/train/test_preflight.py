@@ -58,20 +58,56 @@ def test_attention_that_a_node_cannot_run_is_told_before_anything_is_submitted(r
         run_stage("preflight", "attention", ASKED, {}, Row(device="cpu", attn_implementation="flash_attention_2"))
 
 
+def config(folder: Path) -> Path:
+    """A model folder as far as planning reads it: 64 wide, 2 layers, 1,000 words."""
+    folder.mkdir()
+    numbers = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 1000,
+               "num_key_value_heads": 2, "model_type": "llama", "tie_word_embeddings": True}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(numbers))
+    return folder
+
+
+PARAMETERS = 1000 * 64 + 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128 + 2 * 64) + 64
+KNOBS = {"learning_rate": 1e-3, "global_batch_size": 8, "max_length": 64}
+
+
 def test_a_plan_is_checked_for_the_rows_the_files_and_the_room_that_it_needs(tmp_path: Path):
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "model.safetensors").write_bytes(bytes(1000))
-    base = Stage("base", "base", {}, {"model": Asset(model, "digest", MODEL_FILES)})
-    sft = Stage("sft", "sft", {}, {"policy": base}, row="train")
-    machine = Cluster.model_validate({"kind": "slurm", "train": {"slurm": {"gpus": 8, "gpu_type": "h100"}}})
+    model = config(tmp_path / "model")
+    base = Stage("base", "base", {"base": {"kind": "local"}}, {"model": Asset(model, "digest", MODEL_FILES)})
+    sft = Stage("sft", "sft", {"training": KNOBS}, {"policy": base}, row="train")
+    machine = Cluster.model_validate(
+        {"kind": "slurm", "train": {"slurm": {"gpus": 8, "gpu_type": "h100"}, "save_total_limit": 2}}
+    )
     checks = {stage.name: stage for stage in preflight.stages([base, sft], tmp_path / "store", machine)}
     assert set(checks) == {"preflight.cpu", "preflight.train"}
     assert checks["preflight.train"].params == {
         "row": "train",
         "gpus": 8,
         "gpu_type": "h100",
-        "need_bytes": 9000,
+        "need_bytes": PARAMETERS * (4 + 3 * (4 + 8)),  # the policy; two checkpoints kept and one on its way
         "paths": [str(model)],
     }
-    assert preflight.room([sft]) is None
+
+
+def test_checkpoints_of_stages_that_may_run_at_once_all_need_room(tmp_path: Path):
+    base = Stage(
+        "base", "base", {"base": {"kind": "local"}}, {"model": Asset(config(tmp_path / "model"), "d", MODEL_FILES)}
+    )
+    rounds = [
+        Stage(f"dpo.{n}", "dpo", {"training": {**KNOBS, "learning_rate": n}}, {"policy": base}, row="train")
+        for n in (1, 2)
+    ]
+    gate = Stage("gate", "gate", {}, {"current": base, "candidate": rounds[0]})
+    later = Stage("dpo.3", "dpo", {"training": KNOBS}, {"policy": gate}, row="train")
+    row = {"deepspeed": str(Path(__file__).parents[2] / "recipes/deepspeed/zero3.json"), "precision": "bf16"}
+    machine = Cluster.model_validate({"train": {**row, "save_total_limit": 2}})
+    one, all_of_them = (
+        preflight.room([base, *rounds, gate, later], tmp_path / "store", machine, lanes) for lanes in (1, None)
+    )
+    assert (one, all_of_them) == (PARAMETERS * (3 * 2 + 3 * 12), PARAMETERS * (3 * 2 + 2 * 3 * 12))
+
+
+def test_the_room_for_a_model_that_is_not_at_hand_is_not_guessed(tmp_path: Path):
+    base = Stage("base", "base", {"base": {"kind": "hub", "id": "nobody/model", "revision": "0" * 40}})
+    sft = Stage("sft", "sft", {"training": KNOBS}, {"policy": base}, row="train")
+    assert preflight.room([base, sft], tmp_path / "store", Cluster()) is None

@@ -294,6 +294,29 @@ def test_set_on_an_aliased_round_changes_that_round_only(tmp_path: Path):
         ("sft..max_length=3", ["unknown field"]),
         ("rounds.second.data.zz=x", ["'zz'", "pairs"]),
         ("sft.data.0.max_rows=3", ["sft.data.0"]),
+        ("rounds.first.loss_type=[aot]", ["per_device_train_batch_size", "aot looks at the pairs of a micro-batch"]),
+        ("rounds.first.loss_type=[sigmoid, sft]", ["per_device_train_batch_size", "sft looks at"]),
+        ("rounds.first.per_device_train_batch_size=2", ["only for aot, aot_unpaired, sft"]),
+        ("sft.per_device_train_batch_size=2", ["whatever the micro-batch"]),
+        ("rounds.first.loss_type=[exo_pair]", ["takes the logarithm of label_smoothing"]),
+        (
+            "rounds.first={name: first, data: [pairs], max_length: 64, global_batch_size: 2, learning_rate: 1, loss_type: [aot], "
+            "per_device_train_batch_size: 2, use_weighting: true}",
+            ["use_weighting", "aot takes pairs apart"],
+        ),
+        (
+            "rounds.first={name: first, data: [pairs], max_length: 64, global_batch_size: 2, learning_rate: 1, loss_type: [nca_pair], "
+            "f_divergence_type: js_divergence}",
+            ["js_divergence is not defined for nca_pair"],
+        ),
+        (
+            "rounds.first={name: first, data: [pairs], max_length: 64, global_batch_size: 2, learning_rate: 1, loss_type: [aot], "
+            "per_device_train_batch_size: 4}",
+            ["4 does not divide global_batch_size 2"],
+        ),
+        ("sft.lora={target_modules: [q_proj, lm_head]}", ["names lm_head"]),
+        ("sft.lora={target_modules: '.*'}", ["names lm_head"]),
+        ("sft.lora={target_modules: '(q'}", ["no regular expression"]),
     ],
 )
 def test_a_wrong_set_is_one_message(tmp_path: Path, override: str, needles: list[str]):

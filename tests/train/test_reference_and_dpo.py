@@ -134,7 +134,9 @@ def test_a_reference_of_another_model_stops_the_round(run_stage: Run, tokens: Pa
 
 
 @pytest.mark.parametrize(
-    "dpo", [{"loss_type": ["ipo"]}, {"loss_type": ["sigmoid", "sft"]}, {"label_smoothing": 0.1}], ids=str
+    "dpo",
+    [{"loss_type": ["ipo"]}, {"loss_type": ["sigmoid", "sft"]}, {"label_smoothing": 0.1}, {"use_weighting": True}],
+    ids=str,
 )
 def test_the_first_step_is_checked_under_any_loss(
     run_stage: Run, shelf: Path, tokens: Path, reference: Path, other: Path, dpo: dict

@@ -125,10 +125,12 @@ def test_the_micro_batch_does_not_change_the_answer(run_stage: Run, shelf: Path,
         assert a == pytest.approx(b, abs=1e-4)
 
 
-def test_the_micro_batch_does_not_change_a_dpo_round(run_stage: Run, scored: dict[str, Path]):
+@pytest.mark.parametrize("together", [None, 2])
+def test_the_micro_batch_does_not_change_a_dpo_round(run_stage: Run, scored: dict[str, Path], together: int | None):
+    """A loss that compares the pairs of a micro-batch keeps the recipe's own, whatever the cluster row says."""
     params = {
-        "training": knobs(global_batch_size=4, learning_rate=1e-3),
-        "dpo": DPO,
+        "training": knobs(global_batch_size=4, learning_rate=1e-3, per_device_train_batch_size=together),
+        "dpo": {**DPO, "loss_type": ["aot_unpaired", "sft"] if together else ["sigmoid"]},
         "reference_is_start": True,
         "seed": 5,
     }

@@ -36,7 +36,7 @@ def submit(
         options.errors.print(
             f"{purpose.cluster}: no stage here is called {', '.join(unused)}", style="yellow", markup=False
         )
-    checks = preflight.stages(stages, root, machine) if machine.preflight else []
+    checks = preflight.stages(stages, root, machine, lanes) if machine.preflight else []
     if dry_run:
         entries = slurm.rehearse(stages, root, machine, purpose, checks)
     else:

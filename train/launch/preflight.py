@@ -3,20 +3,21 @@
 They are stages like others, with a folder, a log and a job, but are never taken as done: what was well yesterday may not be today.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from train import store
+from pydantic import TypeAdapter
+
+from data_prep.errors import UserError
+from train import forecast, memory, shape, store
 from train.cluster import Cluster, RowName
 from train.graph import Asset, Stage
-from train.policy import MODEL_FILES
-
-_POLICIES_AND_CHECKPOINTS = 8
-"""Of the start model's size, in bf16: two checkpoints with fp32 masters and two moments are 14 bytes a parameter, over 2."""
+from train.recipe import Base, Training
 
 
-def stages(run: Sequence[Stage], root: Path, machine: Cluster) -> list[Stage]:
+def stages(run: Sequence[Stage], root: Path, machine: Cluster, lanes: int | None = None) -> list[Stage]:
     """Return the checks for the stages of `run` that are not done; without any, those of all three rows."""
     todo = [stage for stage in run if not store.done(store.folder(root, stage))]
     used = {stage.row for stage in todo}
@@ -24,7 +25,8 @@ def stages(run: Sequence[Stage], root: Path, machine: Cluster) -> list[Stage]:
     paths = {str(asset.path.resolve()) for stage in todo for asset in stage.inputs.values() if isinstance(asset, Asset)}
     if machine.offline and machine.fetched:
         paths.add(str(machine.fetched.resolve()))
-    return [_stage(row, sorted(paths), room(todo), machine) for row in rows]
+    need = room(todo, root, machine, lanes) if any(stage.function in ("sft", "dpo") for stage in todo) else None
+    return [_stage(row, sorted(paths), need, machine) for row in rows]
 
 
 def _stage(row: RowName, paths: list[str], need: int | None, machine: Cluster) -> Stage:
@@ -34,18 +36,44 @@ def _stage(row: RowName, paths: list[str], need: int | None, machine: Cluster) -
     return Stage(name, "preflight", params, row=row)
 
 
-def room(todo: Sequence[Stage]) -> int | None:
-    """Estimate the bytes that the stages write: a policy each, and the checkpoints of the one at work. None: not known.
+def room(todo: Sequence[Stage], root: Path, machine: Cluster, lanes: int | None = None) -> int | None:
+    """Estimate the bytes that the stages write: a policy each, and the checkpoints of those that may be at work at once.
 
-    Known where the start model is a folder here, whose weights can be looked at.
+    A stage keeps `save_total_limit` checkpoints, and while it writes one, one more. At once are stages with as many training stages
+    before them, such as an ablation's variants of a round, at most `lanes` of them. None: a start model's config is not at hand.
     """
-    models = {asset.path for stage in todo for asset in stage.inputs.values()
-              if isinstance(asset, Asset) and asset.patterns == MODEL_FILES}  # fmt: skip
-    if not models:
-        return None
-    size = sum(path.stat().st_size for model in models for path in model.glob("*.safetensors"))
-    policies = sum(stage.function in ("sft", "dpo", "export") for stage in todo)
-    return size * (policies + _POLICIES_AND_CHECKPOINTS * any(stage.function in ("sft", "dpo") for stage in todo))
+    policies: list[float] = []
+    checkpoints: dict[int, list[float]] = defaultdict(list)
+    merged: list[float] = []
+    for stage in todo:
+        if stage.function not in ("sft", "dpo"):
+            continue
+        before = _policies_before(stage)
+        row = machine.row(stage.row, stage.name)
+        try:
+            model, _ = shape.of(_base(before[-1]), root)
+        except UserError:
+            return None
+        how, _, _ = forecast.setting(stage.function, Training.model_validate(stage.params["training"]), row)
+        policies.append(memory.policy(model, how))
+        checkpoints[len(before)].append((row.save_total_limit + 1) * memory.checkpoint(model, how))
+        merged.append(4.0 * model.parameters if how.lora else policies[-1])
+    exports = sum(stage.function == "export" for stage in todo) * max(merged, default=0)
+    at_work = max((sum(sorted(held, reverse=True)[:lanes]) for held in checkpoints.values()), default=0)
+    return int(sum(policies) + exports + at_work)
+
+
+def _policies_before(stage: Stage) -> list[Stage]:
+    """Return the stages that a policy came through before one, the last first: gates, rounds, SFT, and at the end the start model."""
+    policy = stage.inputs.get("policy", stage.inputs.get("candidate"))
+    return [policy, *_policies_before(policy)] if isinstance(policy, Stage) else []
+
+
+def _base(stage: Stage) -> Base:
+    """Return the recipe's section of the start model; a folder's place is no part of the params, but of the inputs."""
+    model = stage.inputs.get("model")
+    place = {"path": str(model.path)} if isinstance(model, Asset) else {}
+    return TypeAdapter(Base).validate_python({**stage.params["base"], **place})
 
 
 def reset(folder: Path) -> None:

@@ -22,7 +22,7 @@ from data_prep.errors import UserError
 from data_prep.schema import Section
 from train import adapters, models, packed_pairs, policy, prefix_attention, ranks, scoring, store, training
 from train.cluster import PairBatching, Row
-from train.recipe import DpoLoss, Lora, Training
+from train.recipe import BATCH_LOSSES, DpoLoss, Lora, Training
 
 LN2_LOSSES = {"sigmoid", "sigmoid_norm", "robust"}
 """Loss types that equal ln 2 where policy and reference agree."""
@@ -90,7 +90,7 @@ class StoredReferenceTrainer(training.StageTrainer, DPOTrainer):
             # Put in place afterwards: where TRL makes the collator, it also writes the padding token into the model's config.
             self.data_collator = packed_pairs.PairCollator(share_prefix=self.pair_batching == "shared_prefix")
             prefix_attention.install(model)
-        if not packed_pairs.LENGTH_BLIND_LOSSES & set(self.loss_types):
+        if not BATCH_LOSSES & set(self.loss_types):  # else it matters which pairs share a micro-batch
             rows: Any = self.train_dataset
             costs = packed_pairs.costs(rows.data.table, self.pair_batching)
             self.arrange = packed_pairs.arrangement(costs, self.pair_batching, self.args.per_device_train_batch_size)
@@ -134,7 +134,7 @@ class StoredReferenceTrainer(training.StageTrainer, DPOTrainer):
         nats = max(abs(metrics[f"logps/{name}"][-1]) for name in ("chosen", "rejected"))
         limit = tolerance * max(nats, 1.0) * self.beta
         agrees = all(abs(reward) <= limit for reward in rewards.values())
-        if set(self.loss_types) <= LN2_LOSSES and self.label_smoothing == 0:
+        if set(self.loss_types) <= LN2_LOSSES and self.label_smoothing == 0 and not self.use_weighting:
             expected = math.log(2) * sum(self.loss_weights)
             agrees = agrees and abs(loss - expected) <= limit * sum(self.loss_weights)
         if not agrees:
