@@ -135,7 +135,9 @@ def _as_trl_does(model: Any) -> Any:
 
 def _quantised(start: Policy, row: Row, lora: Lora, cache: Path) -> PreTrainedModel:
     """Load weights in 4 bits (Dettmers et al. 2023). What was merged is quantised as a whole, from a folder in `cache`."""
-    _check_bitsandbytes()
+    reason = four_bit_obstacle(row)
+    if reason:
+        raise UserError(reason)
     models.check_attention(row)
     if start.adapters:
         start = _merged(start, row, torch.float32, cache)
@@ -159,20 +161,22 @@ def _quantised(start: Policy, row: Row, lora: Lora, cache: Path) -> PreTrainedMo
     )
 
 
-def _check_bitsandbytes() -> None:
-    try:
-        importlib.import_module("bitsandbytes")
-    except Exception as error:  # its own import looks for CUDA libraries and fails in many ways
-        raise UserError(
-            f"lora.load_in_4bit needs bitsandbytes, which cannot be used here ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else 'no message'}). Install it with pip install 'rounds[qlora]', or train "
-            f"the adapter on unquantised weights: remove load_in_4bit"
-        ) from error
-    if is_deepspeed_zero3_enabled():
-        raise UserError(
+def four_bit_obstacle(row: Row) -> str | None:
+    """Say why weights in 4 bits cannot be used on a row here, or return None."""
+    if row.zero_stage == 3:
+        return (
             "lora.load_in_4bit and ZeRO-3 do not go together here: each device holds all 4-bit weights. Use "
             "recipes/deepspeed/zero2.json, or no DeepSpeed, in the cluster's `train` row"
         )
+    try:
+        importlib.import_module("bitsandbytes")
+    except Exception as error:  # its own import looks for CUDA libraries and fails in many ways
+        return (
+            f"lora.load_in_4bit needs bitsandbytes, which cannot be used here ({type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else 'no message'}). Install it with pip install 'rounds[qlora]', or train "
+            f"the adapter on unquantised weights: remove load_in_4bit"
+        )
+    return None
 
 
 def write_policy(out: Path, start_folder: Path, lora: Lora | None) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils import is_flash_attn_2_available, is_liger_kernel_available
 
 from data_prep.errors import UserError
 from train.cluster import Row
@@ -47,6 +47,16 @@ def check_attention(row: Row) -> None:
     reason = attention_obstacle(row)
     if reason:
         raise UserError(reason)
+
+
+def liger_obstacle(row: Row) -> str | None:
+    """Say why the row's Liger kernels cannot run here, or return None."""
+    if not row.use_liger_kernel or (device_of(row) == "cuda" and is_liger_kernel_available()):
+        return None
+    return (
+        "the cluster row says use_liger_kernel: true, which needs a GPU and the package liger-kernel (pip install "
+        "liger-kernel): install it, or take the line out"
+    )
 
 
 def set_threads(row: Row) -> None:

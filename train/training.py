@@ -25,7 +25,6 @@ import psutil
 import torch
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import set_seed
-from transformers.utils import is_liger_kernel_available
 
 from data_prep import progress
 from data_prep.errors import UserError
@@ -76,9 +75,9 @@ def arguments(training: Training, row: Row, seed: int, out: Path) -> dict[str, A
 
 
 def _liger(row: Row) -> bool:
-    if row.use_liger_kernel and (models.device_of(row) == "cpu" or not is_liger_kernel_available()):
-        raise UserError("the cluster row says use_liger_kernel: true, which needs a GPU and the package liger-kernel (pip install "
-                        "liger-kernel): install it, or take the line out")  # fmt: skip
+    reason = models.liger_obstacle(row)
+    if reason:
+        raise UserError(reason)
     return row.use_liger_kernel
 
 

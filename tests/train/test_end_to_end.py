@@ -286,6 +286,18 @@ def test_a_failing_stage_says_why_keeps_what_is_done_and_is_retried(copied):
     assert "nothing was left to do" in run_mini(copied)
 
 
+def test_what_this_machine_cannot_do_is_told_before_the_first_stage(tmp_path):
+    cluster = tmp_path / "cluster.yaml"
+    cluster.write_text(
+        "stages: {dpo.second: {device: cpu, use_liger_kernel: true, attn_implementation: flash_attention_2}}\n"
+    )
+    store = tmp_path / "store"
+    output = " ".join(rounds("run", RECIPE, "--cluster", cluster, store=store, expect=1).split())
+    assert "dpo.second: the cluster row says use_liger_kernel: true" in output
+    assert "dpo.second: attn_implementation: flash_attention_2 needs a GPU" in output
+    assert not list(store.rglob("stage.json"))
+
+
 def test_show_status_and_report(undisturbed):
     shown = rounds("show", "dpo.second", store=undisturbed)
     assert '"beta": 0.1' in shown and "model/model.safetensors" in shown and "policy.json" in shown

@@ -12,7 +12,7 @@ from train.launch import preflight
 from train.policy import MODEL_FILES
 from train.stages import preflight as stage
 
-ASKED = {"row": "train", "gpus": 0, "gpu_type": None, "need_bytes": 1000, "paths": []}
+ASKED = {"row": "train", "gpus": 0, "gpu_type": None, "need_bytes": 1000, "paths": [], "asks": []}
 
 
 def test_a_machine_that_has_what_is_needed_passes(run_stage):
@@ -24,7 +24,7 @@ def test_a_machine_that_has_what_is_needed_passes(run_stage):
         "clocks",
         "versions",
         "GPUs",
-        "attention",
+        "kernels",
         "all-reduce",
         "files",
     ]
@@ -53,9 +53,18 @@ def test_a_kind_of_gpu_is_known_by_slurms_name_for_it(monkeypatch, asked, fits):
     assert (not wrong) == fits and (fits or f"expected {asked}" in wrong[0])
 
 
-def test_attention_that_a_node_cannot_run_is_told_before_anything_is_submitted(run_stage):
-    with pytest.raises(UserError, match=r"attention: rank 0 on .*: attn_implementation: flash_attention_2 needs a GPU"):
-        run_stage("preflight", "attention", ASKED, {}, Row(device="cpu", attn_implementation="flash_attention_2"))
+def test_what_a_node_cannot_run_is_told_for_the_stages_that_want_it(run_stage):
+    flash = {
+        "stages": ["dpo.third"],
+        "function": "dpo",
+        "row": {"device": "cpu", "attn_implementation": "flash_attention_2"},
+    }
+    liger = {"stages": ["sft"], "function": "sft", "row": {"device": "cpu", "use_liger_kernel": True}}
+    with pytest.raises(UserError) as told:
+        run_stage("preflight", "kernels", {**ASKED, "asks": [flash, liger]}, {}, Row(device="cpu"))
+    assert "kernels: rank 0 on " in str(told.value)
+    assert "dpo.third: attn_implementation: flash_attention_2 needs a GPU" in str(told.value)
+    assert "sft: the cluster row says use_liger_kernel: true" in str(told.value)
 
 
 def config(folder: Path) -> Path:
@@ -80,7 +89,8 @@ def test_a_plan_is_checked_for_the_rows_the_files_and_the_room_that_it_needs(tmp
     )
     checks = {stage.name: stage for stage in preflight.stages([base, sft], tmp_path / "store", machine)}
     assert set(checks) == {"preflight.cpu", "preflight.train"}
-    assert checks["preflight.train"].params == {
+    assert [ask["stages"] for ask in checks["preflight.train"].params["asks"]] == [["sft"]]
+    assert {name: value for name, value in checks["preflight.train"].params.items() if name != "asks"} == {
         "row": "train",
         "gpus": 8,
         "gpu_type": "h100",
@@ -111,3 +121,24 @@ def test_the_room_for_a_model_that_is_not_at_hand_is_not_guessed(tmp_path: Path)
     base = Stage("base", "base", {"base": {"kind": "hub", "id": "nobody/model", "revision": "0" * 40}})
     sft = Stage("sft", "sft", {"training": KNOBS}, {"policy": base}, row="train")
     assert preflight.room([base, sft], tmp_path / "store", Cluster()) is None
+
+
+def test_a_row_of_single_stages_is_asked_for_as_it_is_and_not_where_it_means_other_nodes(tmp_path: Path):
+    training = {**KNOBS, "lora": {"load_in_4bit": True}}
+    base = Stage("base", "base", {"base": {"kind": "hub", "id": "nobody/model", "revision": "0" * 40}})
+    stages = [
+        Stage(name, "dpo", {"training": training, "name": name}, {"policy": base}, row="train")
+        for name in ("dpo.first", "dpo.second")
+    ]
+    machine = Cluster.model_validate(
+        {
+            "kind": "slurm",
+            "train": {"slurm": {"gpus": 8}},
+            "stages": {"dpo.first": {"use_liger_kernel": True}, "dpo.second": {"slurm": {"gpus": 1}}},
+        }
+    )
+    (check,) = preflight.stages(stages, tmp_path, machine)
+    (ask,) = check.params["asks"]
+    assert ask["stages"] == ["dpo.first"] and ask["load_in_4bit"] and ask["row"]["use_liger_kernel"]
+    asked = [[ask["stages"] for ask in check.params["asks"]] for check in preflight.stages((), tmp_path, machine)]
+    assert asked == [[], [["row `train`"]], [["row `infer`"]]]

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from data_prep.errors import UserError
-from train import ranks, store, worker
+from train import ranks, store, usable, worker
 from train.cluster import Cluster
 from train.graph import Asset, Stage
 from train.launch import failures
@@ -52,21 +52,30 @@ def run(
     wandb: dict[str, str | None] | None,
     watch: Callable[[Event], None],
 ) -> None:
-    """Run what is not done, parents first. Raises `StageFailed` at the first stage that does not finish."""
+    """Run what is not done, parents first.
+
+    Raises `UserError` before the first where a stage asks for what this machine does not have, and `StageFailed` at the first
+    stage that does not finish.
+    """
+    _check(stages, root, cluster)
+    _run(stages, root, cluster, wandb, watch)
+
+
+def _run(
+    stages: Sequence[Stage],
+    root: Path,
+    cluster: Cluster,
+    wandb: dict[str, str | None] | None,
+    watch: Callable[[Event], None],
+) -> None:
     todo = [stage for stage in stages if not store.done(store.folder(root, stage))]
     context = multiprocessing.get_context("forkserver")
-    if any(stage.function not in _LIGHT for stage in todo):
-        context.set_forkserver_preload(_PRELOAD)
-    _set_environment()
     for stage in stages:
         if any(isinstance(source, Asset) for source in stage.inputs.values()):
             store.prepare(root, stage)  # done or not: where the user's files are now is read from here
     for stage in todo:
         folder = store.prepare(root, stage)
         row = cluster.row(stage.row, stage.name)
-        if stage.function in ranks.TOGETHER and row.nodes > 1:
-            raise UserError(f"the cluster row `{stage.row}` says nodes: {row.nodes}; this machine is one node: use a SLURM cluster "
-                            "file, or set nodes: 1")  # fmt: skip
         (folder / "stop").unlink(missing_ok=True)
         watch(Event("starts", stage, folder))
         job = worker.Job(folder=folder.resolve(), row=row, wandb=wandb)
@@ -78,6 +87,46 @@ def run(
                 )
             raise StageFailed(failures.why(stage.name, folder, exit_code, output))
         watch(Event("done", stage, folder))
+
+
+def _check(stages: Sequence[Stage], root: Path, cluster: Cluster) -> None:
+    """Refuse a run whose stages ask for what is not here. Also sets what all processes start with: the forkserver starts now."""
+    todo = [stage for stage in stages if not store.done(store.folder(root, stage))]
+    context = multiprocessing.get_context("forkserver")
+    if any(stage.function not in _LIGHT for stage in todo):
+        context.set_forkserver_preload(_PRELOAD)
+    _set_environment()
+    wrong = []
+    for stage in todo:
+        row = cluster.row(stage.row, stage.name)
+        if stage.function in ranks.TOGETHER and row.nodes > 1:
+            wrong.append(f"{stage.name}: its cluster row says nodes: {row.nodes}; this machine is one node: use a SLURM cluster file, "
+                         "or set nodes: 1")  # fmt: skip
+    asks = usable.asks(todo, cluster)
+    if asks:
+        receiving, sending = context.Pipe(duplex=False)
+        process = context.Process(target=_look, args=(asks, sending), name="look")
+        process.start()
+        sending.close()
+        try:
+            wrong += receiving.recv()
+        except EOFError:
+            wrong.append("looking at what this machine has ended without an answer; see the lines above")
+        finally:
+            process.join()
+    if wrong:
+        raise UserError("\n".join(wrong))
+
+
+def _look(asks: list[usable.Ask], sending: Any) -> None:
+    """In a process of its own, since the launcher has no torch: send what cannot be had here."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    wrong = []
+    for ask in asks:
+        lacks = [*usable.unusable(ask), usable.too_few_gpus(ask)]
+        wrong += [f"{', '.join(ask.stages)}: {reason}" for reason in lacks if reason]
+    sending.send(wrong)
+    sending.close()
 
 
 def _run_one(context: Any, job: worker.Job, stage: Stage, watch: Callable[[Event], None]) -> tuple[int | None, str]:
@@ -108,16 +157,16 @@ def run_all(
 ) -> dict[str, str]:
     """Run what can be run: a stage that does not finish stops only those that need it.
 
-    Returns stage key -> why, for the stages that did not finish, with those that were not started for that reason.
+    Returns stage key -> why, for the stages that did not finish, with those that were not started for that reason. Raises
+    `UserError` as `run` does, before the first.
     """
-    if any(stage.function not in _LIGHT for stage in stages):
-        multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOAD)  # before a light stage starts it
+    _check(stages, root, cluster)
     lost: dict[str, str] = {}
     for stage in stages:
         because = next((lost[parent.key] for parent in stage.parents if parent.key in lost), None)
         if because is None:
             try:
-                run([stage], root, cluster, wandb, watch)
+                _run([stage], root, cluster, wandb, watch)
             except StageFailed as error:
                 because = str(error)
         if because is not None:

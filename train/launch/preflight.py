@@ -11,10 +11,11 @@ from typing import get_args
 from pydantic import TypeAdapter
 
 from data_prep.errors import UserError
-from train import forecast, memory, shape, store
+from train import forecast, memory, shape, store, usable
 from train.cluster import Cluster, RowName
 from train.graph import Asset, Stage
 from train.recipe import Base, Training
+from train.resources import Resources
 
 
 def stages(run: Sequence[Stage], root: Path, machine: Cluster, lanes: int | None = None) -> list[Stage]:
@@ -26,14 +27,32 @@ def stages(run: Sequence[Stage], root: Path, machine: Cluster, lanes: int | None
     if machine.offline and machine.fetched:
         paths.add(str(machine.fetched.resolve()))
     need = room(todo, root, machine, lanes) if any(stage.function in ("sft", "dpo") for stage in todo) else None
-    return [_stage(row, sorted(paths), need, machine) for row in rows]
+    return [_stage(row, sorted(paths), need, machine, todo) for row in rows]
 
 
-def _stage(row: RowName, paths: list[str], need: int | None, machine: Cluster) -> Stage:
+def _stage(row: RowName, paths: list[str], need: int | None, machine: Cluster, todo: Sequence[Stage]) -> Stage:
     name = f"preflight.{row}"
     asked = machine.row(row, name).slurm
-    params = {"row": row, "gpus": asked.gpus, "gpu_type": asked.gpu_type, "need_bytes": need, "paths": paths}
+    asks = usable.asks([stage for stage in todo if stage.row == row], machine)
+    if not todo and row != "cpu":  # no recipe is at hand
+        function = "sft" if row == "train" else "evaluate"
+        asks = [usable.Ask(stages=(f"row `{row}`",), function=function, row=machine.row(row, name))]
+    params = {
+        "row": row,
+        "gpus": asked.gpus,
+        "gpu_type": asked.gpu_type,
+        "need_bytes": need,
+        "paths": paths,
+        "asks": [
+            ask.model_dump(mode="json", exclude={"row": {"slurm"}}) for ask in asks if _alike(ask.row.slurm, asked)
+        ],
+    }
     return Stage(name, "preflight", params, row=row)
+
+
+def _alike(one: Resources, other: Resources) -> bool:
+    """Tell whether two rows ask for the same kind of node: what one that `stages:` sends elsewhere has is not seen from here."""
+    return all(getattr(one, name) == getattr(other, name) for name in ("partition", "gpus", "gpu_type", "constraint"))
 
 
 def room(todo: Sequence[Stage], root: Path, machine: Cluster, lanes: int | None = None) -> int | None:

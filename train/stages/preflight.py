@@ -20,7 +20,7 @@ from torch import distributed
 
 from data_prep.errors import UserError
 from data_prep.schema import Section
-from train import models, ranks, store
+from train import ranks, store, usable
 from train.cluster import Row
 
 MAX_SKEW_SECONDS = 5.0
@@ -43,6 +43,8 @@ class Params(Section):
     """Room that the plan takes in the store; None is not known."""
     paths: tuple[str, ...]
     """The recipe's own files and folders, and what was fetched for a run without the hub."""
+    asks: tuple[usable.Ask, ...]
+    """What the stages that run on such nodes need to be installed, each as its own row says."""
 
 
 def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
         ("clocks", _clocks),
         ("versions", _versions),
         ("GPUs", lambda: _gpus(asked, machine)),
-        ("attention", lambda: _attention(machine)),
+        ("kernels", lambda: _kernels(asked.asks)),
         ("all-reduce", lambda: _all_reduce(device)),
         ("files", lambda: _files(asked.paths)),
     ]
@@ -198,13 +200,14 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _attention(machine: Row) -> tuple[str, list[str]]:
-    """The kernel's package must be on every node, or training fails when its data are long made."""
-    try:
-        reason = models.attention_obstacle(machine)
-    except UserError as error:  # the row says cuda, and there is no GPU
-        reason = str(error)
-    return machine.attn_implementation, [f"{who}: {lacks}" for who, lacks in _gather(reason).items() if lacks]
+def _kernels(asks: tuple[usable.Ask, ...]) -> tuple[str, list[str]]:
+    """Attention, Liger and bitsandbytes must be on every node, or training fails when its data are long made."""
+    mine = [f"{', '.join(ask.stages)}: {reason}" for ask in asks for reason in usable.unusable(ask)]
+    used = sorted({ask.row.attn_implementation for ask in asks} | {"liger" for ask in asks if ask.row.use_liger_kernel}
+                  | {"bitsandbytes" for ask in asks if ask.load_in_4bit})  # fmt: skip
+    return ", ".join(used) or "none needed", [
+        f"{who}: {reason}" for who, lacks in _gather(mine).items() for reason in lacks
+    ]
 
 
 def _all_reduce(device: str) -> tuple[str, list[str]]:
