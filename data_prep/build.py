@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from data_prep import progress, sources
 from data_prep.errors import UserError
 from data_prep.files import FILE, ID, ROW
-from data_prep.mix import choose, mix, repeated_id
+from data_prep.mix import REPEAT, choose, mix, repeated_id
 from data_prep.records import SCHEMAS, Kind, Record, read_kind, read_records, write_records
 from data_prep.rewrite import rewrite
 from data_prep.schema import FilterUse, MixItem, SourceUse
@@ -122,7 +122,10 @@ def data(params: dict[str, Any], inputs: dict[str, Path], out: Path, machine: An
     if not places:
         raise UserError(f"the mix of {', '.join(ids)} is empty: every row was dropped: {by_filter}")
     starts = dict(zip(ids, _starts([len(each) for each in ids.values()]), strict=True))
-    copies = {at: repeated_id(ids[name][place], repeat) for at, (name, place, repeat) in enumerate(places) if repeat}
+    taken = {each for every in ids.values() for each in every if REPEAT in each}
+    copies = {
+        at: repeated_id(ids[name][place], repeat, taken) for at, (name, place, repeat) in enumerate(places) if repeat
+    }
     spool.write([starts[name] + place for name, place, _ in places], out / RECORDS, copies)
     spool.path.unlink()
     kept = Counter(each.name for each in places)

@@ -5,7 +5,7 @@ more than once with the number of the repeat. All is decided by hashes of seed a
 in which rows or sources came.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
 from data_prep.errors import UserError
@@ -75,9 +75,15 @@ def choose(ids: Sequence[str], count: int, purpose: str, seed: int) -> list[int]
     return sorted(place for _, _, place in sorted(keyed)[:count])
 
 
-def repeated_id(name: str, repeat: int) -> str:
-    """Return the id of a row's copy: its own for the first, then `ID~2`, `ID~3`, so that all ids of a mix differ."""
-    return f"{name}{REPEAT}{repeat + 1}" if repeat else name
+def repeated_id(name: str, repeat: int, taken: Container[str] = ()) -> str:
+    """Return the id of a row's copy: its own for the first, then `ID~2`, `ID~3`, so that all ids of a mix differ.
+
+    `taken` are ids of other rows that could be such a copy's; it then ends in further marks, which no two copies share.
+    """
+    found = f"{name}{REPEAT}{repeat + 1}" if repeat else name
+    while repeat and found in taken:
+        found += REPEAT
+    return found
 
 
 def _offered(item: MixItem, rows: int) -> int:

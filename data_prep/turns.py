@@ -5,6 +5,8 @@ reason. A text is kept as it is, but for line ends: `\\r\\n` and `\\r` become `\
 """
 
 import re
+import sys
+import unicodedata
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -115,9 +117,23 @@ def preference(prompt: Any, chosen: Any, rejected: Any) -> tuple[tuple[Message, 
     return better_prompt, better, worse
 
 
+# Soft hyphens, zero-width spaces and joiners, marks of direction: what a page or a PDF leaves in a word without being seen.
+_UNSEEN = {code: None for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) == "Cf"}
+
+
+def folded(value: str) -> str:
+    """Return the text in the letters that words are compared by: case folded, and of all that looks alike or is not seen one form.
+
+    Unicode's NFKC makes one of ligatures, full-width letters, superscripts and composed accents.
+    """
+    if value.isascii():
+        return value.casefold()
+    return unicodedata.normalize("NFKC", value.translate(_UNSEEN)).casefold()
+
+
 def normalised(value: str) -> str:
-    """Return the text as two rows are compared by it: case folded, runs of white space made one space."""
-    return " ".join(value.casefold().split())
+    """Return the text as two rows are compared by it: `folded`, runs of white space made one space."""
+    return " ".join(folded(value).split())
 
 
 def _message(value: Any) -> Message | None:

@@ -11,7 +11,8 @@ for each text of a record. A candidate is then compared by pairs of neighbouring
 number of held-out texts with that pair), so that "comes to the physician because of" counts next to nothing; what the
 two share must be `min_shared` of the smaller one, and not too little in all. Numbers count as one word whatever their
 value. Choices of twice `min_words` and more are held-out
-texts too; a shorter one is a fact that any text may state. System turns are left out: many records share them.
+texts too; a shorter one is a fact that any text may state. System turns of
+held-out records are left out: many records share them.
 """
 
 import re
@@ -27,7 +28,7 @@ from data_prep.filters import Filter
 from data_prep.records import Message, Question, Record, answers_of, prompt_id, prompt_of
 from data_prep.render import phrasings
 from data_prep.schema import Section
-from data_prep.turns import normalised
+from data_prep.turns import folded, normalised
 
 _WORD = re.compile(r"\w+")
 _MARKS = re.compile(r"[^\w\x00-\x7f]+")
@@ -113,7 +114,9 @@ def build(settings: Section, heldout: Sequence[Record]) -> Filter:
         codes: list[int] = []
         starts: list[int] = []
         for row, record in enumerate(records):
-            words = [_words(text) for text in (*_turns(prompt_of(record)), *answers_of(record))]
+            prompt = prompt_of(record)
+            system = [turn.content for turn in prompt if turn.role == "system"]
+            words = [_words(text) for text in (*_turns(prompt), *answers_of(record), *system)]
             found.append(known(record, words))
             for each in words:
                 if index and found[-1] is None and len(each) >= size:
@@ -134,7 +137,7 @@ def build(settings: Section, heldout: Sequence[Record]) -> Filter:
 
 def _words(text: str) -> list[bytes]:
     """Return a text's words in lower case without punctuation and with 0 for each digit, in a few passes in C."""
-    text = _OPTION.sub("\n", text).casefold()
+    text = folded(_OPTION.sub("\n", text))
     if not text.isascii():
         text = _MARKS.sub(" ", text)
     return text.encode("utf-8", "surrogatepass").translate(_TO_WORDS).split()
@@ -154,7 +157,7 @@ def _key(words: Sequence[bytes]) -> bytes:
 
 def _form(text: str) -> str:
     """Return what two equal prompts share: their words with numbers as they are, or the marks of a text without words."""
-    return " ".join(_WORD.findall(_OPTION.sub("\n", text).casefold())) or normalised(text)
+    return " ".join(_WORD.findall(folded(_OPTION.sub("\n", text)))) or normalised(text)
 
 
 def _prompt_id(record: Record) -> str:

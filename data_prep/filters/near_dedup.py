@@ -24,6 +24,7 @@ from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  # a c
 from data_prep.filters import Filter, Remembering
 from data_prep.records import Record, answers_of, prompt_of
 from data_prep.schema import Section
+from data_prep.turns import folded
 
 # Lower-case letters, digits and the bytes of longer characters make words; the rest stands between them.
 _TO_WORDS = bytes(code if code >= 128 or chr(code).isdigit() or chr(code).islower() else 32 for code in range(256))
@@ -101,7 +102,7 @@ def _hashed(records: Sequence[Record], size: int) -> tuple[np.ndarray, np.ndarra
     for record in records:
         prompt = " ".join(turn.content for turn in prompt_of(record) if turn.role != "system")
         for part, text in enumerate((prompt, *answers_of(record))):
-            words = text.casefold().encode("utf-8", "surrogatepass").translate(_TO_WORDS).split()
+            words = folded(text).encode("utf-8", "surrogatepass").translate(_TO_WORDS).split()
             codes.extend(map(crc32, words, repeat(part)))
             codes.extend(repeat(part, size - len(words)))
             ends.append(len(codes))

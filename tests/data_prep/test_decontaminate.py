@@ -96,8 +96,27 @@ def test_a_run_of_the_shortest_length_counts_and_one_word_less_does_not() -> Non
     assert answer([talk(" ".join(words[1:]))], [EXAM], min_words=12) == ["overlaps_exam"]
 
 
-def test_system_turns_are_no_overlap() -> None:
-    assert answer([talk("Hello there.", system="You are a doctor. " * 9)], [EXAM]) == [None]
+def test_a_system_turn_that_many_share_is_no_overlap_and_one_that_tells_a_prompt_is() -> None:
+    assert answer([talk("Hello?", system="You are a doctor. " * 9), talk("Hello?", system=VIGNETTE)], [EXAM]) == [
+        None,
+        "overlaps_exam",
+    ]
+
+
+@pytest.mark.parametrize("unseen", ["\u00ad", "\u200b", "\u2060", "\ufeff"], ids=ascii)
+def test_what_is_not_seen_hides_nothing(unseen: str) -> None:
+    hidden = " ".join(f"{word[:2]}{unseen}{word[2:]}" for word in VIGNETTE.split())
+    assert answer([talk(hidden), talk(f"Who? {unseen}".join(SENTENCES))], [EXAM]) == [
+        "heldout_prompt_exam",
+        "overlaps_exam",
+    ]
+
+
+def test_what_looks_alike_is_the_same() -> None:
+    wide = "".join(chr(ord(letter) + 0xFEE0) if letter.isalnum() else letter for letter in VIGNETTE)
+    bound = VIGNETTE.replace("fi", "\ufb01").replace("ff", "\ufb00")
+    assert bound != VIGNETTE
+    assert answer([talk(wide), talk(bound)], [EXAM]) == ["heldout_prompt_exam"] * 2
 
 
 def test_a_short_prompt_counts_only_as_a_whole() -> None:

@@ -85,6 +85,12 @@ def test_copies_have_ids_of_their_own() -> None:
     assert {"a", "b", "a~2", "b~2"} < set(found)
 
 
+def test_a_copy_never_takes_the_id_of_a_row() -> None:
+    ids = {"7", "7~2", "7~2~", "7~2~2"}
+    copies = [repeated_id(each, repeat, ids) for each in sorted(ids) for repeat in range(1, 4)]
+    assert len({*copies, *ids}) == len(copies) + len(ids)
+
+
 def test_shares_cut_what_has_a_share_to_fit_what_has_none() -> None:
     """The arithmetic of the paper's re-weighted mix: all listed medical rows, and 26.5 % general ones beside them."""
     items = [MixItem(name="medical"), MixItem(name="orca", share=0.2257), MixItem(name="chat", share=0.0393)]
