@@ -72,6 +72,7 @@ class SourceUse(Section):
     """`file` only: share of questions in split `heldout` instead of `train`, chosen by a hash of the question."""
     max_rows: Annotated[int, Field(gt=0)] | None = None
     """Keep this many rows, chosen by a hash of their ids; None keeps all."""
+    # Our choice: single rows are bad in many sets; where the columns are others than expected, all rows are.
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Rows that do not fit the source's schema are dropped and counted; above this share the stage stops."""
     licence: str | None = None

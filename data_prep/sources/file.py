@@ -69,7 +69,8 @@ ASKED_IN = {
     "dialogue": ("dialogue",),
     "classification": ("text",),
 }
-MAX_PAIRS = 8  # Pairs of one question beyond a few repeat each other and let long lists outweigh short ones.
+# Our choice: four answers of differing scores make six pairs; of longer lists more would let one question outweigh many.
+MAX_PAIRS = 8
 
 
 def check(use: SourceUse) -> None:

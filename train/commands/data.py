@@ -55,7 +55,10 @@ def stats(
 ) -> None:
     """Show what is in each training set: rows, what was dropped, shares, tokens, and a picture of lengths.
 
-    Sets that are not finished are told as far as published sizes go.
+    `rows` are the source's; `filtered` were dropped by a filter, `not in the mix` left out by a cap or a share; `repeats` are further
+    copies by `epochs`; `in the mix` is the set. Of it `dropped as tokens` are too long or left nothing to learn. `tokens` count a
+    conversation once and a pair's prompt twice, as it is trained on; `mean` and `longest` are per conversation, or per answer with its
+    prompt. Sets that are not finished are told as far as published sizes go.
 
         rounds data stats recipes/quickstart.yaml --save lengths.png
     """
