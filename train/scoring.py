@@ -45,9 +45,22 @@ class Sharding:
             "train_micro_batch_size_per_gpu": 1,
             "bf16": {"enabled": row.precision == "bf16"},
         }
-        self.needed = _in_shards(row)
+        self.needed = in_shards(row)
         # transformers asks for this object when a model is loaded, and holds it by a weak reference only.
         self.loading = HfDeepSpeedConfig(self.config) if self.needed else None
+        self.engine: Any = None
+
+    def __enter__(self) -> "Sharding":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Let go of the weights, for a model that comes after in this process. Not by forgetting the engine: DeepSpeed 0.19.8 keeps
+        what it once wrapped for as long as the process lives."""
+        if self.engine is not None:
+            self.engine.destroy()
+            for parameter in self.engine.module.parameters():
+                parameter.ds_tensor.data = parameter.data = parameter.data.new_empty(0)
+        self.engine = self.loading = None
 
     def wrap(self, model: PreTrainedModel) -> Any:
         """Return the model, or DeepSpeed's engine around its shards."""
@@ -55,7 +68,8 @@ class Sharding:
             return model
         import deepspeed
 
-        return deepspeed.initialize(model=model, config=self.config)[0]
+        self.engine = deepspeed.initialize(model=model, config=self.config)[0]
+        return self.engine
 
 
 def prepare(
@@ -94,6 +108,13 @@ def prepare(
     return score
 
 
+def in_batches(
+    score: Callable[[Sequence[Tokens]], list[Scores]], pairs: pa.Table, places: Sequence[int], row: Row
+) -> list[Scores]:
+    """Score the pairs at some places, as many at once as `in_blocks` does."""
+    return [each for batch in _cut(places, _pairs_at_once(row)) for each in score(_tokens(pairs, batch))]
+
+
 def in_blocks(
     score: Callable[[Sequence[Tokens]], list[Scores]],
     pairs: pa.Table,
@@ -106,7 +127,7 @@ def in_blocks(
     `folder` keeps finished blocks. Under ZeRO-3 each forward pass is one of all ranks together, so a rank that has no batch left
     scores one again.
     """
-    size = max(1, row.eval_batch_size // 2)
+    size = _pairs_at_once(row)
     costs = packed_pairs.costs(pairs, row.pair_batching)
     order = sorted(range(len(costs)), key=lambda place: -costs[place])  # longest first: memory trouble shows at once
     batches = _cut(order, size)
@@ -122,7 +143,7 @@ def in_blocks(
         mine = turn[ranks.rank()] if ranks.rank() < len(turn) else None
         block = blocks[mine] if mine is not None else ()
         found = [score(_tokens(pairs, batch)) for batch in block]
-        if _in_shards(row):
+        if in_shards(row):
             for _ in range(per_block - len(block)):
                 score(_tokens(pairs, batches[-1]))
         if mine is not None:
@@ -135,8 +156,13 @@ def in_blocks(
     return _joined(folder, len(blocks), len(order))
 
 
-def _in_shards(row: Row) -> bool:
+def in_shards(row: Row) -> bool:
+    """Tell whether a model is spread over the ranks, so that each forward pass is one of all of them together."""
     return row.zero_stage == 3 and ranks.world_size() > 1
+
+
+def _pairs_at_once(row: Row) -> int:
+    return max(1, row.eval_batch_size // 2)
 
 
 def _tokens(pairs: pa.Table, places: Sequence[int]) -> list[Tokens]:

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
@@ -26,6 +28,9 @@ from train.recipe import Training
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ZERO = {n: json.loads((REPOSITORY / "recipes" / "deepspeed" / f"zero{n}.json").read_text()) for n in (2, 3)}
+ZERO[3]["zero_optimization"]["stage3_param_persistence_threshold"] = (
+    0  # else a model this small stays whole on each rank
+)
 LORA = {"r": 4, "lora_alpha": 8}
 DPO = {"beta": 0.1, "loss_type": ["sigmoid"]}
 LOSS_TOLERANCE, WEIGHT_TOLERANCE = 1e-5, 1e-5
@@ -86,7 +91,7 @@ def case(
     shelf: Path, function: str, name: str, row: dict[str, Any], lora: dict | None = None, epochs: float = 1
 ) -> dict:
     knobs = {"learning_rate": 5e-3 if function == "sft" else 1e-3, "num_train_epochs": epochs, "global_batch_size": 4,
-             "max_length": 96, "lora": lora}  # fmt: skip
+             "max_length": 96, "lora": lora, "optim": "adamw_torch" if function == "sft" else "rmsprop"}  # fmt: skip
     params: dict[str, Any] = {"training": Training.model_validate(knobs).model_dump(mode="json"), "seed": 5}
     if function == "dpo":
         params |= {"dpo": DPO, "reference_is_start": True}
@@ -210,14 +215,43 @@ def from_an_adapter(shelf: Path) -> list[dict]:
                               ("from adapter one", {"micro_batch_size": 4}))]  # fmt: skip
 
 
+def with_named_reference(shelf: Path) -> list[dict]:
+    """Return rounds whose reference is named, though it is the start: the stored numbers are checked by scoring some again. The last
+    is given numbers of another policy."""
+    other = shelf / "another reference"
+    shutil.copytree(shelf / "reference", other)
+    table = pq.read_table(other / "logps.parquet")
+    moved = pc.call_function("add", [table["ref_rejected_logps"], pa.scalar(1.0, pa.float32())])
+    pq.write_table(
+        table.set_column(table.schema.get_field_index("ref_rejected_logps"), "ref_rejected_logps", moved),
+        other / "logps.parquet",
+    )
+    cases = []
+    for reference, rows in ((shelf / "reference", ("zero3", "ddp")), (other, ("zero3",))):
+        for row in rows:
+            setting = {"processes": 2, "micro_batch_size": 1, **ROWS[row]}
+            made = case(shelf, "dpo", f"named {reference.name} {row}", setting)
+            made["params"] |= {"reference_is_start": False}
+            cases.append({**made, "inputs": {**made["inputs"], "reference": str(reference), "reference_policy": str(shelf / "base")}})  # fmt: skip
+    return cases
+
+
+def assert_named_references_are_checked(shelf: Path, cases: list[dict]) -> None:
+    for right in cases[:2]:
+        assert_same(shelf / "dpo one", Path(right["out"]))
+    assert "the stored numbers are not that policy's" in (Path(cases[2]["out"]) / "ended.txt").read_text()
+
+
 def test_two_ranks_train_as_one_process_does_and_resume_without_a_trace(shelf: Path):
     cut = interrupted(shelf, CUT)
     adapted, alike = from_an_adapter(shelf)
-    start([adapted, *(scored(shelf, row) for row in ("ddp", "zero3")), *sharded(shelf, QUICK), *cut], shelf)
+    named = with_named_reference(shelf)
+    start([*named, adapted, *(scored(shelf, row) for row in ("ddp", "zero3")), *sharded(shelf, QUICK), *cut], shelf)
     for row in ("ddp", "zero3"):
         assert_scored_alike(shelf, row)
     assert_same(alone(alike), Path(adapted["out"]))
     assert_as_one_process(shelf, QUICK)
+    assert_named_references_are_checked(shelf, named)
     assert_resumed_without_a_trace(cut)
 
 

@@ -6,6 +6,7 @@ Out: the new policy (`model/` or `adapter/`) and `metrics.jsonl`. No reference m
 """
 
 import contextlib
+import gc
 import math
 import random
 from collections.abc import Iterator
@@ -49,9 +50,9 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
     _check_precision(inputs["reference"], machine)
     with ranks.first():
         pairs = _with_reference(inputs["pairs"], inputs["reference"], asked.dpo.ld_alpha, out)
-        going_on = training.last_checkpoint(out / "checkpoints") is not None
-        if ranks.rank() == 0 and not (going_on or asked.reference_is_start):
-            _check_sample(asked, inputs, machine, out)
+    going_on = bool(ranks.agree(training.last_checkpoint(out / "checkpoints") is not None))
+    if not (going_on or asked.reference_is_start):
+        _check_sample(asked, inputs, machine, out)
     lora = asked.training.lora
     start = adapters.merged_on_disk(start, machine, lora, out / "cache")
     args = DPOConfig(
@@ -182,19 +183,23 @@ def _tolerance(machine: Row, lora: Lora | None) -> float:
 def _check_sample(asked: Params, inputs: dict[str, Path], machine: Row, out: Path) -> None:
     """Score a few pairs again with the reference policy, which leaves memory before the round's own model is loaded.
 
-    Where the round starts from its reference, its first step shows the same without a second model. Under ZeRO-3 no device
-    holds a whole model, so the sample is scored on the CPU there. Raises `UserError` where a stored number is another.
+    Where the round starts from its reference, its first step shows the same without a second model. Under ZeRO-3 all ranks score
+    the same pairs with the model in shards, as the stage `reference` does; else rank 0 does so alone. Raises `UserError` where a
+    stored number is another.
     """
-    row = machine.model_copy(update={"device": "cpu"}) if machine.zero_stage == 3 else machine
     lora = asked.training.lora
     table = pq.read_table(inputs["pairs"] / "pairs.parquet")
     places = sorted(random.Random(asked.seed).sample(range(len(table)), min(_SAMPLE, len(table))))
     stored = pq.read_table(inputs["reference"] / "logps.parquet").take(places).to_pylist()
-    tokens = [(r["prompt_ids"], r["chosen_ids"], r["rejected_ids"]) for r in table.take(places).to_pylist()]
-    described = policy.read(inputs["reference_policy"])
-    score = scoring.prepare(adapters.load_scorer(described, row, lora, out / "cache"), row)
-    with models.autocast(row):
-        found = score(tokens)
+    described = adapters.merged_on_disk(policy.read(inputs["reference_policy"]), machine, lora, out / "cache")
+    if scoring.in_shards(machine):
+        found = _score_sample(described, table, places, machine, lora, out)
+    else:
+        with ranks.first():
+            found = _score_sample(described, table, places, machine, lora, out) if ranks.rank() == 0 else []
+    gc.collect()  # the model refers to itself; without it both would be there while training
+    if not found:
+        return
     for old, new in zip(stored, found, strict=True):
         for side, value in (("chosen", new.chosen), ("rejected", new.rejected)):
             was = old[f"ref_{side}_logps"]
@@ -204,6 +209,14 @@ def _check_sample(asked: Params, inputs: dict[str, Path], machine: Row, out: Pat
                     f"under {inputs['reference_policy'].name}, and it has {value:.3f}: the stored numbers are not that policy's. "
                     f"Remove {inputs['reference']} and run again; if it stays, this is a bug to report"
                 )
+
+
+def _score_sample(
+    described: policy.Policy, pairs: pa.Table, places: list[int], machine: Row, lora: Lora | None, out: Path
+) -> list[scoring.Scores]:
+    with scoring.Sharding(machine) as sharding, models.autocast(machine):
+        score = scoring.prepare(adapters.load_scorer(described, machine, lora, out / "cache"), machine, sharding)
+        return scoring.in_batches(score, pairs, places, machine)
 
 
 def _with_reference(pairs: Path, reference: Path, ld_alpha: float | None, out: Path) -> Dataset:
