@@ -221,10 +221,6 @@ def write_to(log: Path) -> None:
         os.dup2(target, stream)
     os.close(target)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
-    # Where it is installed PEFT imports it, and on some CPUs it warns of a kernel that is fetched from the hub, which nothing here uses.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
-        lambda record: "gemm_4bit_forward" not in str(record.msg)
-    )
 
 
 def end_with_parent() -> None:
