@@ -55,7 +55,7 @@ Filter = Callable[[Sequence[Record]], Sequence[Verdict]]
 
 def names() -> list[str]:
     """List the registered filters: the files of this folder."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def settings(use: FilterUse) -> Section:
