@@ -63,9 +63,14 @@ class Setting:
         return 2 if self.deepspeed is not None and self.precision == "bf16" else 4
 
     @property
+    def four_bit(self) -> bool:
+        """Linear weights are in 4 bits, and all else, but for the adapter's optimizer, in the precision (train/adapters.py)."""
+        return self.lora is not None and self.lora.load_in_4bit
+
+    @property
     def autocast(self) -> bool:
-        """Compute in bf16 on fp32 weights."""
-        return self.precision == "bf16" and self.width == 4
+        """Compute in bf16 on fp32 weights. Weights in 4 bits are no such: they are there in bf16 only while one is multiplied."""
+        return self.precision == "bf16" and self.width == 4 and not self.four_bit
 
     def offloads(self, what: str) -> bool:
         """Tell whether `optimizer` or `param` live in the host's memory."""
@@ -135,11 +140,10 @@ def scoring(shape: Shape, how: Setting) -> Memory:
     tensors at a time."""
     width = 2 if how.precision == "bf16" else 4
     layer = how.micro_tokens * (width * (2 * shape.intermediate + 2 * shape.hidden) + 8 * shape.hidden)
-    casts = 2 * shape.linear_parameters if how.autocast else 0
     added = shape.adapter_parameters(how.lora) if how.lora else 0
     return Memory(
         weights=_weights(shape, how, added),
-        activations=layer + casts,
+        activations=layer + _copies(shape, how),
         logits=_tile(shape, how, backward=False),
         communication=_communication(shape, how, 0) if how.stage == 3 else 0,
     )
@@ -164,7 +168,7 @@ def policy(shape: Shape, how: Setting) -> float:
 def _weights(shape: Shape, how: Setting, added: int) -> float:
     """Weights of the model and of an adapter, as far as they stay on the device."""
     total: float = how.width * (shape.parameters + added)
-    if how.lora is not None and how.lora.load_in_4bit:
+    if how.lora is not None and how.four_bit:
         # nf4 in blocks of 64 with one scale each: 4 bytes, or 8 bits and a second scale for 256 blocks (Dettmers et al. 2023).
         bits = 4 + (8 / 64 + 32 / (64 * 256) if how.lora.bnb_4bit_use_double_quant else 32 / 64)
         kept = shape.parameters - shape.linear_parameters
@@ -179,13 +183,21 @@ def _activations(shape: Shape, how: Setting) -> float:
     layer = how.micro_tokens * layer_bytes(shape, how)
     # What a layer's own backward pass makes beside what it reads: the gradients of the feed-forward part.
     inside = how.micro_tokens * (2 if how.precision == "bf16" else 4) * 2 * shape.intermediate
-    casts = 2 * shape.linear_parameters if how.autocast else 0
+    copies = _copies(shape, how)
     mask = how.micro_tokens * how.longest * (1 if how.on_gpu else 4) if how.dense_mask else 0
     if how.activation_checkpointing:
-        stream = 4 if how.width == 4 else 2
-        casts = casts / shape.layers
-        return shape.layers * how.micro_tokens * stream * shape.hidden + layer + inside + casts + mask
-    return shape.layers * layer + inside + casts + mask
+        stream = 2 if how.precision == "bf16" and not how.autocast else 4
+        copies = copies / shape.layers if how.autocast else copies
+        return shape.layers * how.micro_tokens * stream * shape.hidden + layer + inside + copies + mask
+    return shape.layers * layer + inside + copies + mask
+
+
+def _copies(shape: Shape, how: Setting) -> float:
+    """Copies of linear weights in what is computed in: autocast keeps all of a pass, bitsandbytes makes one at a time of those in
+    4 bits (bitsandbytes/autograd/_functions.py, MatMul4Bit)."""
+    if how.four_bit:
+        return (2 if how.precision == "bf16" else 4) * max(i * o for _, i, o, _ in shape.linears)
+    return 2 * shape.linear_parameters if how.autocast else 0
 
 
 def layer_bytes(shape: Shape, how: Setting) -> float:
