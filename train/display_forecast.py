@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from train import forecast
+from train import fit, forecast
 from train.cluster import Cluster
 from train.pipeline import Plan
 
@@ -33,14 +33,14 @@ def plan(console: Console, made: Plan, machines: Cluster, root: Path) -> None:
     for each in found:
         if not each.micro_batch:  # refused: there is nothing to say but why
             continue
-        space = forecast.room(each.row)
+        space = fit.room(each.row)
         table.add_row(
             each.stage,
             f"{each.gpus}x{each.row.gpu or each.row.device}",
             f"{each.micro_batch}x{each.accumulation}",
-            *(f"{getattr(each.need, part) / forecast.GIB:.1f}" for part in _PARTS.values()),
-            Text(f"{each.need.peak / forecast.GIB:.1f}", "red" if each.advice else "green"),
-            "-" if space is None else f"{space / forecast.GIB:.1f}",
+            *(f"{getattr(each.need, part) / fit.GIB:.1f}" for part in _PARTS.values()),
+            Text(f"{each.need.peak / fit.GIB:.1f}", "red" if each.advice else "green"),
+            "-" if space is None else f"{space / fit.GIB:.1f}",
             "-" if each.tokens_per_second is None else f"{each.tokens_per_second:,.0f}",
             "-" if each.hours is None else f"{each.hours:.2f}",
             "-" if each.gpu_hours is None else f"{each.gpu_hours:,.1f}",

@@ -149,6 +149,15 @@ def scoring(shape: Shape, how: Setting) -> Memory:
     )
 
 
+def host(shape: Shape, how: Setting, nodes: int) -> float:
+    """Return what offloading takes of one node's own memory: fp32 master and states, and the gradients of its ranks' shares, in
+    fp32 where they are added up (Ren et al. 2021, arXiv 2101.06840, section 4); the weights, where they are offloaded too."""
+    trained = shape.adapter_parameters(how.lora) if how.lora else shape.parameters
+    states = (4 + STATES[how.optimizer] + 4) * trained if how.offloads("optimizer") else 0
+    weights = how.width * shape.parameters if how.stage == 3 and how.offloads("param") else 0
+    return (states + weights) / nodes
+
+
 def checkpoint(shape: Shape, how: Setting) -> float:
     """Return the bytes on disk of one checkpoint, the files of all ranks together.
 

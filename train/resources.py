@@ -156,6 +156,13 @@ class Resources(Section):
         return int(days or 0) * 24 + hours + minutes / 60 + seconds / 3600
 
 
+def memory_bytes(asked: Resources) -> float | None:
+    """Return the memory of a node that is asked for; None where that is all of it, or the partition's default."""
+    if asked.memory in (None, "0"):
+        return None
+    return int(asked.memory[:-1]) * 1024.0 ** ("KMGT".index(asked.memory[-1]) + 1)
+
+
 def check(resources: Resources, where: str, processes: int) -> None:
     """Refuse resources that do not fit each other, once all sections that apply are laid over each other."""
     if resources.gpus and processes > resources.gpus:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import UserError
-from train import cluster, evaluation_tokens, expected, forecast, memory, recipe, shape, skeleton
+from train import cluster, evaluation_tokens, expected, fit, forecast, memory, recipe, shape, skeleton
 from train.cluster import Cluster, Row
 from train.memory import Setting
 from train.pipeline import build_plan
@@ -39,7 +39,8 @@ def paper(root: Path, name: str, **row: object) -> list[forecast.Forecast]:
     file = RECIPES / f"{name}.yaml"
     settings = {"gpu": "h100-80", "precision": "bf16", "attn_implementation": "flash_attention_2", **row}
     plan = build_plan(recipe.load(file), root, file.parent)
-    return trained(forecast.forecasts(plan, Cluster(train=Row.model_validate(settings)), root)[0])
+    cluster = Cluster(kind="slurm", train=Row.model_validate(settings))
+    return trained(forecast.forecasts(plan, cluster, root)[0])
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_each_recipe_fits_the_hardware_and_takes_the_hours_that_its_head_says(
     assert not any(each.advice for each in (sft, *dpo))
     assert sft.hours == pytest.approx(sft_hours, rel=0.05)
     assert sum(each.hours or 0 for each in dpo) == pytest.approx(dpo_hours, rel=0.1)
-    assert max(each.need.peak for each in (sft, *dpo)) / forecast.GIB == pytest.approx(gib, rel=0.05)
+    assert max(each.need.peak for each in (sft, *dpo)) / fit.GIB == pytest.approx(gib, rel=0.05)
 
 
 def test_a_reference_is_scored_in_the_shards_of_training(root: Path):
@@ -129,7 +130,58 @@ def test_what_does_not_fit_is_told_with_a_change_that_makes_it_fit(root: Path):
 def test_what_does_not_fit_anywhere_is_told_so(root: Path, eight: Shape):
     training = Training(learning_rate=1e-6, global_batch_size=1, max_length=131_072)
     row = Row(gpu="rtx4090-24", precision="bf16", micro_batch_size=1)
-    assert "a larger GPU or a smaller model" in forecast._advice("sft", training, eight, row)
+    assert "a larger GPU or a smaller model" in fit.advice("sft", training, eight, row, fit.Place(many_nodes=True))
+
+
+LARGE = Training(learning_rate=1e-6, global_batch_size=128, max_length=2048)
+
+
+def test_on_one_machine_no_nodes_are_advised_but_more_of_its_gpus():
+    row = Row(processes=2)
+    here, cluster = (
+        [" ".join(words) for words, _, _ in fit._alternatives(LARGE, row, fit.Place(many))] for many in (False, True)
+    )
+    assert any("processes: 8" in words for words in here) and any("nodes: 8" in words for words in cluster)
+    assert not any("nodes" in words or "processes: 16" in words for words in here)
+    assert not any("processes" in words for words in cluster)
+
+
+@pytest.mark.parametrize(
+    ("memory_asked", "says"), [(None, "and 120 GiB of each node's own memory"), ("64G", "in the recipe lora")]
+)
+def test_offload_says_what_it_takes_of_the_host_and_is_not_advised_where_that_is_not_there(
+    eight: Shape, memory_asked: str | None, says: str
+):
+    slurm = {"memory": memory_asked} if memory_asked else {}
+    row = Row.model_validate({"gpu": "a100-40", "precision": "bf16", "micro_batch_size": 1, "activation_checkpointing": True,
+                              "slurm": slurm})  # fmt: skip
+    alone = LARGE.model_copy(update={"global_batch_size": 1})  # more GPUs would not divide it
+    assert says in fit.advice("sft", alone, eight, row, fit.Place(many_nodes=True))
+
+
+def test_a_row_that_offloads_more_than_its_host_has_does_not_fit(eight: Shape):
+    zero = {**ZERO[2], "zero_optimization": {**ZERO[2]["zero_optimization"], "offload_optimizer": {"device": "cpu"}}}
+    row = Row.model_validate({"gpu": "h100-80", "precision": "bf16", "micro_batch_size": 1, "activation_checkpointing": True,
+                              "processes": 8, "deepspeed": zero, "slurm": {"memory": "64G"}})  # fmt: skip
+    told = fit.advice("sft", LARGE, eight, row, fit.Place(many_nodes=True))
+    assert told.startswith(
+        "does not fit: offload needs 120 GiB of a node's own memory, and a job of this row asks for 64: try"
+    )
+
+
+def test_a_reference_that_fits_no_device_is_told_what_would_do(root: Path):
+    file = RECIPES / "med42-v2-70b.yaml"
+    plan = build_plan(recipe.load(file), root, file.parent)
+    row = Row(gpu="h100-80", precision="bf16", eval_batch_size=8, processes=1)
+    found = forecast.forecasts(plan, Cluster(kind="slurm", train=row), root)[0]
+    told = next(each.advice for each in found if each.stage == "reference.first")
+    assert "deepspeed: deepspeed/zero3.json, nodes: 2 (then " in told, told
+
+
+def test_weights_in_4_bits_and_zero_3_are_not_advised_together(eight: Shape):
+    row = Row(gpu="rtx4090-24", precision="bf16", micro_batch_size=1, deepspeed=ZERO[3])
+    for _, training, changed in fit._alternatives(LARGE, row, fit.Place(many_nodes=True)):
+        assert not (training.lora and training.lora.load_in_4bit and changed.zero_stage == 3)
 
 
 def test_a_row_without_a_gpu_has_memory_and_no_time(root: Path):

@@ -11,7 +11,7 @@ from typing import get_args
 from pydantic import TypeAdapter
 
 from data_prep.errors import UserError
-from train import forecast, memory, shape, store, usable
+from train import fit, memory, shape, store, usable
 from train.cluster import Cluster, RowName
 from train.graph import Asset, Stage
 from train.recipe import Base, Training
@@ -73,7 +73,7 @@ def room(todo: Sequence[Stage], root: Path, machine: Cluster, lanes: int | None 
             model, _ = shape.of(_base(before[-1]), root)
         except UserError:
             return None
-        how, _, _ = forecast.setting(stage.function, Training.model_validate(stage.params["training"]), row)
+        how, _, _ = fit.setting(stage.function, Training.model_validate(stage.params["training"]), row)
         policies.append(memory.policy(model, how))
         checkpoints[len(before)].append((row.save_total_limit + 1) * memory.checkpoint(model, how))
         merged.append(4.0 * model.parameters if how.lora else policies[-1])
