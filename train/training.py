@@ -188,7 +188,7 @@ def run(trainer: StageTrainer, out: Path, start: Path, training: Training, row: 
     if watcher.stopped and trainer.state.global_step < trainer.state.max_steps:
         ranks.barrier()  # the first rank to leave makes srun and torchrun end the others: not before rank 0 has marked the checkpoint
         raise ranks.Stopped(
-            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, as asked; a checkpoint is written"
+            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, as asked; {watcher.goes_on_from()}"
         )
     _save(trainer, out, start, training.lora)
     if ranks.rank() == 0:
@@ -309,7 +309,8 @@ class Watcher(TrainerCallback):
     def _stop_what_diverges(self, numbers: Mapping[str, float], state: Any, control: Any) -> None:
         """Raise `UserError` for a loss or gradient that is no number, or a loss above the recipe's bound for too long.
 
-        No checkpoint is written while the loss is above: the last good one stays.
+        No checkpoint is written while the loss is above: the last good one stays. So the count need not be kept: whoever goes on
+        from a checkpoint does the steps above the bound again, and counts them again.
         """
         for name in ("loss", "grad_norm"):
             if not math.isfinite(numbers.get(name, 0.0)):
@@ -324,6 +325,14 @@ class Watcher(TrainerCallback):
                 f"the loss was above stop_on_loss_above = {bound} for {self.above} steps, at step {state.global_step} "
                 f"{numbers['loss']:.4g}: the run diverges. Lower learning_rate or beta, or raise the bound. {self._kept()}"
             )
+
+    def goes_on_from(self) -> str:
+        """Say where a run that was asked to stop will go on: not where it stopped, if that was above the bound."""
+        last = last_checkpoint(self.out / "checkpoints")
+        if last and _step(last) == self.trainer.state.global_step:
+            return "a checkpoint is written"
+        where = f"from {last.name}" if last else "from the start of this stage"
+        return f"the loss was above stop_on_loss_above, so no checkpoint was written, and it goes on {where}"
 
     def _kept(self) -> str:
         last = last_checkpoint(self.out / "checkpoints")

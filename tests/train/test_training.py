@@ -227,6 +227,31 @@ def test_a_loss_above_the_bound_for_too_long_stops_and_keeps_the_last_good_check
     assert history[-1]["loss"] <= 6.2
 
 
+def test_asked_to_stop_above_the_bound_it_says_that_it_goes_on_from_before_and_counts_anew(
+    run_stage: Run, shelf: Path, rows: Path
+):
+    inputs = {"policy": shelf / "base", "rows": rows}
+    asked = {
+        "learning_rate": 3.0,
+        "optim": "sgd",
+        "num_train_epochs": 3.0,
+        "max_grad_norm": 1e9,
+        "stop_on_loss_above": 1.0,
+    }
+    (shelf / "sft").mkdir()
+    (shelf / "sft" / "stop").touch()
+    with pytest.raises(ranks.Stopped, match="no checkpoint was written, and it goes on from the start of this stage"):
+        run_stage(
+            "sft", "sft", {"training": knobs(**asked, stop_after_steps=2), "seed": 5}, inputs, machine(save_steps=1)
+        )
+    assert not list((shelf / "sft" / "checkpoints").glob("*/"))
+    (shelf / "sft" / "stop").unlink()
+    with pytest.raises(UserError, match="for 2 steps, at step 2 "):
+        run_stage(
+            "sft", "sft", {"training": knobs(**asked, stop_after_steps=2), "seed": 5}, inputs, machine(save_steps=1)
+        )
+
+
 def test_the_file_stop_ends_a_stage_with_a_checkpoint_and_it_goes_on_from_there(
     run_stage: Run, shelf: Path, rows: Path
 ):
