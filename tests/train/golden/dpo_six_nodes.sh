@@ -85,7 +85,7 @@ HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 export HEAD PORT=$((20000 + (SLURM_JOB_ID + 1000 * ${SLURM_RESTART_COUNT:-0}) % 20000)) # no meeting with leftovers of an earlier attempt
 # In single quotes, since SLURM_NODEID is another one on each node.
 # --wait=0, since rank 0 works on when the others are through: it reads back and hashes what it saved. A torchrun without it leaves
-# in peace after 300 s (exit_barrier_timeout, which ends no rank), and srun would by a site's WaitTime end rank 0 after that.
+# in peace after 300 s (exit_barrier_timeout, which ends no rank); by a site's WaitTime rank 0 would be ended soon after that.
 srun --kill-on-bad-exit=1 --wait=0 --export=ALL --cpus-per-task="$SLURM_CPUS_PER_TASK" --nodes=6 --ntasks-per-node=1 bash -euc '
     export TMPDIR="$SLURM_TMPDIR/rounds" TORCH_EXTENSIONS_DIR="$SLURM_TMPDIR/rounds/torch_extensions" TRITON_CACHE_DIR="$SLURM_TMPDIR/rounds/triton"
     mkdir -p "$TMPDIR"
