@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from train import fit, forecast
+from train import disk, fit, forecast, store
 from train.cluster import Cluster
 from train.pipeline import Plan
 
@@ -46,6 +46,11 @@ def plan(console: Console, made: Plan, machines: Cluster, root: Path) -> None:
             "-" if each.gpu_hours is None else f"{each.gpu_hours:,.1f}",
         )
     console.print(table)
+    room = disk.needed([stage for stage in made.stages if not store.done(store.folder(root, stage))], root, machines)
+    if room:
+        console.print(
+            f"{root} needs about {room / 1e9:,.1f} GB for policies and checkpoints", highlight=False, markup=False
+        )
     for each in found:
         if each.advice:
             console.print(f"{each.stage}: {each.advice}", style="red", highlight=False, markup=False)

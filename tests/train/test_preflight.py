@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import UserError
+from train import disk
 from train.cluster import Cluster, Row
 from train.graph import Asset, Stage
 from train.launch import preflight
@@ -112,7 +113,7 @@ def test_checkpoints_of_stages_that_may_run_at_once_all_need_room(tmp_path: Path
     row = {"deepspeed": str(Path(__file__).parents[2] / "recipes/deepspeed/zero3.json"), "precision": "bf16"}
     machine = Cluster.model_validate({"train": {**row, "save_total_limit": 2}})
     one, all_of_them = (
-        preflight.room([base, *rounds, gate, later], tmp_path / "store", machine, lanes) for lanes in (1, None)
+        disk.needed([base, *rounds, gate, later], tmp_path / "store", machine, lanes) for lanes in (1, None)
     )
     assert (one, all_of_them) == (PARAMETERS * (3 * 2 + 3 * 12), PARAMETERS * (3 * 2 + 2 * 3 * 12))
 
@@ -120,7 +121,7 @@ def test_checkpoints_of_stages_that_may_run_at_once_all_need_room(tmp_path: Path
 def test_the_room_for_a_model_that_is_not_at_hand_is_not_guessed(tmp_path: Path):
     base = Stage("base", "base", {"base": {"kind": "hub", "id": "nobody/model", "revision": "0" * 40}})
     sft = Stage("sft", "sft", {"training": KNOBS}, {"policy": base}, row="train")
-    assert preflight.room([base, sft], tmp_path / "store", Cluster()) is None
+    assert disk.needed([base, sft], tmp_path / "store", Cluster()) is None
 
 
 def test_a_row_of_single_stages_is_asked_for_as_it_is_and_not_where_it_means_other_nodes(tmp_path: Path):
