@@ -55,6 +55,9 @@ def arguments(training: Training, row: Row, seed: int, out: Path) -> dict[str, A
         "gradient_accumulation_steps": accumulation,
         "use_cpu": models.device_of(row) == "cpu",
         "bf16": row.precision == "bf16",
+        # Without kwargs it is torch's non-reentrant kind. TRL 1.16 wants the reentrant one for adapters under ZeRO-3, but says so under
+        # the old name `gradient_checkpointing_kwargs`, which transformers 5.23 has by then read. DeepSpeed 0.19.8 needs it no more: it
+        # keeps frozen weights until the backward pass that recomputes with them is through (its pull request 8148); a test trains so.
         "activation_checkpointing": row.activation_checkpointing,
         "use_liger_kernel": _liger(row),
         "deepspeed": deepspeed_config(training, row),
@@ -213,15 +216,25 @@ def _step(checkpoint: Path) -> int:
 
 
 def resumable(folder: Path) -> Path | None:
-    """Return the checkpoint to go on from, and remove half-written ones: kept, they would push out complete ones."""
-    with ranks.first():
-        last = last_checkpoint(folder)
-        if ranks.rank() == 0:
-            for path in folder.glob("checkpoint-*"):
-                if not (path / COMPLETE).is_file():
-                    logger.info("removing %s, which was not written to its end", path.name)
-                    shutil.rmtree(path)
-    return last
+    """Return the checkpoint to go on from, and remove half-written ones: kept, they would push out complete ones.
+
+    Rank 0 chooses for all: on a shared file system another node may for a while see an older state, and ranks that go on from
+    different steps would train on without a word. Raises `UserError` on a rank that does not see what was chosen.
+    """
+    last = last_checkpoint(folder) if ranks.rank() == 0 else None
+    if ranks.rank() == 0:
+        for path in folder.glob("checkpoint-*"):
+            if not (path / COMPLETE).is_file():
+                logger.info("removing %s, which was not written to its end", path.name)
+                shutil.rmtree(path)
+    step = ranks.agree(_step(last) if last else -1)
+    if step < 0:
+        return None
+    chosen = folder / f"checkpoint-{step}"
+    if not (chosen / COMPLETE).is_file():
+        raise UserError(f"rank {ranks.rank()} on {ranks.node()} does not see {chosen}, from which rank 0 goes on: is the store the "
+                        "same folder on every node? If it only lags behind, run again")  # fmt: skip
+    return chosen
 
 
 def _fit_shards(trainer: Trainer, checkpoint: Path, row: Row) -> None:

@@ -55,11 +55,23 @@ def offloaded(stage: int) -> dict:
     return zero
 
 
+def released() -> dict:
+    """ZeRO-3 that lets go of each layer's weights after its forward pass, as it does with a model that is large."""
+    zero = copy.deepcopy(ZERO[3])
+    zero["zero_optimization"] |= {
+        "stage3_max_live_parameters": 0,
+        "stage3_max_reuse_distance": 0,
+        "stage3_prefetch_bucket_size": 0,
+    }
+    return zero
+
+
 ROWS: dict[str, dict] = {
     "ddp": {},
     "zero0": {"deepspeed": {"zero_optimization": {"stage": 0}}},
     "zero2": {"deepspeed": ZERO[2]},
     "zero3": {"deepspeed": ZERO[3]},
+    "zero3 recomputed": {"deepspeed": released(), "activation_checkpointing": True},
     "zero2 offload": {"deepspeed": offloaded(2)},
     "zero3 offload": {"deepspeed": offloaded(3)},
 }
@@ -145,7 +157,7 @@ QUICK = [
     ("sft", "zero2", None),
     ("sft", "zero3", None),
     ("dpo", "zero2", None),
-    ("dpo", "zero3", LORA),
+    ("dpo", "zero3 recomputed", LORA),
 ]
 CUT: list[Wanted] = [("sft", "zero3", None), ("dpo", "zero2", None)]
 ALL = [(function, row, lora) for function in ("sft", "dpo") for row in ROWS for lora in (None, LORA)]
