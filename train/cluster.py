@@ -1,6 +1,7 @@
 """Where and how fast each kind of stage runs: the rows of `recipes/clusters/*.yaml`. Nothing here is in a stage key."""
 
 import json
+import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -46,7 +47,7 @@ def _deepspeed(value: Any) -> Any:
 
 
 class Row(Section):
-    """One kind of stage: `cpu` (data, packing, reports), `train` (sft, dpo), `infer` (evaluate, reference)."""
+    """One kind of stage: `cpu` (data, packing, reports), `train` (sft, reference, dpo), `infer` (evaluate)."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU where torch sees one."""
@@ -83,10 +84,11 @@ class Row(Section):
     `shared_prefix` where the model's attention allows it, else `padded`."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: about 30 % slower, far less memory."""
-    save_steps: Annotated[int, Field(gt=0)] = 100
-    """Write a checkpoint every this many optimizer steps."""
+    save_steps: Annotated[int, Field(gt=0)] | None = None
+    """Write a checkpoint every this many optimizer steps. None: every 100, or where `save_minutes` is given by the clock alone."""
     save_minutes: Annotated[float, Field(gt=0)] | None = None
-    """Write one also when the last is this old; a queue that may take the nodes away any time wants about 20."""
+    """Write one when the last is this old; a queue that may take the nodes away any time wants about 20. What a step takes differs
+    by stage and cluster, and so does what a checkpoint costs: 70B's is about 1 TB."""
     save_total_limit: Annotated[int, Field(ge=2)] = 2
     """Checkpoints kept while a stage trains; all are removed when it is done. Two at least: the older one is removed before
     the newer is known to be whole."""
@@ -97,6 +99,11 @@ class Row(Section):
     def world_size(self) -> int:
         """Processes over all nodes."""
         return self.nodes * self.processes
+
+    @property
+    def steps_between_saves(self) -> int:
+        """Optimizer steps after which a checkpoint is written whatever the clock says."""
+        return self.save_steps or (100 if self.save_minutes is None else sys.maxsize)
 
     @property
     def zero_stage(self) -> int:

@@ -84,6 +84,11 @@ def autocast(row: Row) -> torch.autocast:
     return torch.autocast(device_of(row), dtype=torch.bfloat16, enabled=enabled)
 
 
+def arithmetic(row: Row) -> str:
+    """Name what a pass in training computes in: two rows that differ in it agree on a log-probability only roughly."""
+    return "bf16 autocast over fp32 weights" if row.precision == "bf16" and row.deepspeed is None else row.precision
+
+
 def training_dtype(row: Row) -> torch.dtype:
     """Return the type of the weights while training: fp32 with autocast above it, or DeepSpeed's bf16 with fp32 masters."""
     return torch.bfloat16 if row.deepspeed is not None and row.precision == "bf16" else torch.float32

@@ -66,7 +66,7 @@ def arguments(training: Training, row: Row, seed: int, out: Path) -> dict[str, A
         "seed": seed,
         "data_seed": seed,
         "save_strategy": "steps",
-        "save_steps": row.save_steps,
+        "save_steps": row.steps_between_saves,
         "save_total_limit": row.save_total_limit,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,

@@ -182,6 +182,23 @@ def test_reference_rows_of_other_pairs_are_refused(
         run_stage("dpo", "dpo", params(), inputs, CPU)
 
 
+def test_a_reference_in_other_arithmetic_is_refused_also_where_both_are_called_bf16(
+    run_stage: Run, shelf: Path, tokens: Path, reference: Path
+):
+    """bf16 without DeepSpeed is autocast over fp32 weights; with it the weights themselves are bf16."""
+    autocast = Row(device="cpu", threads=1, precision="bf16")
+    _, counts = run_stage("reference", "reference", {}, {"policy": shelf / "base", "pairs": tokens}, autocast)
+    (reference / "done.json").write_text(json.dumps({"counts": counts}))
+    inputs = {"policy": shelf / "base", "pairs": tokens, "reference": reference}
+    pure = Row.model_validate({"device": "cpu", "precision": "bf16", "deepspeed": {"zero_optimization": {"stage": 2}}})
+    with pytest.raises(
+        UserError, match="computed in bf16 autocast over fp32 weights, and this cluster's row `train` means bf16:"
+    ):
+        run_stage("dpo", "dpo", params(), inputs, pure)
+    with pytest.raises(UserError, match="means fp32"):
+        run_stage("dpo", "dpo", params(), inputs, CPU)
+
+
 def test_a_reference_that_is_not_the_start_is_scored_again_in_part(
     run_stage: Run, shelf: Path, tokens: Path, other: Path, reference: Path
 ):

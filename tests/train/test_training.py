@@ -158,6 +158,15 @@ def test_the_machine_decides_no_knob_of_the_recipe():
     assert one["learning_rate"] == KNOBS["learning_rate"] and one["seed"] == one["data_seed"] == 3
 
 
+def test_a_row_that_saves_by_the_clock_saves_by_steps_only_if_it_says_so(run_stage: Run, shelf: Path, rows: Path):
+    assert Row().steps_between_saves == 100 and Row(save_minutes=5, save_steps=7).steps_between_saves == 7
+    params, inputs = {"training": knobs(), "seed": 5}, {"policy": shelf / "base", "rows": rows}
+    row = Row(device="cpu", threads=1, save_minutes=600)
+    _, counts = run_stage("sft", "sft", params, inputs, row)
+    last = [path.name for path in (shelf / "sft" / "checkpoints").glob("checkpoint-*")]
+    assert last == [f"checkpoint-{counts['steps']}"]
+
+
 def test_kernels_that_cannot_run_here_are_refused(tmp_path: Path):
     knobs = Training.model_validate({"learning_rate": 1e-3, "global_batch_size": 6, "max_length": 64})
     with pytest.raises(UserError, match="use_liger_kernel: true, which needs a GPU and the package liger-kernel"):

@@ -47,7 +47,7 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
     asked = Params.model_validate(params)
     training.prepare(machine, asked.seed)
     start = policy.read(inputs["policy"])
-    _check_precision(inputs["reference"], machine)
+    _check_arithmetic(inputs["reference"], machine)
     with ranks.first():
         pairs = _with_reference(inputs["pairs"], inputs["reference"], asked.dpo.ld_alpha, out)
     going_on = bool(ranks.agree(training.last_checkpoint(out / "checkpoints") is not None))
@@ -165,13 +165,14 @@ def _sizes(pairs: Any) -> dict[str, list[int]]:
     return {"tokens": tokens.tolist(), "tokens/chosen": chosen.tolist(), "tokens/rejected": rejected.tolist()}
 
 
-def _check_precision(reference: Path, machine: Row) -> None:
-    found = (store.done(reference) or {"counts": {}})["counts"].get("precision", machine.precision)
-    if found != machine.precision:
+def _check_arithmetic(reference: Path, machine: Row) -> None:
+    here = models.arithmetic(machine)
+    found = (store.done(reference) or {"counts": {}})["counts"].get("arithmetic", here)
+    if found != here:
         raise UserError(
-            f"the reference log-probabilities ({reference.name}) were computed in {found}, and this cluster's row `train` says "
-            f"{machine.precision}: the round would not start from a reward of 0. Use a cluster file with precision {found}, or "
-            f"remove {reference} to have them computed again"
+            f"the reference log-probabilities ({reference.name}) were computed in {found}, and this cluster's row `train` means "
+            f"{here}: the round would not start from a reward of 0. Use a cluster file whose precision, and deepspeed or none, "
+            f"mean {found}, or remove {reference} to have them computed again"
         )
 
 

@@ -52,6 +52,6 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
         "pairs": len(pairs),
         "mean_chosen": sum(each.chosen for each in scores) / len(pairs),
         "mean_rejected": sum(each.rejected for each in scores) / len(pairs),
-        "precision": machine.precision,
+        "arithmetic": models.arithmetic(machine),
         "pairs_digest": store.file_digest(inputs["pairs"] / "pairs.parquet"),
     }
