@@ -4,7 +4,8 @@ A stage calls, on every rank and in this order: `prepare`, `adapters.merged_on_d
 ZeRO-3 each rank keeps only its share, which needs the trainer's arguments to have been made), and `run`.
 
 Checkpoints are written under `checkpoints/` of the stage's folder. One is resumed only when it carries its `complete` mark,
-which rank 0 writes after every rank has written its part; a half-written one is passed over for the one before.
+which rank 0 writes after every rank has written its part, and all files that the mark lists; a half-written one is passed
+over for the one before.
 """
 
 import copy
@@ -28,7 +29,7 @@ from transformers.trainer_utils import set_seed
 
 from data_prep import progress
 from data_prep.errors import UserError
-from train import adapters, models, ranks, tracking
+from train import adapters, models, ranks, store, tracking
 from train.cluster import Row
 from train.order import Arrange, GlobalBatches, steps_per_epoch
 from train.recipe import Lora, Training
@@ -207,8 +208,17 @@ def run(trainer: StageTrainer, out: Path, start: Path, training: Training, row: 
 
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the newest checkpoint that was written to its end, or None."""
-    complete = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
-    return max(complete, key=_step, default=None)
+    return max(filter(_is_whole, folder.glob("checkpoint-*")), key=_step, default=None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint has its mark, and each file that was there then, at least as long: a node that loses its power, or a
+    disk that is full, can cut files that seemed to be written."""
+    mark = store.read_json(checkpoint / COMPLETE)
+    if mark is None:
+        return False
+    paths = {checkpoint / name: size for name, size in mark.get("files", {}).items()}
+    return all(path.is_file() and path.stat().st_size >= size for path, size in paths.items())
 
 
 def _step(checkpoint: Path) -> int:
@@ -224,8 +234,8 @@ def resumable(folder: Path) -> Path | None:
     last = last_checkpoint(folder) if ranks.rank() == 0 else None
     if ranks.rank() == 0:
         for path in folder.glob("checkpoint-*"):
-            if not (path / COMPLETE).is_file():
-                logger.info("removing %s, which was not written to its end", path.name)
+            if not _is_whole(path):
+                logger.info("removing %s, which was not written to its end, or has lost a part since", path.name)
                 shutil.rmtree(path)
     step = ranks.agree(_step(last) if last else -1)
     if step < 0:
@@ -360,7 +370,9 @@ class Watcher(TrainerCallback):
         mark = {"step": state.global_step, "world_size": self.row.world_size, "deepspeed": self.row.deepspeed is not None,
                 "zero_stage": self.row.zero_stage}  # fmt: skip
         folder = self.out / "checkpoints" / f"checkpoint-{state.global_step}"
-        (folder / COMPLETE).write_text(json.dumps(mark))
+        # Another node's files may still look shorter from here than they are, but never longer.
+        files = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+        store.write_json(folder / COMPLETE, {**mark, "files": files})
         _write_metrics(self.out, state.log_history)
 
     def _tell(self, state: Any, **numbers: float) -> None:

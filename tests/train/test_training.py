@@ -189,6 +189,14 @@ def test_a_checkpoint_counts_only_with_its_mark(tmp_path: Path):
     for step in (4, 8, 12):
         (tmp_path / f"checkpoint-{step}" / training.COMPLETE).write_text("{}")
     assert training.last_checkpoint(tmp_path) == tmp_path / "checkpoint-12"
+    weights = tmp_path / "checkpoint-12" / "model.safetensors"
+    weights.write_bytes(bytes(10))
+    (tmp_path / "checkpoint-12" / training.COMPLETE).write_text('{"files": {"model.safetensors": 10}}')
+    assert training.last_checkpoint(tmp_path) == tmp_path / "checkpoint-12"
+    weights.write_bytes(bytes(9))
+    assert training.last_checkpoint(tmp_path) == tmp_path / "checkpoint-8", "a file was cut"
+    (tmp_path / "checkpoint-8" / training.COMPLETE).write_bytes(b"")
+    assert training.last_checkpoint(tmp_path) == tmp_path / "checkpoint-4", "the mark itself was cut"
 
 
 def test_a_loss_that_is_no_number_ends_the_stage_with_a_message(run_stage: Run, shelf: Path, rows: Path):
