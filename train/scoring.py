@@ -59,7 +59,8 @@ class Sharding:
         if self.engine is not None:
             self.engine.destroy()
             for parameter in self.engine.module.parameters():
-                parameter.ds_tensor.data = parameter.data = parameter.data.new_empty(0)
+                parameter.ds_tensor.data = parameter.ds_tensor.data.new_empty(0)
+                parameter.data = parameter.data.new_empty(0)
         self.engine = self.loading = None
 
     def wrap(self, model: PreTrainedModel) -> Any:

@@ -239,7 +239,7 @@ def with_named_reference(shelf: Path) -> list[dict]:
         other / "logps.parquet",
     )
     cases = []
-    for reference, rows in ((shelf / "reference", ("zero3", "ddp")), (other, ("zero3",))):
+    for reference, rows in ((shelf / "reference", ("zero3 offload", "ddp")), (other, ("zero3",))):
         for row in rows:
             setting = {"processes": 2, "micro_batch_size": 1, **ROWS[row]}
             made = case(shelf, "dpo", f"named {reference.name} {row}", setting)
