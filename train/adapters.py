@@ -21,6 +21,7 @@ from train import models, policy, ranks
 from train.cluster import Row
 from train.policy import Policy
 from train.recipe import QUANTISATION, Lora
+from train.sizes import FOUR_BIT_IN_SHARDS
 
 
 def config(lora: Lora | None) -> LoraConfig | None:
@@ -164,10 +165,7 @@ def _quantised(start: Policy, row: Row, lora: Lora, cache: Path) -> PreTrainedMo
 def four_bit_obstacle(row: Row) -> str | None:
     """Say why weights in 4 bits cannot be used on a row here, or return None."""
     if row.zero_stage == 3:
-        return (
-            "lora.load_in_4bit and ZeRO-3 do not go together here: each device holds all 4-bit weights. Use "
-            "recipes/deepspeed/zero2.json, or no DeepSpeed, in the cluster's `train` row"
-        )
+        return FOUR_BIT_IN_SHARDS
     try:
         importlib.import_module("bitsandbytes")
     except Exception as error:  # its own import looks for CUDA libraries and fails in many ways

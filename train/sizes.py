@@ -1,4 +1,4 @@
-"""How a recipe's global batch is divided over the ranks of a cluster row. No torch: planning refuses what does not divide."""
+"""How a recipe's global batch is divided over the ranks of a cluster row. No torch: planning refuses what cannot be."""
 
 from collections.abc import Iterable
 
@@ -6,21 +6,25 @@ from data_prep.errors import UserError
 from train.cluster import Cluster, Row
 from train.graph import Stage
 
+FOUR_BIT_IN_SHARDS = (
+    "lora.load_in_4bit and ZeRO-3 do not go together here: each device holds all 4-bit weights. Use deepspeed/zero2.json, or no "
+    "DeepSpeed, in the cluster's `train` row"
+)
+
 
 def check(stages: Iterable[Stage], cluster: Cluster) -> None:
-    """Refuse a cluster file whose ranks do not divide the batch of a training stage. Raises `UserError`, a line for each."""
+    """Refuse a cluster file that a training stage cannot run by, whatever the machine: whose ranks do not divide its batch, or that
+    would shard weights in 4 bits. Raises `UserError`, a line for each."""
     wrong = []
     for stage in stages:
         if "training" in stage.params:
+            training, row = stage.params["training"], cluster.row(stage.row, stage.name)
             try:
-                training = stage.params["training"]
-                micro_batches(
-                    training["global_batch_size"],
-                    cluster.row(stage.row, stage.name),
-                    training.get("per_device_train_batch_size"),
-                )
+                micro_batches(training["global_batch_size"], row, training.get("per_device_train_batch_size"))
             except UserError as error:
                 wrong.append(f"{stage.name}: {error}")
+            if (training.get("lora") or {}).get("load_in_4bit") and row.zero_stage == 3:
+                wrong.append(f"{stage.name}: {FOUR_BIT_IN_SHARDS}")
     if wrong:
         raise UserError("\n".join(wrong))
 

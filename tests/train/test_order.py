@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from torch.utils.data import BatchSampler
 
 from data_prep.errors import UserError
-from train.cluster import Row
+from train.cluster import Cluster, Row
+from train.graph import Stage
 from train.order import GlobalBatches, steps_per_epoch
-from train.sizes import micro_batches
+from train.sizes import check, micro_batches
 
 
 def through_accelerate(order: GlobalBatches, micro: int, ranks: int) -> list[set[int]]:
@@ -78,6 +79,16 @@ def test_ranks_that_do_not_divide_the_batch_are_refused_with_the_nearest_that_do
 ):
     with pytest.raises(UserError, match=says):
         micro_batches(batch, Row(nodes=nodes, processes=processes))
+
+
+def test_weights_in_4_bits_and_zero_3_are_refused_while_planning():
+    stage = Stage(
+        "dpo.first", "dpo", {"training": {"global_batch_size": 8, "lora": {"load_in_4bit": True}}}, row="train"
+    )
+    rows = {stage: {"deepspeed": {"zero_optimization": {"stage": stage}}} for stage in (2, 3)}
+    check([stage], Cluster.model_validate({"train": rows[2]}))
+    with pytest.raises(UserError, match=r"dpo.first: lora.load_in_4bit and ZeRO-3 do not go together"):
+        check([stage], Cluster.model_validate({"train": rows[3]}))
 
 
 def test_a_micro_batch_that_is_the_recipes_is_kept_or_refused():

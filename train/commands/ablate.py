@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from data_prep.errors import UserError
-from train import ablation, cluster, display, display_ablation, store, tracking
+from train import ablation, cluster, display, display_ablation, sizes, store, tracking
 from train.ablation import AblationPlan
 from train.cluster import Cluster
 from train.commands import jobs, options
@@ -51,6 +51,7 @@ def ablate(
         lost = {stage.key: f"{stage.name} is not finished" for stage in _todo(made, root)}
         _end(made, file, root, Cluster(), lost, time.monotonic())
         return
+    sizes.check(made.stages, machine)
     if machine.kind == "slurm":
         assert cluster_file
         plan = made.as_plan()
