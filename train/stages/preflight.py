@@ -205,9 +205,12 @@ def _kernels(asks: tuple[usable.Ask, ...]) -> tuple[str, list[str]]:
     mine = [f"{', '.join(ask.stages)}: {reason}" for ask in asks for reason in usable.unusable(ask)]
     used = sorted({ask.row.attn_implementation for ask in asks} | {"liger" for ask in asks if ask.row.use_liger_kernel}
                   | {"bitsandbytes" for ask in asks if ask.load_in_4bit})  # fmt: skip
-    return ", ".join(used) or "none needed", [
-        f"{who}: {reason}" for who, lacks in _gather(mine).items() for reason in lacks
-    ]
+    told: dict[str, list[str]] = {}
+    for who, lacks in _gather(mine).items():
+        for reason in lacks:
+            told.setdefault(reason, []).append(who)
+    wrong = [f"{who[0]}{f' and {len(who) - 1} more' if len(who) > 1 else ''}: {reason}" for reason, who in told.items()]
+    return ", ".join(used) or "none needed", wrong
 
 
 def _all_reduce(device: str) -> tuple[str, list[str]]:
