@@ -269,6 +269,7 @@ def test_a_chain_that_is_cancelled_preempted_and_loses_a_node_ends_with_the_same
     time.sleep(10)
     lab.mend()
     wait_until(lambda: not lab.queued(), lambda: lab.rounds("status", RECIPE, "--store", store))
+    assert (only(store, "report") / "done.json").exists(), lab.rounds("status", RECIPE, "--store", store)
 
     for name in ("sft", "dpo", "export"):
         assert weights(only(store, name)) == weights(only(undisturbed, name)), name

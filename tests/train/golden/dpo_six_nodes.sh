@@ -36,7 +36,7 @@ give_up() { # say in failed.json how the stage ended, as `rounds status` calls i
 preempted() { # else the signal says that the time is nearly over; without an answer the more hopeful, which costs an attempt
     local job
     job=$(scontrol show job "$SLURM_JOB_ID") || return 0
-    [[ $job != *PreemptTime=None* ]]
+    [[ $job =~ PreemptTime=[0-9] ]] # None, or no such field where nobody preempts
 }
 
 again() { # start this same job anew; what waits for it keeps waiting
