@@ -223,6 +223,9 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
     except RecursionError:
         raise UserError(f"{path}: nested too deeply to be rows") from None
     except _RepeatedKeyError:
+        if _is_lines(raw):
+            yield from _numbered_lines(raw.split(b"\n"))
+            return
         raise UserError(
             f"{path}: an object has one key twice (two rows of one id, or a row with a column twice)"
         ) from None
@@ -239,6 +242,12 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
         raise UserError(f"{path}: expected a list of rows or an object id -> row, found {type(value).__name__}")
     for number, row in enumerate(value, start=1):
         yield number, "not_an_object" if isinstance(row, str) else row
+
+
+def _is_lines(raw: bytes) -> bool:
+    """Tell whether what follows the first value of some JSON makes it JSONL."""
+    text = raw.decode("utf-8-sig").strip()
+    return json.JSONDecoder().raw_decode(text)[1] < len(text)
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Any]]:

@@ -8,6 +8,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Literal
 
 from data_prep.records import Message
@@ -117,18 +118,28 @@ def preference(prompt: Any, chosen: Any, rejected: Any) -> tuple[tuple[Message, 
     return better_prompt, better, worse
 
 
-# Soft hyphens, zero-width spaces and joiners, marks of direction: what a page or a PDF leaves in a word without being seen.
-_UNSEEN = {code: None for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) == "Cf"}
+@cache
+def _plain() -> dict[int, str | None]:
+    """Return what letters are compared as where that is not themselves: None for those that are not seen."""
+    found: dict[int, str | None] = {}
+    for letter in map(chr, range(128, sys.maxunicode + 1)):
+        # Soft hyphens, zero-width spaces and joiners, marks of direction: what a page or a PDF leaves in a word.
+        if unicodedata.category(letter) == "Cf":
+            found[ord(letter)] = None
+        # Raised and lowered digits and fractions keep their form: 10⁵ is not 105.
+        elif (form := unicodedata.decomposition(letter)) and not form.startswith(("<super>", "<sub>", "<fraction>")):
+            found[ord(letter)] = unicodedata.normalize("NFKC", letter)
+    return found
 
 
 def folded(value: str) -> str:
     """Return the text in the letters that words are compared by: case folded, and of all that looks alike or is not seen one form.
 
-    Unicode's NFKC makes one of ligatures, full-width letters, superscripts and composed accents.
+    One is made of ligatures, full-width letters and composed accents, as NFKC does; raised and lowered digits stay apart.
     """
     if value.isascii():
         return value.casefold()
-    return unicodedata.normalize("NFKC", value.translate(_UNSEEN)).casefold()
+    return unicodedata.normalize("NFC", value.translate(_plain())).casefold()
 
 
 def normalised(value: str) -> str:

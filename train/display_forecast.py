@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
@@ -48,9 +49,7 @@ def plan(console: Console, made: Plan, machines: Cluster, root: Path) -> None:
     console.print(table)
     room = disk.needed([stage for stage in made.stages if not store.done(store.folder(root, stage))], root, machines)
     if room:
-        console.print(
-            f"{root} needs about {room / 1e9:,.1f} GB for policies and checkpoints", highlight=False, markup=False
-        )
+        console.print(f"{root} needs about {decimal(room)} for policies and checkpoints", highlight=False, markup=False)
     for each in found:
         if each.advice:
             console.print(f"{each.stage}: {each.advice}", style="red", highlight=False, markup=False)

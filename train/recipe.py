@@ -240,13 +240,18 @@ def _named(names: set[str]) -> str:
     return ", ".join(sorted(names))
 
 
+def _listed(value: Any) -> Any:
+    """Let a recipe write one name, or none, where a list of names would do."""
+    return [] if value is None else [value] if isinstance(value, str) else value
+
+
 class DpoLoss(Section):
     """What a round's loss is, under TRL's names."""
 
     beta: Positive = 0.1
     """Strength of the pull to the reference."""
-    loss_type: Annotated[tuple[LossType, ...], Field(min_length=1)] = ("sigmoid",)
-    """TRL's DPO loss types, summed with `loss_weights`."""
+    loss_type: Annotated[tuple[LossType, ...], Field(min_length=1), BeforeValidator(_listed)] = ("sigmoid",)
+    """One of TRL's DPO loss types, or several, summed with `loss_weights`."""
     loss_weights: tuple[float, ...] | None = None
     """One weight per loss type; None is 1.0 each."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
@@ -341,11 +346,6 @@ class TaskUse(Section):
 
 def _task(value: Any) -> Any:
     return {"task": value} if isinstance(value, str) else value
-
-
-def _listed(value: Any) -> Any:
-    """Let a recipe write one name, or none, where a list of names would do."""
-    return [] if value is None else [value] if isinstance(value, str) else value
 
 
 class Evaluate(Section):

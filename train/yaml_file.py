@@ -157,7 +157,7 @@ def _explain(error: Any, section: type[BaseModel], locate: Locate, data: Any, ov
     message = error["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         return f"{where}: {message}"
-    return f"{where}: {message}; found {found!r} ({type(found).__name__})"
+    return f"{where}: {message.replace('valid tuple', 'list')}; found {found!r} ({type(found).__name__})"
 
 
 def _sets(override: str, loc: tuple, data: Any) -> bool:

@@ -263,6 +263,10 @@ LINES = {
     "digits.jsonl": (TORN + b'\n{"question": "x", "answer": ' + b"9" * 5000 + b"}", {21: "not_json"}),
     "surrogate.jsonl": (TORN + b'\n{"question": "\\ud800", "answer": "x"}', {21: "not_utf8"}),
     "key.jsonl": (TORN + b'\n{"question": "a", "answer": "b", "answer": "c"}', {21: "repeated_key"}),
+    "key.json": (
+        b'{"question": "a", "answer": "b", "answer": "c"}\n' + jsonl(GOOD["question_answer"]),
+        {1: "repeated_key"},
+    ),
     "nul.csv": (table(GOOD["question_answer"]) + b"Wh\0t?,x\r\n", {21: "control_characters"}),
     "latin1.csv": (table(GOOD["question_answer"]) + b"Gr\xf6\xdfe?,x\r\n", {21: "not_utf8"}),
     "cells.csv": (

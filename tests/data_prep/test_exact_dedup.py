@@ -15,6 +15,15 @@ def test_a_repeated_record_is_dropped_across_batches() -> None:
     assert rule([talk("WHY?", "so.")]) == ["duplicate"]
 
 
+def test_raised_digits_are_others() -> None:
+    rule = filters.build(FilterUse(name="exact_dedup"), [])
+    assert (
+        rule([talk("How many?", "105 a litre"), talk("How many?", "10⁵ a litre"), talk("How many?", "ＬＯ")])
+        == [None] * 3
+    )
+    assert rule([talk("How many?", "lo")]) == ["duplicate"]
+
+
 def test_pairs_that_differ_in_one_side_or_in_order_stay() -> None:
     prompt = (Message("user", "Why?"),)
     pairs = [Pair("p", "s", prompt, *sides) for sides in (("a", "b"), ("a", "c"), ("b", "a"), ("a", "b"))]

@@ -252,6 +252,7 @@ def test_wandb_is_on_unless_switched_off(tmp_path: Path, text: str, project: str
         ("rounds=[]", lambda read: read.rounds == ()),
         ("wandb.project=mine", lambda read: read.wandb.project == "mine"),
         ("description=a=b", lambda read: read.description == "a=b"),
+        ("rounds.first.loss_type=ipo", lambda read: read.rounds[0].loss_type == ("ipo",)),
         ("sft.learning_rate=2e-3", lambda read: read.sft.learning_rate == 2e-3),
     ],
 )
@@ -294,6 +295,8 @@ def test_set_on_an_aliased_round_changes_that_round_only(tmp_path: Path):
         ("sft..max_length=3", ["unknown field"]),
         ("rounds.second.data.zz=x", ["'zz'", "pairs"]),
         ("sft.data.0.max_rows=3", ["sft.data.0"]),
+        ("rounds.first.loss_type=sigmod", ["'sigmod'", "did you mean 'sigmoid'?"]),
+        ("rounds.first.loss_type=3", ["should be a list"]),
         ("rounds.first.loss_type=[aot]", ["per_device_train_batch_size", "aot looks at the pairs of a micro-batch"]),
         ("rounds.first.loss_type=[sigmoid, sft]", ["per_device_train_batch_size", "sft looks at"]),
         ("rounds.first.per_device_train_batch_size=2", ["only for aot, aot_unpaired, sft"]),

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data_prep.errors import UserError
-from train import cluster, store
+from train import cluster, sizes, store
 from train.cluster import Cluster
 from train.commands import options
 from train.commands.options import ClusterFile, Overrides, StoreRoot, plan_of, store_of, told
@@ -40,7 +40,9 @@ def preflight(
     root = store_of(root, cluster_file).resolve()
     root.mkdir(parents=True, exist_ok=True)
     machine = cluster.load(cluster_file)
-    made = checks.stages(plan_of(file, overrides, root).stages if file else (), root, machine)
+    planned = plan_of(file, overrides, root).stages if file else ()
+    sizes.check(planned, machine)
+    made = checks.stages(planned, root, machine)
     (_on_slurm if machine.kind == "slurm" else _here)(made, root, machine, cluster_file)
     options.console.print(_table(made, root))
     bad = [entry for entry in state.states(made, root) if entry.state != "done"]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.filesize import decimal
 from torch import distributed
 
 from data_prep.errors import UserError
@@ -125,9 +126,7 @@ def _holds(path: Path, token: str) -> bool:
 
 def _disk(out: Path, need: int | None) -> tuple[str, list[str]]:
     free = shutil.disk_usage(out).free
-    says = f"{free / 1e9:,.0f} GB free, the plan writes " + (
-        "an unknown amount" if need is None else f"about {need / 1e9:,.1f} GB"
-    )
+    says = f"{decimal(free)} free, the plan writes {'an unknown amount' if need is None else f'about {decimal(need)}'}"
     return says, [f"{says}; make room, or name another store"] if need is not None and need > free else []
 
 
