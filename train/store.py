@@ -14,6 +14,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -27,6 +28,8 @@ from filelock import FileLock, Timeout
 
 from data_prep.errors import UserError
 from train.graph import Asset, Stage
+
+logger = logging.getLogger("rounds")
 
 DEFAULT_ROOT = "store"
 _LONG_READ = 4 << 30  # bytes; some seconds, at the speed of a disk
@@ -151,6 +154,28 @@ def claim(stage_folder: Path, wait: bool = True) -> Iterator[None]:
         yield
     finally:
         (stage_folder / "holder.json").unlink(missing_ok=True)
+        lock.release()
+
+
+@contextlib.contextmanager
+def turn(root: Path, seconds: float = 600) -> Iterator[None]:
+    """Let one command at a time submit or cancel jobs for this store: two at once would each submit what neither sees queued.
+
+    Raises `UserError` when another is not through after so many seconds.
+    """
+    lock = FileLock(root / "submitting.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.warning("another command submits or cancels jobs of %s; waiting for it", root)
+        try:
+            lock.acquire(timeout=seconds)
+        except Timeout:
+            raise UserError(f"another command has been submitting or cancelling jobs of {root} for {seconds / 60:.0f} minutes; "
+                            "try again when it has ended") from None  # fmt: skip
+    try:
+        yield
+    finally:
         lock.release()
 
 

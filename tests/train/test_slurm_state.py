@@ -9,6 +9,12 @@ from train.graph import Stage
 from train.launch import slurm, state
 from train.launch.queue import Job
 
+TORCHRUN = """
+  host      : gpu-07
+  rank      : 1 (local_rank: 1)
+  exitcode  : -9 (pid: 28019)
+"""
+
 
 @pytest.mark.parametrize(
     ("word", "printed", "expected", "advice"),
@@ -20,6 +26,13 @@ from train.launch.queue import Job
         ("CANCELLED", "srun: started", "cancelled", "by scancel"),
         ("CANCELLED", None, "cancelled", "before it began"),
         ("FAILED", "ModuleNotFoundError: No module named 'train'", "failed", "without finishing"),
+        (
+            "FAILED",
+            "srun: error: gpu-07: task 0: Killed",
+            "failed",
+            "a process on gpu-07 was ended by a signal: Killed (out of memory",
+        ),
+        ("FAILED", TORCHRUN, "failed", "rank 1 on gpu-07 (process 28019) was ended by signal 9 (killed; out of memory"),
         ("UNKNOWN", "", "ended", "no longer knows job 7"),
         (
             "FAILED",
@@ -55,6 +68,23 @@ def test_the_right_log_is_that_of_the_rank_that_failed(tmp_path):
     (tmp_path / "failed.json").write_text(json.dumps({"message": "m", "log": str(other)}))
     assert state.right_log(tmp_path) == other
     assert state.last_lines(other, 5) == ["out of memory"] and state.last_lines(tmp_path / "none", 5) == []
+
+
+def test_a_stage_that_was_given_up_is_told_with_what_ended_its_attempts(tmp_path, monkeypatch):
+    stage = Stage("dpo.first", "dpo", {})
+    folder = store.prepare(tmp_path, stage)
+    (folder / "slurm").mkdir()
+    (folder / "log.txt").write_text("step 3\n")
+    printed = folder / "slurm" / "7.txt"
+    printed.write_text(f"-- attempt 0 of job 7 --\n{TORCHRUN}-- attempt 1 of job 7 --\n")
+    store.write_json(folder / "slurm" / "job.json", {"id": "7", "runs": []})
+    store.write_json(folder / "failed.json", {"message": "restarted once", "state": "failed", "user_error": True})
+    monkeypatch.setenv("PATH", "")  # no SLURM answers: the folder alone tells
+    (found,) = state.states([stage], tmp_path)
+    assert found.because.startswith(
+        "restarted once. Before that rank 1 on gpu-07 (process 28019) was ended by signal 9"
+    )
+    assert state.right_log(folder) == printed
 
 
 def test_a_job_waits_only_for_parents_that_no_other_parent_waits_for():

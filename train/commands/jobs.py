@@ -42,6 +42,13 @@ def submit(
     else:
         entries = slurm.submit(stages, root, machine, purpose, lanes, checks)
     options.console.print(jobs_table(purpose.name, entries))
+    outdated = [entry.stage.name for entry in entries if entry.outdated]
+    if outdated:
+        options.console.print(
+            f"queued as the cluster file was then, and it says something else now: {', '.join(outdated)}. To send them anew: "
+            "`rounds cancel` with the same recipe, then this again; what runs goes on from its last checkpoint",
+            style="yellow", markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
     hours = sum(entry.gpu_hours for entry in entries if entry.what in ("submitted", "would"))
     options.console.print(
         f"at most {hours:,.0f} GPU-hours, if every job took its whole time limit once", highlight=False

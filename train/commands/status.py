@@ -1,5 +1,6 @@
 """`rounds status`: what became of each stage of a run."""
 
+import re
 import time
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +19,8 @@ from train.launch import slurm, state
 from train.launch.state import ENDED_BADLY, State
 
 _SECONDS_BETWEEN_LOOKS = 10.0
+_METRICS = re.compile(r"\{'\w+': .*\}$")
+"""What the trainer prints of each step: wide, and never why it ended."""
 _COLORS = {
     "done": "green",
     "skipped": "green",
@@ -139,7 +142,8 @@ def _clock(seconds: float | None) -> str:
 
 def _why(entry: State) -> list[RenderableType]:
     log = state.right_log(entry.folder)
-    lines = [line for line in state.last_lines(log, 40) if line.strip()][-6:]
+    lines = [line for line in state.last_lines(log, 40) if line.strip()]
+    lines = ([line for line in lines if not _METRICS.match(line)] or lines)[-6:]
     said = [Text(f"  {log}", "dim"), *(Text(f"  {line}") for line in lines)] if lines else []
     return [Text(f"\n{entry.stage.name}: {entry.state}: {entry.because}", "red"), *said]
 

@@ -10,6 +10,10 @@ from train import store
 _FULL_BYTES = 1 << 20
 _ENDED = re.compile(r"host\s+: (\S+)\s+rank\s+: (\d+) .*\s+exitcode\s+: -(\d+) \(pid: (\d+)\)")
 """As torchrun sums up a rank that was ended by a signal; 15 is how it ends the others itself."""
+_TASK = re.compile(
+    r"^srun: error: (\S+): tasks? [\d,-]+: (Killed|Segmentation fault|Bus error|Aborted|Illegal instruction)",
+    re.MULTILINE,
+)
 _PORT_TAKEN = "EADDRINUSE"
 
 
@@ -19,14 +23,11 @@ def why(name: str, folder: Path, exit_code: int | None, torchrun_output: str = "
     A rank that is killed writes nothing, and the others only that they lost contact: then the agent knows the cause.
     """
     failure = store.read_json(folder / "failed.json")
-    killed = next((found.groups() for found in _ENDED.finditer(torchrun_output) if found[3] != "15"), None)
+    killed = killed_rank(torchrun_output)
     if killed and (failure is None or failure.get("lost_contact")):
-        host, rank, signal, pid = killed
+        rank, how = killed
         log = folder / (f"logs/rank-{rank}.txt" if rank != "0" else "log.txt")
-        message = (
-            f"rank {rank} on {host} (process {pid}) was ended by signal {signal}{_KILLED if signal == '9' else ''}. Its log: {log}. "
-            "The same command goes on from the last checkpoint"
-        )
+        message = f"{how}. Its log: {log}. The same command goes on from the last checkpoint"
         store.write_json(folder / "failed.json", {"message": message, "user_error": True, "time": time.time()})
         return f"{name}: {message}."
     if failure is None:
@@ -41,7 +42,28 @@ def why(name: str, folder: Path, exit_code: int | None, torchrun_output: str = "
     return f"{name} failed: {failure['message']}. The traceback is in {log}."
 
 
+_PERHAPS = " (out of memory, perhaps)"
 _KILLED = " (killed; out of memory, perhaps)"
+
+
+def killed_rank(torchrun_output: str) -> tuple[str, str] | None:
+    """Return the first rank that was ended by a signal, and how, by what the agents of its nodes printed."""
+    found = next((found for found in _ENDED.finditer(torchrun_output) if found[3] != "15"), None)
+    if found is None:
+        return None
+    host, rank, signal, pid = found.groups()
+    return (
+        rank,
+        f"rank {rank} on {host} (process {pid}) was ended by signal {signal}{_KILLED if signal == '9' else ''}",
+    )
+
+
+def killed_task(srun_output: str) -> str | None:
+    """Say how the first process of a step was ended by a signal, by what srun printed; None where none was."""
+    found = _TASK.search(srun_output)
+    return (
+        found and f"a process on {found[1]} was ended by a signal: {found[2]}{_PERHAPS if found[2] == 'Killed' else ''}"
+    )
 
 
 def _cause(folder: Path, exit_code: int | None) -> str:

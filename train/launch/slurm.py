@@ -7,7 +7,7 @@ it), so any later command, on any machine that sees the store, knows the jobs ag
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ class Entry:
     waits_for: tuple[str, ...] = ()
     refused: str | None = None
     """Why SLURM would not take the script, as far as a dry run could ask."""
+    outdated: bool = False
+    """Queued with a `row` that is not what the cluster file says now."""
 
     @property
     def gpu_hours(self) -> float:
@@ -125,6 +127,14 @@ def submit(
     Raises `UserError` where SLURM refuses a job; those before it stay submitted, and the same call goes on from there.
     """
     root = root.resolve()
+    root.mkdir(parents=True, exist_ok=True)
+    with store.turn(root):
+        return _submit(stages, root, cluster, run, lanes, checks)
+
+
+def _submit(
+    stages: Sequence[Stage], root: Path, cluster: Cluster, run: Run, lanes: int | None, checks: Sequence[Stage]
+) -> list[Entry]:
     known = live_jobs([*checks, *stages], root)
     done = {stage.key for stage in stages if store.done(store.folder(root, stage))}
     if all(stage.key in known or stage.key in done for stage in stages):
@@ -185,7 +195,13 @@ def _queued(stage: Stage, folder: Path, row: Row, job: str, chain: Chain, run: R
     known = _noted(folder, job) or {"runs": []}
     if run.id not in known["runs"]:
         _remember(folder, {"checks": [], "behind": [], **known, "id": job, "runs": [*known["runs"], run.id]}, run)
-    return Entry(stage, "queued", row, job, waits_for)
+    return _as_it_was(Entry(stage, "queued", row, job, waits_for), known)
+
+
+def _as_it_was(entry: Entry, known: Mapping[str, Any]) -> Entry:
+    """Show a queued stage with the row that its job was submitted with."""
+    then = Row.model_validate(known["row"]) if "row" in known else entry.row
+    return replace(entry, row=then, outdated=then != entry.row)
 
 
 def _submitted(
@@ -218,6 +234,7 @@ def _submitted(
         "runs": runs,
         "checks": names,
         "behind": behind,
+        "row": row.model_dump(mode="json"),
     }
     _remember(store.folder(root, stage), made, run)
     chain.note(stage.key, number, waits_for)
@@ -246,7 +263,8 @@ def rehearse(
         if store.done(store.folder(root, stage)) and stage not in checks:
             entries.append(Entry(stage, "done", row))
         elif stage.key in known:
-            entries.append(Entry(stage, "queued", row, known[stage.key].id))
+            job = known[stage.key].id
+            entries.append(_as_it_was(Entry(stage, "queued", row, job), _noted(store.folder(root, stage), job) or {}))
         else:
             written = write_script(stage, root, row, run)
             refused = queue.test(written) if answers else None
@@ -286,7 +304,7 @@ def write_script(stage: Stage, root: Path, row: Row, run: Run) -> Path:
 
 def record(folder: Path) -> dict[str, Any] | None:
     """Return what is known of a stage's last submission: the job's id and name, the runs that want it, recipe and cluster
-    file, when, its checks, and the jobs of the lane that it was put behind."""
+    file, when, its checks, the jobs of the lane that it was put behind, and its cluster row."""
     return store.read_json(folder / "slurm" / "job.json")
 
 
@@ -314,7 +332,15 @@ def cancel(
     With `shared` those are cancelled as well.
     """
     root = root.resolve()
-    stages = [*checks_of(stages, root), *stages]
+    if not root.is_dir():
+        return [], []
+    with store.turn(root):
+        return _cancel([*checks_of(stages, root), *stages], root, run, shared)
+
+
+def _cancel(
+    stages: Sequence[Stage], root: Path, run: str, shared: bool
+) -> tuple[list[str], list[tuple[str, list[str]]]]:
     ids, left = [], []
     for key, job in live_jobs(stages, root).items():
         folder = next(store.folder(root, stage) for stage in stages if stage.key == key)

@@ -12,7 +12,7 @@ from pathlib import Path
 from data_prep import progress
 from train import store
 from train.graph import Stage
-from train.launch import queue, script, slurm
+from train.launch import failures, queue, script, slurm
 from train.launch.queue import Job
 
 ENDED_BADLY = ("failed", "cancelled", "time limit", "preempted", "out of memory", "node failed", "ended")
@@ -29,6 +29,7 @@ _FINAL = {
 }
 _ATTEMPT = re.compile(r"^-- attempt \d+ of job .*--$", re.MULTILINE)
 """The first line of every attempt's output; all go to one file."""
+_NOTHING_SAID = "its script ended without finishing the stage"
 _MEMORY = re.compile(r"oom.kill|Out Of Memory|out of memory|Cannot allocate memory|DefaultCPUAllocator")
 
 
@@ -97,7 +98,9 @@ def _state(stage: Stage, folder: Path, job: Job | None, parents: list[State]) ->
     failure = store.read_json(folder / "failed.json")
     if failure and not (failure.get("lost_contact") and job and _FINAL.get(job.state, "failed") != "failed"):
         # else SLURM ended it, and the ranks saw each other go
-        return State(stage, folder, failure.get("state", "failed"), job, failure["message"])
+        how = _killed(folder, job.id) if job and _given_up(failure) else None
+        because = f"{failure['message']}{f'. Before that {how}' if how else ''}"
+        return State(stage, folder, failure.get("state", "failed"), job, because)
     bad = next((each for each in parents if each.state in ENDED_BADLY or each.because.startswith("behind ")), None)
     origin = bad and (bad.because.removeprefix("behind ") if bad.because.startswith("behind ") else bad.stage.name)
     if job and job.state == "UNKNOWN" and job.reason:
@@ -129,17 +132,37 @@ def _in_queue(job: Job, folder: Path) -> tuple[str, Job, str]:
 def ended(job: Job, folder: Path) -> tuple[str, Job, str]:
     """Say why a job is gone without a word in `failed.json`."""
     state = _FINAL.get(job.state, "ended")
-    printed = "\n".join(last_lines(folder / "slurm" / f"{job.id}.txt", 50))
-    if _MEMORY.search(_ATTEMPT.split(printed)[-1]):
+    if _MEMORY.search(_attempts(folder, job.id)[-1]):
         state = "out of memory"
     because = {
         "time limit": "its time was over before it had saved: raise `time`, or `signal_seconds` so that a step and a checkpoint fit",
         "out of memory": "raise `memory` in the cluster file (this is the node's memory, not the GPU's)",
         "node failed": "the node went away, and the job was not requeued",
         "cancelled": "by scancel" if started(folder, job) else "before it began",
+        "failed": _killed(folder, job.id) or _NOTHING_SAID,
         "ended": f"SLURM no longer knows job {job.id}",
-    }.get(state, "its script ended without finishing the stage")
+    }.get(state, _NOTHING_SAID)
     return state, job, because
+
+
+def _attempts(folder: Path, job: str) -> list[str]:
+    """Return what the last attempts of a job printed, the latest last."""
+    return _ATTEMPT.split("\n".join(last_lines(folder / "slurm" / f"{job}.txt", 150)))
+
+
+def _killed(folder: Path, job: str) -> str | None:
+    """Say how the latest attempt of which a process was ended by a signal came to that."""
+    for printed in reversed(_attempts(folder, job)):
+        rank = failures.killed_rank(printed)
+        how = rank[1] if rank else failures.killed_task(printed)
+        if how:
+            return how
+    return None
+
+
+def _given_up(failure: dict) -> bool:
+    """Tell whether the batch script gave a stage up after too many restarts: what ended those is in its own output."""
+    return failure.get("state") == "failed"
 
 
 def right_log(folder: Path) -> Path:
@@ -147,8 +170,10 @@ def right_log(folder: Path) -> Path:
     failure = store.read_json(folder / "failed.json") or {}
     printed = sorted((folder / "slurm").glob("*.txt"), key=lambda path: path.stat().st_mtime)
     log = Path(failure.get("log", folder / "log.txt"))
-    if (failure and log.exists()) or not printed:
+    if (failure and log.exists() and not _given_up(failure)) or not printed:
         return log
+    if _given_up(failure):
+        return printed[-1]
     newer = log.exists() and log.stat().st_mtime >= printed[-1].stat().st_mtime
     return log if newer else printed[-1]
 
@@ -157,8 +182,11 @@ def last_lines(path: Path, count: int) -> list[str]:
     """Return the last lines of a file that need not exist; of a long one only its end is read."""
     try:
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 400 * count))
-            text = file.read().decode(errors="replace")
+            start = max(0, path.stat().st_size - 400 * count)
+            file.seek(start)
+            end = file.read()
     except FileNotFoundError:
         return []
+    rest = end.partition(b"\n")[2] if start else b""  # without the part of a line that it begins with
+    text = (rest or end).decode(errors="replace")
     return [line.rpartition("\r")[2] for line in text.splitlines()][-count:]

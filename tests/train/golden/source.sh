@@ -31,8 +31,8 @@ preempted() { # else the signal says that the time is nearly over; without an an
     [[ $job =~ PreemptTime=[0-9] ]] # None, or no such field where nobody preempts
 }
 
-again() { # start this same job anew; what waits for it keeps waiting
-    echo "$(date +%T) again: $1"
+again() { # would start this same job anew, if the cluster file did not say requeue: false
+    echo "$(date +%T) not again: $1"
     give_up "$1" "stopped, and the cluster file says requeue: false: the same command goes on from the start of this stage"
     exit 75 # never 0: what waits for this stage would start on an unfinished one
 }
