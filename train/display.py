@@ -261,9 +261,7 @@ def stage(console: Console, folder: Path, whole_log: bool) -> None:
     """Print everything that a stage's folder tells."""
     spec, record = store.spec(folder), store.done(folder)
     state = record["status"] if record else "running" if store.is_held(folder) else "not finished"
-    console.print(
-        f"[bold]{spec['name']}[/bold] ({spec['function']}, version {spec['version']}): {state}", highlight=False
-    )
+    console.print(Text.assemble((spec["name"], "bold"), f" ({spec['function']}, version {spec['version']}): {state}"))
     console.print(f"folder  {folder}", highlight=False, soft_wrap=True)
     console.print(f"commit  {spec['git_commit']}", highlight=False)
     console.print("inputs", style="bold")

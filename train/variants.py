@@ -70,8 +70,8 @@ class Ablation(Section):
     change does from what another seed does."""
     every: Variant = Variant()
     """Edits for all variants, made first. Without gates, say, a variant ends with the policy that its rounds made."""
-    variants: Annotated[dict[VariantName, Annotated[Variant, BeforeValidator(_variant)]], Field(min_length=1)]
-    """Name -> edits; the report keeps their order."""
+    variants: dict[VariantName, Annotated[Variant, BeforeValidator(_variant)]] = Field(default_factory=dict)
+    """Name -> edits; the report keeps their order. May be left out where there is a grid."""
     grid: dict[str, Annotated[dict[str, Any], BeforeValidator(_cells), Field(min_length=1)]] = Field(
         default_factory=dict
     )
@@ -79,8 +79,18 @@ class Ablation(Section):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> "Ablation":
+        for path, values in self.grid.items():
+            for label in values:
+                if not label.isprintable():
+                    raise yaml_file.FieldError(f"{label!r} holds a line break or a control character", "grid", path)
+        if self.seeds and len(set(self.seeds)) < len(self.seeds):
+            raise yaml_file.FieldError(
+                f"a seed stands twice in {list(self.seeds)}; it would count as two runs", "seeds"
+            )
         for twice in self.cells().keys() & self.variants.keys():
             raise yaml_file.FieldError(f"{twice!r} is a variant and a combination of the grid", "variants", twice)
+        if not self.all():
+            raise yaml_file.FieldError("no variant is left: give some, or a grid", "variants")
         if self.baseline not in self.all():
             raise yaml_file.FieldError(
                 f"no variant is called {self.baseline!r}. {nearest(self.baseline, self.all())}", "baseline"

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from data_prep.errors import UserError
-from train import recipe
+from train import cli, recipe
 from train.recipe import Recipe
 from train.variants import Ablation, Variant, edited
 
@@ -116,3 +117,26 @@ def test_grid_paths_that_end_alike_are_named_in_full():
     file = {"name": "g", "base": "r.yaml", "baseline": "a", "variants": {"a": None},
             "grid": {"rounds.0.beta": [0.1], "rounds.1.beta": [0.2]}}  # fmt: skip
     assert list(Ablation.model_validate(file).all()) == ["a", "rounds.0.beta=0.1+rounds.1.beta=0.2"]
+
+
+def test_a_grid_may_stand_alone_and_its_labels_are_shown_as_they_are_written(tmp_path):
+    file = tmp_path / "grid.yaml"
+    file.write_text(
+        f"name: g\nbase: {QUICKSTART}\nbaseline: 'data=[pairs_1]+beta=[/red] :smile:'\n"
+        "grid: {rounds.0.data: [[pairs_1], [pairs_2]], rounds.0.beta: {'[/red] :smile:': 0.2}}\n"
+    )
+    done = CliRunner().invoke(cli.app, ["plan", str(file), "--store", str(tmp_path)])
+    assert done.exit_code == 0 and "data=[pairs_2]+beta=[/red] :smile:" in done.output, done.output
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"seeds": [1, 2, 1], "variants": {"a": None}}, "a seed stands twice"),
+        ({"variants": {}}, "no variant is left"),
+        ({"variants": {"a": None}, "grid": {"seed": {"x\ny": 1}}}, "holds a line break"),
+    ],
+)
+def test_an_ablation_that_cannot_be_told_apart_is_refused(fields, said):
+    with pytest.raises(ValueError, match=said):
+        Ablation.model_validate({"name": "g", "base": "r.yaml", "baseline": "a", **fields})

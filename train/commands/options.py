@@ -16,8 +16,9 @@ from train import ablation, cluster, needs, offline, pipeline, recipe, store
 from train.graph import Asset
 from train.pipeline import Plan
 
-console = Console(width=None if sys.stdout.isatty() else 160)  # in a log nothing is to be cut at 80 columns
-errors = Console(stderr=True)
+# Square brackets and colons are the user's own words, never markup; in a log nothing is to be cut at 80 columns.
+console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False)
+errors = Console(stderr=True, markup=False, emoji=False)
 
 RecipeFile = Annotated[Path, typer.Argument(help="Recipe, such as recipes/quickstart.yaml", show_default=False)]
 AblationFile = Annotated[
