@@ -91,6 +91,17 @@ def test_weights_in_4_bits_and_zero_3_are_refused_while_planning():
         check([stage], Cluster.model_validate({"train": rows[3]}))
 
 
+def test_deepspeed_without_shards_is_refused_in_bf16_where_its_adam_starts_wrongly():
+    stage = Stage("sft", "sft", {"training": {"global_batch_size": 8}}, row="train")
+    train = {"precision": "bf16", "deepspeed": {"zero_optimization": {"stage": 1}}}
+    check([stage], Cluster.model_validate({"train": train}))
+    cluster = {"train": train, "stages": {"sft": {"deepspeed": {"zero_optimization": {"stage": 0}}}}}
+    with pytest.raises(
+        UserError, match=r"^sft: a DeepSpeed file of stage 0 trains wrongly in bf16.* take stage 1 or 2$"
+    ):
+        check([stage], Cluster.model_validate(cluster))
+
+
 def test_a_micro_batch_that_is_the_recipes_is_kept_or_refused():
     assert micro_batches(64, Row(processes=8, micro_batch_size=1), 4) == (4, 2)
     with pytest.raises(
