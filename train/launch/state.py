@@ -15,7 +15,7 @@ from train.graph import Stage
 from train.launch import failures, queue, script, slurm
 from train.launch.queue import Job
 
-ENDED_BADLY = ("failed", "cancelled", "time limit", "preempted", "out of memory", "node failed", "ended")
+ENDED_BADLY = ("failed", "cancelled", "time limit", "preempted", "out of memory", "node failed", "port taken", "ended")
 _FINAL = {
     "FAILED": "failed",
     "BOOT_FAIL": "node failed",

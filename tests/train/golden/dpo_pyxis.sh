@@ -67,7 +67,8 @@ if [ "$stuck" -gt 5 ]; then
 fi
 
 HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
-export HEAD PORT=$((20000 + (SLURM_JOB_ID + 1000 * ${SLURM_RESTART_COUNT:-0}) % 20000)) # no meeting with leftovers of an earlier attempt
+# Below 32768, from where Linux takes the ports of outgoing connections; another one at each attempt, for what an earlier may have left.
+export HEAD PORT=$((20000 + (SLURM_JOB_ID + 1000 * ${SLURM_RESTART_COUNT:-0}) % 12000))
 # In single quotes, since SLURM_NODEID is another one on each node.
 # --wait=0, since rank 0 works on when the others are through: it reads back and hashes what it saved. A torchrun without it leaves
 # in peace after 300 s (exit_barrier_timeout, which ends no rank); by a site's WaitTime rank 0 would be ended soon after that.
@@ -95,8 +96,14 @@ if [ -n "$stopping" ] && [ ! -e "$STAGE/failed.json" ]; then
     fi
     again "$stopping"
 fi
+printed() { # by this attempt
+    sed "0,/^$attempt/d" "$STAGE/slurm/$SLURM_JOB_ID.txt"
+}
 # Ranks that lost each other are no mistake of the programme's: a node, a network. One that the kernel killed for its memory is.
-if grep -qs '"lost_contact": true' "$STAGE/failed.json" && ! grep -qsi 'oom.kill' < <(sed "0,/^$attempt/d" "$STAGE/slurm/$SLURM_JOB_ID.txt"); then
+if grep -qs '"lost_contact": true' "$STAGE/failed.json" && ! grep -qsi 'oom.kill' < <(printed); then
     again "ranks lost"
+fi
+if [ ! -e "$STAGE/failed.json" ] && grep -qs EADDRINUSE < <(printed); then # by a stranger on the head node
+    again "port taken"
 fi
 exit 1

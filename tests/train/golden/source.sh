@@ -79,8 +79,11 @@ if [ "$code" -eq 0 ] && [ -e "$STAGE/done.json" ]; then
     rm -f "$STAGE/failed.json"
     exit 0
 fi
+printed() { # by this attempt
+    sed "0,/^$attempt/d" "$STAGE/slurm/$SLURM_JOB_ID.txt"
+}
 # Ranks that lost each other are no mistake of the programme's: a node, a network. One that the kernel killed for its memory is.
-if grep -qs '"lost_contact": true' "$STAGE/failed.json" && ! grep -qsi 'oom.kill' < <(sed "0,/^$attempt/d" "$STAGE/slurm/$SLURM_JOB_ID.txt"); then
+if grep -qs '"lost_contact": true' "$STAGE/failed.json" && ! grep -qsi 'oom.kill' < <(printed); then
     again "ranks lost"
 fi
 exit 1
