@@ -85,11 +85,7 @@ class _Builder:
                 raise UserError(f"allow_unlicensed: no source is named {name!r}. {nearest(name, recipe.sources)}")
 
     def source(self, name: str, wanted_by: str, training: bool) -> Stage:
-        """Fetch one named set of rows; refuse to train on a split that is for evaluation."""
-        if name not in self.uses:
-            raise UserError(
-                f"{wanted_by}: no source is named {name!r} in the recipe. {nearest(name, self.recipe.sources)}"
-            )
+        """Fetch one set of rows, the recipe's or a benchmark's; refuse to train on a split that is for evaluation."""
         use = self.uses[name]
         registered = _checked_source(name, use)
         if training and use.split in registered.evaluation_only:
@@ -110,6 +106,13 @@ class _Builder:
             self.check_licence(name, use, registered)
             self.made[name] = Stage(f"source.{name}", "source", params, inputs, 5)
         return self.made[name]
+
+    def check_named(self, name: str, wanted_by: str) -> None:
+        """Refuse a name that is not under `sources`."""
+        if name not in self.recipe.sources:
+            raise UserError(
+                f"{wanted_by}: no source is named {name!r} in the recipe. {nearest(name, self.recipe.sources)}"
+            )
 
     def check_licence(self, name: str, use: SourceUse, registered: sources.Source) -> None:
         """Refuse rows whose licence nobody has stated, unless the recipe takes that upon itself."""
@@ -183,6 +186,8 @@ class _Builder:
         used = own_filters if own_filters is not None else self.recipe.filters
         for use in used:
             _checked_filter(use)
+        for item in mix:
+            self.check_named(item.name, where)
         inputs = {f"source.{item.name}": self.source(item.name, where, training=True) for item in mix}
         self.check_mix(mix, where, ("conversation", "question") if kind == "conversation" else (kind,))
         if any(use.name == "decontaminate" for use in used):
@@ -297,6 +302,7 @@ class _Builder:
 
     def heldout_source(self, name: str, where: str, kind: str) -> Stage:
         """Fetch a set that evaluation reads, and check that it is of the right kind and no training set."""
+        self.check_named(name, where)
         stage = self.source(name, where, training=False)
         self.check_kind(name, where, (kind,))
         use = self.recipe.sources[name]
