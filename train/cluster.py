@@ -40,7 +40,7 @@ def _deepspeed(value: Any) -> Any:
             raise ValueError(f"{value}: not valid JSON: {error}") from None
         if not isinstance(value, dict):
             raise ValueError(f"expected a JSON object in the DeepSpeed file, found {type(value).__name__}")
-    for name in value or {}:
+    for name in value if isinstance(value, dict) else ():
         if name in FROM_RECIPE:
             raise ValueError(f"leave {name!r} out of the DeepSpeed file: it follows from {FROM_RECIPE[name]}")
     return value
@@ -53,9 +53,9 @@ class Row(Section):
     """`auto` takes a GPU where torch sees one."""
     gpu: GpuName | None = None
     """Kind of the GPUs, such as `h100-80`: `rounds plan` then says what a stage needs of them. Nothing else reads it."""
-    nodes: Annotated[int, Field(gt=0)] = 1
+    nodes: Annotated[int, Field(gt=0, le=4096)] = 1
     """Machines that one training stage runs on. More than one needs a SLURM cluster."""
-    processes: Annotated[int, Field(gt=0)] = 1
+    processes: Annotated[int, Field(gt=0, le=128)] = 1
     """Processes per node that train together, one per GPU. The answer does not depend on it: the batch is global."""
     deepspeed: Annotated[dict[str, Any] | None, BeforeValidator(_deepspeed)] = None
     """A file such as `deepspeed/zero3.json`, beside the cluster file, above it, or of the project: how DeepSpeed spreads

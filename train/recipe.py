@@ -147,7 +147,7 @@ class Training(Section):
     """Peak learning rate."""
     num_train_epochs: Positive = 1.0
     """Passes over the data."""
-    global_batch_size: Annotated[int, Field(gt=0)]
+    global_batch_size: Annotated[int, Field(gt=0, le=1_000_000)]
     """Packed rows (SFT) or pairs (DPO) per optimizer step over all devices; accumulation is computed from it."""
     per_device_train_batch_size: Annotated[int, Field(gt=0)] | None = None
     """Pairs of a micro-batch, for the DPO losses `aot`, `aot_unpaired` and `sft`, which look at them together; it takes the place of

@@ -116,7 +116,10 @@ def _override(data: dict, text: str) -> None:
     except yaml.YAMLError:
         raise UserError(f"--set {text}: {raw!r} is not valid YAML") from None
     *parents, last = dotted.split(".")
-    value = absolute({last: value}, Path.cwd())[last]
+    try:
+        value = absolute({last: value}, Path.cwd())[last]
+    except UserError as error:
+        raise UserError(f"--set {text}: {error}") from None
     node: Any = data
     for depth, part in enumerate(parents):
         node = _enter(node, part, f"--set {text}: {'.'.join(parents[: depth + 1])}")

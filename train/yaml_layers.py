@@ -51,14 +51,21 @@ def read(path: Path, prepare: Callable[[Any, Path], Any], inside: tuple[Path, ..
     inside = (*inside, path.resolve())
     under: list[Layer] = []
     for name in named:
-        target = path.parent / Path(name).expanduser()
-        if target.resolve() in inside:
-            ring = " -> ".join(each.name for each in (*inside, target.resolve()))
+        try:
+            target = path.parent / Path(name).expanduser()
+            whole, is_there = target.resolve(), target.is_file()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"{where}: {name!r} is no path: {error}") from None
+        if whole in inside:
+            ring = " -> ".join(each.name for each in (*inside, whole))
             raise UserError(f"{where}: {ring}: a file may not extend itself")
-        if not target.is_file():
+        if not is_there:
             raise UserError(f"{where}: {_missing(target)}")
         under = [*read(target, prepare, inside), *under]
-    return [Layer(path, prepare(data, path.resolve().parent), root), *under]
+    try:
+        return [Layer(path, prepare(data, path.resolve().parent), root), *under]
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def merged(layers: list[Layer]) -> dict[str, Any]:
