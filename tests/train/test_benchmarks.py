@@ -56,7 +56,7 @@ def test_a_recipe_that_reads_the_hub_is_compared_with_every_benchmark(planned: P
 def test_a_benchmark_is_no_source_of_the_recipe(planned: Planned):
     sft = {"data": ["medqa.test"], "max_length": 64, "global_batch_size": 2, "learning_rate": 1e-3}
     for changes in ({"sft": sft}, {"evaluate": {"preferences": ["medqa.test"]}}):
-        with pytest.raises(UserError, match="no source is named 'medqa.test'"):
+        with pytest.raises(UserError, match=r"no source is named 'medqa\.test'"):
             planned(base=HUB, **changes)
 
 
