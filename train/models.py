@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available, is_liger_kernel_available
 
 from data_prep.errors import UserError
@@ -122,9 +122,24 @@ def load_model(policy: Policy, row: Row, dtype: Any = torch.float32, device_map:
         )
     except OSError as error:
         raise UserError(f"cannot load the model {policy.weights}: {str(error).splitlines()[0]}") from error
+    _let_it_be_saved(model)
     for adapter in policy.adapters:
         model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     return model.requires_grad_(True)  # PEFT froze what it merged into
+
+
+def _let_it_be_saved(model: PreTrainedModel) -> None:
+    """Take settings of generation that contradict each other from a model: transformers loads such a file, and refuses to save it,
+    after hours of training. Some published models have them: a temperature beside `do_sample: false`. Tokens stay."""
+    settings: Any = model.generation_config
+    try:
+        settings.validate(strict=True)
+    except ValueError as error:
+        told = "; ".join(line.strip() for line in str(error).splitlines() if line.startswith("- "))
+        logger.warning("of the model's generation_config.json only the special tokens are kept: %s", told or error)
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        tokens = {name: getattr(settings, name) for name in names}
+        model.generation_config = GenerationConfig(**{name: n for name, n in tokens.items() if n != -1})
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -57,6 +57,18 @@ def curve(folder: Path) -> list[tuple[int, float]]:
 DPO = {"beta": 0.1, "loss_type": ["sigmoid"], "loss_weights": None, "label_smoothing": 0.0}
 
 
+def test_a_model_whose_generation_settings_contradict_each_other_can_be_trained_and_saved(
+    run_stage: Run, shelf: Path, rows: Path
+):
+    settings = shelf / "base" / "model" / "generation_config.json"
+    had = json.loads(settings.read_text())
+    settings.write_text(json.dumps({**had, "temperature": 0.6, "do_sample": False, "pad_token_id": -1}))
+    params = {"training": knobs(num_train_epochs=0.1), "seed": 5}
+    out, _ = run_stage("sft", "sft", params, {"policy": shelf / "base", "rows": rows}, machine())
+    saved = json.loads((out / "model" / "generation_config.json").read_text())
+    assert "temperature" not in saved and saved["eos_token_id"] == had["eos_token_id"]
+
+
 @pytest.mark.parametrize(("function", "lora"), [("sft", None), ("sft", LORA), ("dpo", None), ("dpo", LORA)],
                          ids=["sft", "sft lora with dropout", "dpo", "dpo lora"])  # fmt: skip
 def test_a_resumed_run_ends_with_the_very_weights_of_an_undisturbed_one(
