@@ -25,6 +25,7 @@ from typing import Any
 import psutil
 import torch
 from transformers import Trainer, TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import set_seed
 
 from data_prep import progress
@@ -156,10 +157,13 @@ class StageTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the policy; in a checkpoint of DeepSpeed, which has its own shards, not the gathered weights besides.
 
-        For 70B that would be 140 GB through rank 0 at every checkpoint, and resuming does not read it.
+        For 70B that would be 140 GB through rank 0 at every checkpoint, and resuming does not read it. Where every rank has all
+        weights, the others need do nothing, and accelerate would have each copy them to its node's memory: 16 GB a rank for 8B.
         """
-        if not (_internal_call and self.is_deepspeed_enabled):
-            super().save_model(output_dir, _internal_call)
+        in_shards = self.is_deepspeed_enabled and is_deepspeed_zero3_enabled()
+        if self.is_deepspeed_enabled and (_internal_call or not (in_shards or self.args.should_save)):
+            return
+        super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Write weights, but tied ones once: gathered by DeepSpeed they are copies, in which transformers sees no tie."""

@@ -170,10 +170,13 @@ class _Loader(yaml.SafeLoader):
     """YAML's safe loader, but a field that is given twice is a mistake, not silently the last one."""
 
     def construct_mapping(self, node, deep=False):
-        written = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        twice = next((name for name in written if written.count(name) > 1), None)
+        written = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        seen = [key.value for key in written]
+        twice = next((key for place, key in enumerate(written) if key.value in seen[:place]), None)
         if twice is not None and not node.__dict__.get("merged"):
-            raise yaml.constructor.ConstructorError(None, None, f"field {twice!r} is given twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"field {twice.value!r} is given twice", twice.start_mark
+            )
         return super().construct_mapping(node, deep)
 
     def flatten_mapping(self, node):

@@ -190,6 +190,7 @@ def test_a_field_given_twice_is_refused(tmp_path: Path):
     path = write(tmp_path, VALID + "sft: {data: [facts], max_length: 9, global_batch_size: 1, learning_rate: 1.0e-3}\n")
     message = message_of(path)
     assert "sft" in message and "twice" in message
+    assert f"line {len(path.read_text().splitlines())}, column 1" in message
 
 
 def test_merge_keys_still_work(tmp_path: Path):
