@@ -96,8 +96,7 @@ def without(report: Stage, failed: Mapping[str, str]) -> Stage:
 
 def is_ablation(file: Path) -> bool:
     """Tell an ablation file from a recipe by its fields."""
-    data = yaml_file.fields(file)
-    return "variants" in data or "grid" in data
+    return not {"variants", "grid", "baseline"}.isdisjoint(yaml_file.fields(file))
 
 
 def load(file: Path) -> Ablation:

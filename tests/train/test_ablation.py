@@ -227,6 +227,7 @@ def test_an_ablation_runs_shares_survives_a_failing_variant_and_reports(tmp_path
     before = {path: path.stat().st_mtime_ns for path in store.glob("*/done.json")}
     page = Path(next(line for line in output.splitlines() if line.startswith("page:")).split()[1])
     assert "own-rows</strong> is missing" in page.read_text()
+    assert f"compared without own-rows: {page}" in rounds("report", file, store=store, expect=1)
 
     rows.write_text("".join(json.dumps({**pair, "prompt": f"What is {n}?"}) + "\n" for n in range(8)))
     output = rounds("ablate", file, "--cluster", cluster, store=store)
@@ -243,3 +244,4 @@ def test_an_ablation_runs_shares_survives_a_failing_variant_and_reports(tmp_path
     assert f"{100 * sum(records[s.folder_name] for s in made.shared) / alone:.0f} %" in text
     assert "Measured: " in rounds("plan", file, store=store)
     assert "rounds ablate" in rounds("run", file, store=store, expect=1)
+    assert "`rounds run" in rounds("ablate", MINI.with_name("mini.yaml"), store=store, expect=1)

@@ -43,6 +43,8 @@ def ablate(
         rounds ablate recipes/ablations/stages.yaml --now
     """
     root = store_of(root, cluster_file)
+    if not ablation.is_ablation(file):
+        raise UserError(f"{file} is a recipe and no ablation: `rounds run {file}` runs it")
     machine = cluster.load(cluster_file)
     if not now:
         options.go_offline(file, overrides, machine, root)
@@ -74,14 +76,14 @@ def _todo(made: AblationPlan, root: Path) -> list[Stage]:
 
 def _end(made: AblationPlan, file: Path, root: Path, machine: Cluster, lost: dict[str, str], began: float) -> None:
     """Compare the variants that can be, and show what came out. Exits with 1 where one is missing."""
-    whole = store.folder(root, made.stages[-1])
+    whole = made.stages[-1]
     if lost:
         made = made.without(lost)
     failed = _run(made, file, root, machine, made.stages[-1:])
     if failed:
         raise UserError("\n".join(failed.values()))
-    if lost and whole.exists():  # it was to be the last job of an ablation on a cluster
-        compare.note(whole, made.stages[-1])
+    if lost:
+        compare.note(store.prepare(root, whole), made.stages[-1])
     display_ablation.summary(options.console, made, root, seconds=time.monotonic() - began)
     if lost:
         raise typer.Exit(1)

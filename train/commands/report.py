@@ -7,13 +7,15 @@ import typer
 
 from data_prep.errors import UserError
 from train import store
-from train.commands.options import Overrides, RecipeFile, StoreRoot, plan_of, told
+from train.commands import options
+from train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
 
 
 @told
 def report(
     file: RecipeFile,
     overrides: Overrides = None,
+    cluster_file: ClusterFile = None,
     root: StoreRoot = None,
     browse: Annotated[bool, typer.Option("--open", help="Open it in a browser")] = False,
 ) -> None:
@@ -21,12 +23,15 @@ def report(
 
     rounds report recipes/quickstart.yaml --open
     """
-    root = root or store.default_root()
+    root = store_of(root, cluster_file)
     stage = plan_of(file, overrides, root).stage("report")
-    page = store.folder(root, stage) / ("report.html" if stage.function == "report" else "ablation.html")
+    folder = store.folder(root, stage)
+    page = folder / ("report.html" if stage.function == "report" else "ablation.html")
     if not page.is_file():
         command = "run" if stage.function == "report" else "ablate"
-        raise UserError(f"no report yet: the run is not finished; `rounds {command} {file}` goes on")
+        why = (store.read_json(folder / "failed.json") or {}).get("message", "the run is not finished")
+        go_on = options.command_line(command, file, overrides, cluster_file, root)
+        raise UserError(f"no report in {root}: {why}; `{go_on}` goes on")
     print(page)
     if browse:
         webbrowser.open(page.resolve().as_uri())
