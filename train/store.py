@@ -74,14 +74,19 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def spec(stage_folder: Path) -> dict[str, Any]:
-    """Return what a prepared stage is asked to do: its `stage.json`."""
-    return json.loads((stage_folder / "stage.json").read_text())
+    """Return what a prepared stage is asked to do: its `stage.json`. Raises `UserError` where that is no such file."""
+    found = read_json(stage_folder / "stage.json")
+    if not isinstance(found, dict) or "name" not in found:
+        raise UserError(
+            f"{stage_folder / 'stage.json'} is damaged: remove that folder, and `rounds run` makes it again"
+        )
+    return found
 
 
 def done(stage_folder: Path) -> dict | None:
     """Return the record of a finished stage, or None: also where a file of its result is gone, so it is made again."""
     record = read_json(stage_folder / "done.json")
-    whole = record is not None and all((stage_folder / name).is_file() for name in record.get("digests", {}))
+    whole = isinstance(record, dict) and all((stage_folder / name).is_file() for name in record.get("digests", {}))
     return record if whole else None
 
 
@@ -102,8 +107,8 @@ def prepare(root: Path, stage: Stage) -> Path:
         },
         "after_stop": stage.after_stop,
     }
-    old = read_json(path / "stage.json") or {}
-    if any(old.get(field) != value for field, value in wanted.items() if field != "name"):
+    old = read_json(path / "stage.json")
+    if not isinstance(old, dict) or any(old.get(field) != value for field, value in wanted.items() if field != "name"):
         write_json(path / "stage.json", {**wanted, "git_commit": _git_commit()})
     return path
 

@@ -230,6 +230,18 @@ def test_preparing_again_refreshes_local_paths_and_nothing_else(tmp_path: Path, 
     assert store.inputs(folder) == {"path": tmp_path / "elsewhere.jsonl"}
 
 
+@pytest.mark.parametrize("content", ["", "null", "[1]", '{"version": 1}', '{"name": "hal'])
+def test_a_damaged_description_is_told_and_written_again(tmp_path: Path, stages: tuple[Stage, Stage], content: str):
+    folder = store.prepare(tmp_path, stages[0])
+    whole = store.spec(folder)
+    (folder / "stage.json").write_text(content)
+    (folder / "done.json").write_text(content)
+    assert store.done(folder) is None or content.startswith("{")
+    with pytest.raises(UserError, match="is damaged"):
+        store.spec(folder)
+    assert store.spec(store.prepare(tmp_path, stages[0])) == whole
+
+
 def test_side_files_are_no_result(tmp_path: Path):
     wanted = ["model/config.json", "model/deep/weights.bin", "rows.parquet", "scores.json"]
     side = ["stage.json", "log.txt", "progress.json", "failed.json", "done.json", "lock", "holder.json", "a.json.123.partial",
