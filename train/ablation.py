@@ -192,7 +192,7 @@ def _report(ablation: Ablation, base: Recipe, cells: Sequence[Cell], union: Sequ
         "missing": {},
     }
     stages = {stage.folder_name: stage for stage in union}
-    return Stage("report", "ablation_report", params, stages, 2, after_stop=True)
+    return Stage("report", "ablation_report", params, stages, 3, after_stop=True)
 
 
 def changes(old: Recipe, new: Recipe) -> list[str]:

@@ -86,11 +86,14 @@ def contrast(metric: str, baseline: str, values: Values, cluster_of: Callable[[s
     seed_errors, freedoms = _seed_errors(levels)
     sums = np.zeros((len(places), len(names)))
     np.add.at(sums, index, differences.mean(axis=1).T)
+    most = (
+        1.0 if all(((each == 0) | (each == 1)).all() for each in table.values()) else math.inf
+    )  # right or wrong: a share of items
     replicates, flipped = _draw(metric, sums, np.bincount(index), seed_errors, freedoms)
     found = []
     for place, name in enumerate(names):
         difference = float(differences[place].mean())
-        low, high = np.quantile(replicates[:, place], [ALPHA / 2, 1 - ALPHA / 2])
+        low, high = np.clip(np.quantile(replicates[:, place], [ALPHA / 2, 1 - ALPHA / 2]), -most, most)
         # A little slack: sums of the same numbers in another order differ in their last bits.
         extreme = int((np.abs(flipped[:, place]) >= abs(difference) - 1e-12).sum())
         found.append(Contrast(

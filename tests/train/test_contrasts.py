@@ -161,3 +161,14 @@ def test_a_verdict_needs_the_corrected_p_and_enough_questions():
         "better", "worse", "not after correction", "within noise", "too few items", "same policy", "worse"]  # fmt: skip
     assert found[4].p_holm is None and found[5].p_holm is None  # not tested, so they cost the others nothing
     assert found[0].p_holm == pytest.approx(0.005)  # five were tested
+
+
+def test_an_interval_of_a_share_of_items_ends_where_shares_do():
+    """Of two seeds, one degree of freedom says nearly nothing, but no share of right answers falls by 200 %."""
+    right = {f"{item}": float(item % 2) for item in range(40)}
+    wild = {0: dict.fromkeys(right, 0.0), 1: dict.fromkeys(right, 1.0)}
+    (found,) = contrast("task/acc", "base", {"base": {0: right, 1: right}, "wild": wild}, each_alone)
+    assert (found.low, found.high) == (-1, 1)
+    halves = {seed: {item: value / 2 for item, value in items.items()} for seed, items in wild.items()}
+    (found,) = contrast("task/loss", "base", {"base": {0: right, 1: right}, "wild": halves}, each_alone)
+    assert found.low < -1
