@@ -40,11 +40,19 @@ def _time(value: Any) -> Any:
         raise ValueError(
             f'found {value!r}: write the time in quotes, as "24:00:00" (YAML reads it as a number without)'
         )
+    if not re.fullmatch(r"(\d+-)?\d{1,3}:[0-5]\d:[0-5]\d", value):
+        raise ValueError(f'found {value!r}: expected "HH:MM:SS" or "D-HH:MM:SS", such as "24:00:00"')
     return value
 
 
 def _memory(value: Any) -> Any:
-    return "0" if value == 0 else value
+    if value is None:
+        return None
+    if not re.fullmatch(r"\d+[KMGT]|0", str(value)):
+        raise ValueError(
+            f"found {value!r}: expected a whole number with K, M, G or T, such as 64G, or 0 for all of the node's"
+        )
+    return str(value)
 
 
 def _extra(value: str) -> str:
@@ -126,9 +134,9 @@ class Resources(Section):
     """How the cluster wants GPUs asked for; there is always one task per node, so all three mean the same here."""
     cpus: Count = 4
     """CPUs per node."""
-    memory: Annotated[str, Field(pattern=r"^\d+[KMGT]$|^0$"), BeforeValidator(_memory)] | None = None
+    memory: Annotated[str | None, BeforeValidator(_memory)] = None
     """Memory per node such as `64G`; `0` is all of the node's; None is the cluster's default."""
-    time: Annotated[str, Field(pattern=r"^(\d+-)?\d{1,3}:[0-5]\d:[0-5]\d$"), BeforeValidator(_time)] = "04:00:00"
+    time: Annotated[str, BeforeValidator(_time)] = "04:00:00"
     """Limit of one attempt, "HH:MM:SS" or "D-HH:MM:SS". A training stage that needs longer goes on in the next attempt."""
     constraint: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.&|*()\[\],!:=-]+$")] | None = None
     """Features that the nodes must have, such as `ib&h100`."""
