@@ -53,7 +53,7 @@ def ablate(
         lost = {stage.key: f"{stage.name} is not finished" for stage in _todo(made, root)}
         _end(made, file, root, Cluster(), lost, time.monotonic())
         return
-    sizes.check(made.stages, machine)
+    sizes.check(_todo(made, root), machine)
     if machine.kind == "slurm":
         assert cluster_file
         plan = made.as_plan()

@@ -51,7 +51,8 @@ def run(
         machine = machine.model_copy(update={"offline": True, "fetched": fetched})
     options.go_offline(file, overrides, machine, root, check)
     made = plan_of(file, overrides, root)
-    sizes.check(made.stages, machine)
+    todo = [stage for stage in made.stages if not store.done(store.folder(root, stage))]
+    sizes.check(todo, machine)  # what is done may have run on a cluster of another size
     if machine.kind == "slurm":
         assert cluster_file
         if not dry_run:
@@ -65,7 +66,7 @@ def run(
     elif dry_run:
         options.console.print(display.plan_table(made, root))
     else:
-        _here(file, made, root, machine)
+        _here(file, made, root, machine, len(todo))
 
 
 def _forecast(made: Plan, machine: Cluster, root: Path) -> None:
@@ -75,9 +76,8 @@ def _forecast(made: Plan, machine: Cluster, root: Path) -> None:
         options.console.print(f"no forecast of memory and hours: {error}", style="yellow", markup=False, soft_wrap=True)
 
 
-def _here(file: Path, made: Plan, root: Path, machine: Cluster) -> None:
+def _here(file: Path, made: Plan, root: Path, machine: Cluster, todo: int) -> None:
     began = time.monotonic()
-    todo = [stage for stage in made.stages if not store.done(store.folder(root, stage))]
     if todo:
         store.remember_run(root, made.recipe.name, str(file), list(made.stages))
         from train.launch import local
@@ -85,4 +85,4 @@ def _here(file: Path, made: Plan, root: Path, machine: Cluster) -> None:
         settings = tracking.settings(made.recipe.wandb, made.recipe.name)
         with display.Live(options.console, made, root) as live:
             local.run(made.stages, root, machine, settings, live)
-    display.summary(options.console, made, root, ran=len(todo), seconds=time.monotonic() - began)
+    display.summary(options.console, made, root, ran=todo, seconds=time.monotonic() - began)
