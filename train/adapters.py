@@ -5,6 +5,7 @@ model for scoring, so that a reference that is the start gives rewards of exactl
 """
 
 import importlib
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -93,8 +94,30 @@ def load_start(start: Policy, row: Row, lora: Lora | None, cache: Path) -> PreTr
     if _apart(start, lora):
         start = replace(start, adapters=start.adapters[:-1])
     if lora is not None and lora.load_in_4bit:
-        return _quantised(start, row, lora, cache)
-    return models.load_model(start, row, models.training_dtype(row))
+        model = _quantised(start, row, lora, cache)
+    else:
+        model = models.load_model(start, row, models.training_dtype(row))
+    _check_targets(model, lora)
+    return model
+
+
+def _check_targets(model: PreTrainedModel, lora: Lora | None) -> None:
+    """Raise `UserError` for a name in `target_modules` that no layer has: PEFT trains on with the others, or says less."""
+    wanted = config(lora)
+    if wanted is None or wanted.target_modules == "all-linear":
+        return
+    names = [name for name, _ in model.named_modules()]
+    given = wanted.target_modules
+    if isinstance(given, str):
+        lacking = [] if any(re.fullmatch(given, name) for name in names) else [given]
+    else:
+        lacking = sorted(each for each in given or () if not any(f".{name}".endswith(f".{each}") for name in names))
+    if lacking:
+        linear = {
+            name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)
+        }
+        raise UserError(f"lora.target_modules: {type(model).__name__} has no layer {', '.join(lacking)}. Its linear layers are "
+                        f"{', '.join(sorted(linear - {'lm_head'}))}; all-linear takes every one")  # fmt: skip
 
 
 def restore(model: Any, start: Policy, lora: Lora | None) -> None:

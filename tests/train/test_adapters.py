@@ -1,5 +1,6 @@
 """DoRA and QLoRA train, adapters go on or start anew as the recipe says, and a reference that is the start gives ln 2."""
 
+import contextlib
 import json
 import math
 import sys
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 
 from data_prep.errors import UserError
 from data_prep.records import Conversation, Pair
-from train import models, pipeline, policy, recipe
+from train import adapters, models, pipeline, policy, recipe
 from train.cluster import Row
 from train.recipe import DpoLoss, Lora, Training
 from train.stages import base
@@ -152,6 +153,19 @@ def test_qlora_is_refused_where_bitsandbytes_cannot_be_imported(
         UserError, match=r"needs bitsandbytes, which cannot be used here.*pip install 'rounds\[qlora\]'"
     ):
         a_round("one", shelf / "base", lora(load_in_4bit=True))
+
+
+@pytest.mark.parametrize(("modules", "lacking"), [(["q_proj", "wrong_proj"], "wrong_proj"), (r".*\.wrong_proj", r".*\.wrong_proj"),
+                                                  (["proj"], "proj"), (["self_attn.q_proj"], None), (r".*[qv]_proj", None)])  # fmt: skip
+def test_a_layer_that_the_model_has_not_is_refused_though_others_match(
+    shelf: Path, modules: object, lacking: str | None
+):
+    asked = Lora.model_validate({"r": 4, "target_modules": modules})
+    refused = pytest.raises(UserError) if lacking else contextlib.nullcontext()
+    with refused as told:
+        adapters.load_start(policy.read(shelf / "base"), CPU, asked, shelf / "cache")
+    if told:
+        assert f"LlamaForCausalLM has no layer {lacking}. Its linear layers are down_proj, " in str(told.value)
 
 
 MINI = Path(__file__).with_name("mini.yaml")
