@@ -106,6 +106,26 @@ class Others:
             deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", auto_mpi_discovery=False)
 
 
+def join_alone(row: Row) -> None:
+    """Form a process group of one, without which DeepSpeed would look for MPI: for a process that no torchrun started."""
+    if row.deepspeed is None or "RANK" in os.environ:
+        return
+    import deepspeed
+    import torch
+    from torch import distributed
+
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }  # asked for by name, and never used: the store is in memory
+    cuda = row.device != "cpu" and torch.cuda.is_available()
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo", store=distributed.HashStore(), rank=0, world_size=1
+    )
+    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", auto_mpi_discovery=False)
+
+
 def agree(number: int) -> int:
     """Return rank 0's number on every rank."""
     if world_size() == 1:
@@ -138,10 +158,11 @@ def first() -> Iterator[None]:
 
 def leave() -> None:
     """Take the process group down, as every rank does when its stage is finished."""
-    if world_size() > 1:
+    if "RANK" in os.environ:
         from torch import distributed
 
-        distributed.destroy_process_group()
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 def is_lost_contact(error: BaseException) -> bool:

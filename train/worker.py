@@ -87,6 +87,8 @@ def _claimed(job: Job, others: ranks.Others | None) -> dict[str, Any]:
             _check_inputs(spec, inputs, job)
             if others:
                 others.join(job.row)
+            elif spec["function"] in ranks.TOGETHER:
+                ranks.join_alone(job.row)
             record = {"counts": _compute(spec, inputs, job)}
     except ranks.Stopped:
         raise

@@ -143,6 +143,20 @@ def test_another_micro_batch_runs_nothing_again(copied, tmp_path):
     assert finished(copied) == before
 
 
+def test_one_process_without_torchrun_trains_with_deepspeed_to_the_same_weights(undisturbed, copied, tmp_path):
+    """As on a single GPU with offload; DeepSpeed would look for MPI there."""
+    from safetensors.numpy import load_file
+
+    folder = stages(copied)["dpo.second"]
+    (folder / "model" / "model.safetensors").unlink()
+    cluster = tmp_path / "cluster.yaml"
+    cluster.write_text("train: {device: cpu, threads: 1, deepspeed: deepspeed/zero3.json}\n")
+    rounds("run", RECIPE, "--cluster", cluster, store=copied)
+    old, new = (load_file(root / folder.name / "model" / "model.safetensors") for root in (undisturbed, copied))
+    assert old.keys() == new.keys() and max(abs(old[name] - new[name]).max() for name in old) < 1e-5
+    assert "DeepSpeed" in (folder / "log.txt").read_text()
+
+
 @pytest.mark.parametrize("stage", ["sft", "dpo.first"])
 @pytest.mark.parametrize("victim", ["launcher", "worker"])
 def test_killed_in_the_middle_of_training_it_goes_on_to_the_very_same_weights(undisturbed, copied, stage, victim):
