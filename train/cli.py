@@ -5,6 +5,7 @@ Only what a command needs is imported, so that planning answers in well under a 
 
 import logging
 import sys
+from io import TextIOWrapper
 
 import typer
 
@@ -34,6 +35,9 @@ app.add_typer(data.app, name="data")
 
 def main() -> None:
     """Entry of the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ? for what it cannot
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s: %(message)s")
     app()
 

@@ -54,9 +54,12 @@ def told(command: Callable) -> Callable:
 
 
 def store_of(root: Path | None, cluster_file: Path | None = None) -> Path:
-    """Return the store: as given, else the cluster file's, else ROUNDS_STORE, else ./store."""
+    """Return the store: as given, else the cluster file's, else ROUNDS_STORE, else ./store. Raises `UserError` for a file."""
     named = cluster.load(cluster_file).store if cluster_file and root is None else None
-    return root or (Path(named) if named else store.default_root())
+    found = root or (Path(named) if named else store.default_root())
+    if found.exists() and not found.is_dir():
+        raise UserError(f"store {found}: not a folder; name one with --store, or one that is to be made")
+    return found
 
 
 def command_line(
