@@ -61,7 +61,7 @@ def folder(root: Path, stage: Stage) -> Path:
 def read_json(path: Path) -> Any | None:
     """Read a JSON file; None where there is none, or where it was being written when the machine died."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
 

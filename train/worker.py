@@ -239,4 +239,4 @@ def end_with_parent() -> None:
 
 if __name__ == "__main__":
     end_with_parent()
-    main(Job.model_validate_json(Path(sys.argv[1]).read_text()))
+    main(Job.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8")))

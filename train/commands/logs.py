@@ -71,7 +71,7 @@ def _added(path: Path, now) -> Iterator[str]:
     at, looked, over, waits = 0, -_SECONDS_BETWEEN_LOOKS, False, False
     while True:
         if path.exists():
-            with path.open(errors="replace") as file:
+            with path.open(encoding="utf-8", errors="replace") as file:
                 file.seek(at)
                 text = file.read()
                 at = file.tell()

@@ -52,4 +52,4 @@ def _tell(folder: Path, message: str) -> None:
 
 if __name__ == "__main__":
     worker.end_with_parent()
-    main(worker.Job.model_validate_json(Path(sys.argv[1]).read_text()))
+    main(worker.Job.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8")))

@@ -119,7 +119,7 @@ def _unseen(out: Path, token: str) -> list[int]:
 
 def _holds(path: Path, token: str) -> bool:
     try:
-        return path.read_text() == token
+        return path.read_text(encoding="utf-8") == token
     except OSError:
         return False
 
