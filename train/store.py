@@ -177,7 +177,7 @@ def turn(root: Path, seconds: float = 600) -> Iterator[None]:
             lock.acquire(timeout=seconds)
         except Timeout:
             raise UserError(f"another command has been submitting or cancelling jobs of {root} for {seconds / 60:.0f} minutes; "
-                            "try again when it has ended") from None  # fmt: skip
+                            f"try again when it has ended, or, if none runs any more, remove {root / 'submitting.lock'}") from None  # fmt: skip
     try:
         yield
     finally:

@@ -385,6 +385,18 @@ def test_an_ablation_of_which_one_variant_fails_still_ends_with_a_page_that_says
     assert "sft-only" in page.read_text() and "broken" in page.read_text()
 
 
+def test_a_check_that_fails_is_the_cause_of_all_that_waited_for_it(lab, before_dpo, tmp_path):
+    cluster = short(tmp_path)
+    cluster.write_text(f"{cluster.read_text()}preflight: true\n".replace("train: {", "train: {device: cuda, "))
+    lab.rounds("run", RECIPE, "--cluster", cluster, "--store", before_dpo)
+    wait_until(lambda: not lab.queued(), "what waits for a check that failed stays")
+    status = " ".join(lab.rounds("status", RECIPE, "--store", before_dpo).split())
+    assert status.count("behind preflight.train") == 3 and "dpo.first: cancelled" not in status
+    assert "torch sees no GPU" in lab.rounds("logs", RECIPE, "preflight.train", "--store", before_dpo)
+    lab.rounds("run", RECIPE, "--cluster", cluster, "--store", before_dpo)
+    assert "still queued" not in lab.rounds("cancel", RECIPE, "--store", before_dpo)
+
+
 def test_a_stage_that_needs_more_memory_than_its_job_has_is_called_out_of_memory(before_dpo, tmp_path):
     if not Path("/sys/fs/cgroup/memory").is_dir() or os.geteuid() != 0:
         pytest.skip("no cgroup v1 for memory here, or not root: SLURM cannot hold a job to its memory")

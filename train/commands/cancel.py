@@ -31,7 +31,7 @@ def cancel(
         options.console.print(
             f"left job {number}: {', '.join(others)} wants it too (--shared cancels it)", highlight=False
         )
-    older = slurm.other_plans(made.recipe.name, made.stages, root)
+    older = [job for job in slurm.other_plans(made.recipe.name, made.stages, root) if job not in ids]
     if older:
         options.console.print(
             f"jobs of {made.recipe.name} with other settings are still queued: {' '.join(older)} (`scancel` them, or give this "

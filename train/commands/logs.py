@@ -9,7 +9,7 @@ import typer
 
 from data_prep.errors import UserError, nearest
 from train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
-from train.launch import state
+from train.launch import slurm, state
 from train.launch.state import State
 
 _POLL_SECONDS = 0.5
@@ -39,12 +39,12 @@ def logs(
     """
     root = store_of(root, cluster_file)
     plan = plan_of(file, overrides, root)
-    if stage not in [made.name for made in plan.stages]:
-        raise UserError(f"{file}: no stage {stage!r}. {nearest(stage, [made.name for made in plan.stages])}")
-    wanted = plan.stage(stage)
+    wanted = {made.name: made for made in (*slurm.checks_of(plan.stages, root), *plan.stages)}
+    if stage not in wanted:
+        raise UserError(f"{file}: no stage {stage!r}. {nearest(stage, list(wanted))}")
 
     def now() -> State:
-        return next(entry for entry in state.states(plan.stages, root) if entry.stage is wanted)
+        return next(entry for entry in state.states(plan.stages, root) if entry.stage.key == wanted[stage].key)
 
     entry = now()
     path = _file(entry, rank, batch)

@@ -62,7 +62,8 @@ def states(stages: Sequence[Stage], root: Path) -> list[State]:
     found: dict[str, State] = {}
     for stage in stages:
         folder = store.folder(root, stage)
-        before = [parent.key for parent in stage.parents] or [check.key for check in checks]
+        # Where all its parents were done, a stage waited for the checks alone.
+        before = [] if stage in checks else [each.key for each in (*stage.parents, *checks)]
         found[stage.key] = _state(stage, folder, jobs.get(folder), [found[key] for key in before if key in found])
     return list(found.values())
 
