@@ -1,10 +1,12 @@
 """Why a job ended, told from SLURM's word and from what its script printed; lanes; and the log that tells most."""
 
 import json
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from train import store
+from train import cli, pipeline, recipe, store
 from train.graph import Stage
 from train.launch import slurm, state
 from train.launch.queue import Job
@@ -85,6 +87,23 @@ def test_a_stage_that_was_given_up_is_told_with_what_ended_its_attempts(tmp_path
         "restarted once. Before that rank 1 on gpu-07 (process 28019) was ended by signal 9"
     )
     assert state.right_log(folder) == printed
+
+
+def test_logs_points_to_what_tells_more_than_the_stages_own_log(tmp_path, monkeypatch):
+    file = Path(__file__).parent / "mini_slurm.yaml"
+    folder = store.prepare(tmp_path, pipeline.build_plan(recipe.load(file), tmp_path, file.parent).stage("dpo.first"))
+    (folder / "slurm").mkdir()
+    printed = folder / "slurm" / "7.txt"
+    printed.write_text("venv/bin/activate: No such file or directory\n")
+    store.write_json(folder / "failed.json", {"message": "restarted once", "state": "failed", "user_error": True})
+    monkeypatch.setenv("PATH", "")  # no SLURM answers: the folder alone tells
+    command = ["logs", str(file), "dpo.first", "--store", str(tmp_path)]
+    none = CliRunner().invoke(cli.app, command)
+    assert none.exit_code == 1 and str(printed) in none.output and "failed: restarted once" in none.output
+    (folder / "log.txt").write_text("step 3\n")
+    some = CliRunner().invoke(cli.app, command)
+    assert some.exit_code == 0 and "step 3" in some.output and str(printed) in some.output
+    assert CliRunner().invoke(cli.app, [*command, "--batch"]).output == printed.read_text()
 
 
 def test_a_job_waits_only_for_parents_that_no_other_parent_waits_for():

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from data_prep.errors import UserError, nearest
+from train.commands import options
 from train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
 from train.launch import slurm, state
 from train.launch.state import State
@@ -49,14 +50,28 @@ def logs(
     entry = now()
     path = _file(entry, rank, batch)
     if not follow:
+        tells = state.right_log(entry.folder)
+        more = f"what tells most of how it ended is in {tells}" if _ended(entry) and tells != path else ""
         if not path.exists():
-            raise UserError(f"{stage}: no log yet ({path}): {entry.state} {entry.because}".rstrip())
-        print(path.read_text(errors="replace"), end="")
+            raise UserError(f"{stage}: no log yet ({path}): {_stands(entry)}{f'; {more}' if more else ''}")
+        print(path.read_text(errors="replace"), end="", flush=True)
+        if more:
+            options.errors.print(
+                f"-- {stage}: {_stands(entry)}; {more}", style="yellow", highlight=False, soft_wrap=True
+            )
         return
     for text in _added(path, now):
         print(text, end="", flush=True)
     entry = now()
-    print(f"-- {stage}: {entry.state} {entry.because}".rstrip())
+    print(f"-- {stage}: {_stands(entry)}")
+
+
+def _ended(entry: State) -> bool:
+    return entry.state in state.ENDED_BADLY
+
+
+def _stands(entry: State) -> str:
+    return f"{entry.state}: {entry.because}" if entry.because else entry.state
 
 
 def _file(entry: State, rank: int, batch: bool) -> Path:
