@@ -192,7 +192,7 @@ def run(trainer: StageTrainer, out: Path, start: Path, training: Training, row: 
         logger.info("going on from %s", last.name)
         _fit_shards(trainer, last, row)
     began = time.monotonic()
-    result = trainer.train(resume_from_checkpoint=str(last) if last else None)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
     if watcher.stopped and trainer.state.global_step < trainer.state.max_steps:
         ranks.barrier()  # the first rank to leave makes srun and torchrun end the others: not before rank 0 has marked the checkpoint
         raise ranks.Stopped(
@@ -201,9 +201,10 @@ def run(trainer: StageTrainer, out: Path, start: Path, training: Training, row: 
     _save(trainer, out, start, training.lora)
     if ranks.rank() == 0:
         _write_metrics(out, trainer.state.log_history)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {
         "steps": trainer.state.global_step,
-        "train_loss": result.training_loss,
+        "train_loss": sum(losses) / len(losses),  # Trainer's own is over the steps since the last resume
         "seconds_training": round(time.monotonic() - began, 2),
         "resumed_from": last.name if last else None,
         **models.count_parameters(_model(trainer)),
