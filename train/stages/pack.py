@@ -105,7 +105,9 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
                 window, packed = [], counts.tokens
         rows += _write(window, asked.max_length, writer)
     if not counts.conversations:
-        raise UserError(f"no conversation is left to train on; dropped: {dict(counts.dropped)}")
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in counts.dropped.most_common())
+        raise UserError(f"no conversation is left to train on within max_length {asked.max_length}; dropped: {reasons or 'none came in'}. "
+                        f"Raise max_length, or look at the rows: {out / 'dropped.jsonl'} names them")  # fmt: skip
     partial.rename(out / "rows.parquet")
     return {**counts.plain(), "rows": rows, "fill": round(counts.tokens / (rows * asked.max_length), 4)}
 

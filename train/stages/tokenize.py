@@ -71,7 +71,9 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
             seen += len(batch)
             progress.write(out, seen, total, "pairs")
     if not kept:
-        raise UserError(f"no pair is left to train on; dropped: {dict(dropped)}")
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in dropped.most_common())
+        raise UserError(f"no pair is left to train on within max_length {asked.max_length}; dropped: {reasons or 'none came in'}. "
+                        f"Raise max_length, or look at the rows: {out / 'dropped.jsonl'} names them")  # fmt: skip
     (out / "pairs.parquet.partial").rename(out / "pairs.parquet")
     means = {f"mean_{name.removesuffix('_ids')}_tokens": round(total / kept, 1) for name, total in tokens.items()}
     return {"pairs": kept, "cut": cut, "dropped": dict(dropped), **means,
