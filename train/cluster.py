@@ -157,6 +157,18 @@ class Cluster(Section):
             raise ValueError("the file asks something of SLURM; say kind: slurm, or take it out")
         return self
 
+    @model_validator(mode="after")
+    def _only_training_is_spread(self) -> "Cluster":
+        for name in ("cpu", "infer"):
+            for field in ("nodes", "processes"):
+                if getattr(getattr(self, name), field) > 1:
+                    raise yaml_file.FieldError(
+                        "only stages of the row `train` are spread over processes; every other is one process"
+                        f"{', which device_map: auto lets use all GPUs of its node' if name == 'infer' else ''}",
+                        name, field,
+                    )  # fmt: skip
+        return self
+
     def row(self, name: RowName, stage: str = "") -> Row:
         """Return the row of that name, as it is for one stage: with what the file says of all jobs and of that stage."""
         row: Row = getattr(self, name)

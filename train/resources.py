@@ -16,9 +16,10 @@ from data_prep.schema import Section
 
 _SECRET = re.compile(r"((?<!_P)KEY|TOKEN)(_|$)|(^|_)(PWD|PASS|AUTH)(_|$)|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIAL")
 _OURS = {
-    "array", "begin", "chdir", "clusters", "comment", "cpus-per-task", "dependency", "error", "export", "gpus", "gpus-per-node", "gpus-per-task", "gres",
-    "hold", "job-name", "kill-on-invalid-dep", "mem", "no-requeue", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output",
-    "parsable", "requeue", "signal", "test-only", "time", "wait", "wrap",
+    "account", "array", "begin", "chdir", "clusters", "comment", "constraint", "cpus-per-task", "dependency", "error",
+    "export", "gpus", "gpus-per-node", "gpus-per-task", "gres", "hold", "job-name", "kill-on-invalid-dep", "mem",
+    "no-requeue", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "parsable", "partition", "qos", "requeue",
+    "signal", "test-only", "time", "wait", "wrap",
 }  # fmt: skip
 """Options of sbatch that the script sets itself, from the other fields or because the chain depends on them."""
 

@@ -113,6 +113,7 @@ def test_names_and_paths_never_become_commands(tmp_path):
         ({"extra": ["-p gpu"]}, "long option"),
         ({"extra": ["--output=$HOME/x"]}, "no variables"),
         ({"extra": ["--dependency=singleton"]}, "set by Rounds"),
+        ({"extra": ["--partition=gpu"]}, "use the field for it"),
         ({"extra": ["--depen=singleton"]}, "--dependency is set by Rounds"),  # getopt takes any unique beginning
         ({"extra": ["--mail-user=a --uid=0"]}, "without spaces"),
         ({"constraint": "$(id)"}, "constraint"),
@@ -164,6 +165,13 @@ def test_a_local_file_that_asks_for_slurm_is_a_mistake(tmp_path):
     path = tmp_path / "cluster.yaml"
     path.write_text("train: {slurm: {gpus: 8}}\n")
     with pytest.raises(UserError, match="say kind: slurm"):
+        cluster.load(path)
+
+
+def test_what_only_training_can_be_spread_over_is_refused_elsewhere(tmp_path):
+    path = tmp_path / "cluster.yaml"
+    path.write_text("kind: slurm\ninfer: {processes: 8, slurm: {gpus: 8}}\n")
+    with pytest.raises(UserError, match=r"cluster.yaml:2: infer.processes: only stages .* device_map: auto"):
         cluster.load(path)
 
 
