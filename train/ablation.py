@@ -80,7 +80,7 @@ class AblationPlan:
 def without(report: Stage, failed: Mapping[str, str]) -> Stage:
     """Return an ablation's report on the variants that need no stage of `failed`, which is stage key -> why it did not finish.
 
-    Raises `UserError` when the baseline is not among them.
+    Raises `UserError` when the baseline is not among them, or nothing else is.
     """
     params = report.params
     folders = {stage.folder_name: failed[stage.key] for stage in report.parents if stage.key in failed}
@@ -89,6 +89,11 @@ def without(report: Stage, failed: Mapping[str, str]) -> Stage:
     if params["baseline"] in lost:
         raise UserError(f"no report: the baseline {params['baseline']!r} did not finish: {lost[params['baseline']]}")
     kept = {name: variant for name, variant in params["variants"].items() if name not in lost}
+    if lost and len(kept) == 1:
+        reasons = "; ".join(f"{name}: {why}" for name, why in lost.items())
+        raise UserError(
+            f"no report: only the baseline {params['baseline']!r} finished, and there is nothing to compare with it: {reasons}"
+        )
     needed = {stage for variant in kept.values() for cell in variant["cells"] for stage in cell["stages"]}
     inputs = {name: stage for name, stage in report.inputs.items() if name in needed}
     return replace(report, params={**params, "variants": kept, "missing": lost}, inputs=inputs)

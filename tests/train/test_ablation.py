@@ -121,6 +121,9 @@ def test_a_failed_stage_takes_only_its_variants_from_the_report(plan: Planner):
     assert report.params["missing"] == {"beta": "no space"}
     with pytest.raises(UserError, match="baseline 'all' did not finish: no space"):
         made.without({made.stages[0].key: "no space"})
+    short = next(stage.key for stage in made.shared if stage.name == "evaluate.first")
+    with pytest.raises(UserError, match=r"only the baseline 'all' finished.*short: slow; beta: no space"):
+        made.without({lost: "no space", short: "slow"})
 
 
 @pytest.mark.parametrize(
@@ -191,7 +194,7 @@ def test_the_readmes_example_is_planned(plan: Planner):
 
 def test_a_report_is_read_back_from_the_store_as_it_was_planned(plan: Planner, tmp_path: Path):
     """So the last job on a cluster compares what was submitted, whatever has become of the files."""
-    made = plan({"all": None, "beta": {"set": {"rounds.third.beta": 0.3}}}, "gate=null")
+    made = plan({"all": None, "short": {"rounds": [0]}, "beta": {"set": {"rounds.third.beta": 0.3}}}, "gate=null")
     folder = [store.prepare(tmp_path / "store", stage) for stage in made.stages][-1]
     (tmp_path / "made.yaml").unlink()
     report = store.planned(folder)

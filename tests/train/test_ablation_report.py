@@ -53,7 +53,7 @@ def made(tmp_path: Path) -> Maker:
         questions = [Question(f"q{n // 2}/{n % 2}", "made", (Message("user", f"Is it {n // 2}?"),), ("yes", "no"), 0, "g")
                      for n in range(ITEMS)]  # fmt: skip
         records.write_records(tmp_path / "source-1" / "records.parquet", questions, "question")
-        store.write_json(tmp_path / "source-1" / "stage.json", {"function": "source", "params": {"use": {"source": "file"}},
+        store.write_json(tmp_path / "source-1" / "stage.json", {"name": "source.a", "function": "source", "params": {"use": {"source": "file"}},
                                                                 "inputs": {}})  # fmt: skip
         store.write_json(tmp_path / "source-1" / "done.json", {"status": "done", "seconds": 30.0, "digests": {}})
         random = np.random.default_rng(0)
