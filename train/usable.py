@@ -1,10 +1,14 @@
-"""What a cluster row asks for and a machine cannot give: a GPU, FlashAttention, Liger's kernels, weights in 4 bits.
+"""What a cluster row asks for and a machine cannot give: a GPU, FlashAttention, Liger's kernels, weights in 4 bits, DeepSpeed.
 
 Asked before the first stage of a run starts (train/launch/local.py) and by preflight on every node: a stage that found it out by
 itself would do so after hours of those before it. What to ask is found without torch; only the answer imports it.
 """
 
+import contextlib
+import io
 from collections.abc import Iterable
+
+from pydantic import ValidationError
 
 from data_prep.errors import UserError
 from data_prep.schema import Section
@@ -53,9 +57,28 @@ def unusable(ask: Ask) -> list[str]:
     found = [models.attention_obstacle(row)]
     if ask.function in ranks.TRAINING:
         found.append(models.liger_obstacle(row))
+    if ask.function in ranks.TOGETHER:
+        found.append(_deepspeed_obstacle(row))
     if ask.load_in_4bit:
         found.append(adapters.four_bit_obstacle(row))
     return [reason for reason in found if reason]
+
+
+def _deepspeed_obstacle(row: Row) -> str | None:
+    """Say what DeepSpeed would refuse of a row's file; what it does not know beside `zero_optimization` it passes over."""
+    if row.deepspeed is None:
+        return None
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it says which accelerator it found
+            from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    except ImportError as error:
+        return f"the row's `deepspeed` needs the package deepspeed, which cannot be imported here: {error}"
+    try:
+        DeepSpeedZeroConfig.model_validate(row.deepspeed["zero_optimization"])
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}; found {e['input']!r}" for e in error.errors()]
+        return f"the DeepSpeed file's zero_optimization: {'. '.join(wrong)}. DeepSpeed's fields: www.deepspeed.ai/docs/config-json"
+    return None
 
 
 def too_few_gpus(ask: Ask) -> str | None:

@@ -303,12 +303,14 @@ def test_a_failing_stage_says_why_keeps_what_is_done_and_is_retried(copied):
 def test_what_this_machine_cannot_do_is_told_before_the_first_stage(tmp_path):
     cluster = tmp_path / "cluster.yaml"
     cluster.write_text(
-        "stages: {dpo.second: {device: cpu, use_liger_kernel: true, attn_implementation: flash_attention_2}}\n"
+        "stages: {dpo.second: {device: cpu, use_liger_kernel: true, attn_implementation: flash_attention_2}, dpo.first: {deepspeed: wrong.json}}\n"
     )
+    (tmp_path / "wrong.json").write_text('{"zero_optimization": {"stage": 2, "reduce_buckt_size": 5}}')
     store = tmp_path / "store"
     output = " ".join(rounds("run", RECIPE, "--cluster", cluster, store=store, expect=1).split())
     assert "dpo.second: the cluster row says use_liger_kernel: true" in output
     assert "dpo.second: attn_implementation: flash_attention_2 needs a GPU" in output
+    assert "dpo.first: the DeepSpeed file's zero_optimization: reduce_buckt_size: Extra inputs are not" in output
     assert not list(store.rglob("stage.json"))
 
 
