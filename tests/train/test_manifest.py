@@ -205,6 +205,7 @@ def test_stats_tell_what_is_expected_before_anything_is_done(tmp_path: Path):
     (tmp_path / "quick.yaml").write_text(f"extends: {Path(__file__).parent / 'mini.yaml'}\n")
     result = CliRunner().invoke(app, ["data", "stats", str(tmp_path / "quick.yaml"), "--store", str(folder)])
     assert result.exit_code == 0 and "facts" in result.output and "≤ 240" in result.output
+    assert "not made yet" in result.output and "sft, first, second" in result.output
 
 
 def test_preview_shows_rows_as_tokens_with_what_is_learnt_marked(built: tuple[Plan, Path]):

@@ -67,7 +67,12 @@ def stats(
     from train import statistics
 
     options.console.print(statistics.table(plan, root))
-    found = {name: each for name, each in statistics.sets(plan, root).items() if each["histogram"]}
+    made = statistics.sets(plan, root)
+    names = [stage.name.removeprefix("data.") for stage in plan.stages if stage.function == "data"]
+    if lacking := [name for name in names if name not in made]:
+        options.console.print(f"not made yet, so at most as many rows as are published: {', '.join(lacking)}. "
+                              f"rounds run {file} makes them", style="yellow", highlight=False)  # fmt: skip
+    found = {name: each for name, each in made.items() if each["histogram"]}
     for name, each in found.items():
         options.console.print(statistics.histogram(name, each))
     if save and not found:
