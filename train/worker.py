@@ -5,6 +5,7 @@ that starts a fresh interpreter calls `python -m train.worker JOB.json`, where t
 line as every rank. Rank 0 then claims the folder and writes to it; the others only compute, and log to `logs/rank-N.txt`.
 """
 
+import contextlib
 import importlib
 import json
 import logging
@@ -63,11 +64,20 @@ def run(job: Job) -> None:
                 others.tell(go=False)
             return
         _remove_side_folders(job.folder)
-        digests = {
-            str(path.relative_to(job.folder)): store.file_digest(path) for path in store.result_files(job.folder)
-        }
+        files = store.result_files(job.folder)
+        _share(files, job.folder / "stage.json")
+        digests = {str(path.relative_to(job.folder)): store.file_digest(path) for path in files}
         store.write_json(job.folder / "done.json", {**record, "finished": time.time(), "digests": digests})
         logger.info("done in %.1f s: %s", record["seconds"], json.dumps(record.get("counts", {}))[:2000])
+
+
+def _share(files: list[Path], like: Path) -> None:
+    """Let whoever may read `like` read these files too: safetensors 0.8 writes weights that only their owner may read, and a store
+    is shared by a group."""
+    readable = like.stat().st_mode & 0o666
+    for path in files:
+        with contextlib.suppress(PermissionError):  # linked from a stage that another person ran
+            path.chmod(path.stat().st_mode | readable)
 
 
 def _claimed(job: Job, others: ranks.Others | None) -> dict[str, Any]:

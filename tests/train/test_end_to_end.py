@@ -103,6 +103,13 @@ def test_a_run_leaves_a_model_a_report_and_scores(undisturbed):
     assert not list(undisturbed.glob("*/checkpoints")) and not list(undisturbed.glob("*/cache"))
 
 
+def test_whoever_reads_a_stage_s_description_reads_its_result(undisturbed):
+    for folder in stages(undisturbed).values():
+        readable = (folder / "stage.json").stat().st_mode & 0o444
+        for name in json.loads((folder / "done.json").read_text())["digests"]:
+            assert (folder / name).stat().st_mode & 0o444 == readable, name
+
+
 def test_the_exported_model_opens_with_transformers_alone(undisturbed):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
