@@ -1,12 +1,20 @@
 """Weights and tokenizers, from a `Policy` and back. Safetensors only; remote code is never run."""
 
 import logging
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import is_flash_attn_2_available, is_liger_kernel_available
 
 from data_prep.errors import UserError
@@ -63,6 +71,52 @@ def set_threads(row: Row) -> None:
     """Use as many CPU threads as the row says."""
     if row.threads:
         torch.set_num_threads(row.threads)
+
+
+def open_folder(where: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Open a Hugging Face model folder without its weights, which stay on torch's meta device: only the headers of their files are
+    compared with the config.
+
+    Raises `UserError` for a folder that cannot be used, and where weights are missing, damaged, or of other sizes than the
+    config says: transformers would draw them at random and train on. Weights that the model does not use are a warning.
+    """
+    try:
+        AutoConfig.from_pretrained(where, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    except Exception as error:  # each model's config checks itself, with errors of its own kind
+        raise UserError(f"{where} is not a usable Hugging Face model folder: {_said(error)}") from error
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            where,
+            device_map="meta",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except Exception as error:
+        raise UserError(f"the weights in {where} cannot be opened as safetensors: {_said(error)}") from error
+    for what, names in (
+        ("have other sizes than its config.json says", [name for name, *_ in found["mismatched_keys"]]),
+        ("are not there", found["missing_keys"]),
+    ):
+        if names:
+            raise UserError(f"{where}: {len(names)} of the model's weights {what}, such as {min(names)}; take config.json and "
+                            "weights from one place")  # fmt: skip
+    if found["unexpected_keys"]:
+        logger.warning("%s: the model that config.json describes does not use %d of the weights, such as %s",
+                       where, len(found["unexpected_keys"]), min(found["unexpected_keys"]))  # fmt: skip
+    rows, highest = model.get_input_embeddings().num_embeddings, max(tokenizer.get_vocab().values())
+    if highest >= rows:
+        raise UserError(
+            f"{where}: the tokenizer has a token {highest}, and the model embeds {rows}: they do not belong together"
+        )
+    return model, tokenizer
+
+
+def _said(error: Exception) -> str:
+    """Return the beginning of what an error says, in one line."""
+    return textwrap.shorten(str(error), 300, placeholder=" ...")
 
 
 def load_tokenizer(policy: Policy) -> PreTrainedTokenizerBase:

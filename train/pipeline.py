@@ -19,7 +19,7 @@ from data_prep import filters, sources
 from data_prep.errors import UserError, nearest
 from data_prep.render import system_prompt
 from data_prep.schema import Filters, FilterUse, Mix, Section, SourceUse
-from train import benchmarks, store, tasks, yaml_file
+from train import benchmarks, model_config, store, tasks, yaml_file
 from train.graph import Asset, Stage, parents_first
 from train.policy import MODEL_FILES
 from train.recipe import Base, DpoLoss, Evaluate, Gate, Hub, Local, Lora, Recipe, Round, Tiny, Training
@@ -80,6 +80,7 @@ class _Builder:
         self.made: dict[str, Stage] = {}
         self.held_out = benchmarks.held_out(recipe)
         self.uses = {**self.held_out.uses, **recipe.sources}
+        self.positions = model_config.positions(recipe.base)
         for name in recipe.allow_unlicensed:
             if name not in recipe.sources:
                 raise UserError(f"allow_unlicensed: no source is named {name!r}. {nearest(name, recipe.sources)}")
@@ -229,6 +230,7 @@ class _Builder:
         """Tokenise and pack on a CPU, then train."""
         sft = self.recipe.sft
         assert sft
+        self.check_length(sft, "sft")
         if sft.lora and sft.lora.start == "continue":
             raise UserError("sft.lora.start: nothing comes before sft that could be continued; set `merge`")
         pack = Stage("pack", "pack", {"max_length": sft.max_length},
@@ -242,6 +244,7 @@ class _Builder:
             raise UserError(f"rounds.{item.name}.reference: {item.reference!r} is no policy before this round. "
                             f"{nearest(item.reference, references)}")  # fmt: skip
         reference = references[item.reference]
+        self.check_length(item, f"rounds.{item.name}")
         self.check_continues(item)
         data = self.data(item.name, item.data, item.filters, "pair", f"rounds.{item.name}.data")
         pairs = Stage(f"tokenize.{item.name}", "tokenize", {"max_length": item.max_length},
@@ -258,6 +261,14 @@ class _Builder:
         if reference is not policy:
             inputs["reference_policy"] = reference  # a few pairs are scored again before training
         return Stage(f"dpo.{item.name}", "dpo", params, inputs, 2, row="train")
+
+    def check_length(self, training: Training, where: str) -> None:
+        """Refuse rows that are longer than the model was made to read: it has no positions for their end."""
+        if self.positions and training.max_length > self.positions:
+            raise UserError(
+                f"{where}.max_length: {training.max_length} tokens, and the model's config says max_position_embeddings "
+                f"{self.positions}: lower it, or scale the rotary embedding in config.json (rope_parameters)"
+            )
 
     def check_continues(self, item: Round) -> None:
         """Refuse a round that is to go on with an adapter where the stage before it trains none of the same shape."""

@@ -4,7 +4,6 @@
 under the variables of `train.offline.environment`.
 """
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -74,18 +73,10 @@ def _source(stage: Stage) -> str:
 
 
 def _model(need: Need) -> str:
-    from transformers import AutoConfig, AutoTokenizer
+    from train import models
 
-    folder = hub.download(need.name, need.revision, need.patterns, "model")
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    index = folder / "model.safetensors.index.json"
-    shards = ["model.safetensors"]
-    if index.is_file():
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    if absent := [name for name in shards if not (folder / name).is_file()]:
-        raise UserError(f"the repository lacks {', '.join(absent[:3])}: weights are read as safetensors only")
-    return f"{config.model_type}, {len(tokenizer)} tokens, {len(shards)} files of weights"
+    model, tokenizer = models.open_folder(str(hub.download(need.name, need.revision, need.patterns, "model")))
+    return f"{model.config.model_type}, {len(tokenizer)} tokens, {models.count_parameters(model)['parameters']:,} parameters"
 
 
 def _task(need: Need) -> str:

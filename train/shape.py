@@ -1,8 +1,4 @@
-"""A model's shape: how many parameters, in what, for the planner. No torch here: `train.skeleton` counts in its own process.
-
-The config is the model's own `config.json` where it is at hand (a local folder, the hub's cache), the recipe's numbers for
-`tiny`, else the published facts in recipes/configs/MODEL.json.
-"""
+"""A model's shape: how many parameters, in what, for the planner. No torch here: `train.skeleton` counts in its own process."""
 
 import hashlib
 import json
@@ -13,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
-from train import store, yaml_file
+from train import model_config, store
 from train.graph import canonical_json
-from train.recipe import Base, Hub, Local, Lora
+from train.recipe import Base, Lora
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ def of(base: Base, root: Path) -> tuple[Shape, str]:
 
     Raises `UserError` where no config can be found or the skeleton cannot be built from it.
     """
-    config, origin = _config(base)
+    config, origin = model_config.read(base)
     digest = hashlib.sha256(canonical_json(config).encode()).hexdigest()[:16]
     memory = store.read_json(root / "shapes.json") or {}
     if digest not in memory:
@@ -87,42 +83,3 @@ def _count(config: dict[str, Any], origin: str) -> dict[str, Any]:
     if done.returncode:
         raise UserError(f"{origin}: no model can be built from this config: {done.stderr.strip().splitlines()[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def _config(base: Base) -> tuple[dict[str, Any], str]:
-    if isinstance(base, Hub):
-        return _hub_config(base)
-    if isinstance(base, Local):
-        file = Path(base.path) / "config.json"
-        found = store.read_json(file)
-        if found is None:
-            raise UserError(f"{file}: no such file; base.path must be a Hugging Face model folder")
-        return _clean(found), str(file)
-    numbers = base.model_dump(exclude={"kind", "chat_template"})
-    return {"model_type": "llama", **numbers, "num_key_value_heads": base.num_attention_heads}, "the recipe"
-
-
-def _hub_config(base: Hub) -> tuple[dict[str, Any], str]:
-    from huggingface_hub import try_to_load_from_cache
-
-    published = store.read_json(yaml_file.PROJECT_RECIPES / "configs" / f"{base.id.rpartition('/')[2]}.json")
-    cached = try_to_load_from_cache(base.id, "config.json", revision=base.revision)
-    own = store.read_json(Path(cached)) if isinstance(cached, str) else None
-    if own is None and published is None:
-        raise UserError(
-            f"base.id: the config of {base.id} is neither in the hub's cache nor in recipes/configs, so what it needs cannot be "
-            "planned; fetch the model first"
-        )
-    if own is None:
-        assert published is not None
-        return published, f"recipes/configs/{base.id.rpartition('/')[2]}.json, published facts; the model is not here"
-    differ = [name for name, value in (published or {}).items() if name in own and own[name] != value]
-    note = f" (recipes/configs differs from it in {', '.join(differ)})" if differ else ""
-    return _clean(own), f"{cached}{note}"
-
-
-def _clean(config: dict[str, Any]) -> dict[str, Any]:
-    """Drop what concerns how the weights are stored, and code of the repository's own, which is never run."""
-    return {
-        name: value for name, value in config.items() if name not in ("quantization_config", "auto_map", "torch_dtype")
-    }

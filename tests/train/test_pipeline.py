@@ -314,6 +314,12 @@ def test_the_same_rows_under_two_names_are_also_trained_on(plan: Planner):
         plan("sources.again={source: clinic_facts, split: train}", "evaluate.conversations=again")
 
 
+@pytest.mark.parametrize("where", ["sft", "rounds.second"])
+def test_rows_longer_than_the_model_reads_are_refused_while_planning(plan: Planner, where: str):
+    with pytest.raises(UserError, match=rf"^{where}\.max_length: 9999 tokens.*max_position_embeddings 512"):
+        plan(f"{where}.max_length=9999")
+
+
 def test_an_unknown_loss_type_is_refused_while_planning(plan: Planner):
     with pytest.raises(UserError, match="sigmoid"):
         plan("rounds.first.loss_type=[sigmoud]")

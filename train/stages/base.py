@@ -10,22 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers.models import BPE
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from data_prep import hub, records
-from data_prep.errors import UserError
 from data_prep.schema import Section
-from train import chat, policy
+from train import chat, models, policy
 from train.cluster import Row
-from train.models import count_parameters
 from train.recipe import Base, Hub, Tiny
 
 logger = logging.getLogger(__name__)
@@ -45,15 +37,11 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
     if isinstance(asked.base, Tiny):
         return _tiny(asked.base, asked, inputs["corpus"] / "records.parquet", out)
     where = str(inputs["model"]) if "model" in inputs else _fetch(asked.base)
-    try:
-        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{where} is not a usable Hugging Face model folder: {str(error).splitlines()[0]}") from error
+    model, tokenizer = models.open_folder(where)
     _finish_tokenizer(tokenizer, asked.chat_template, out)
     from_hub = asked.base if isinstance(asked.base, Hub) else None
     policy.write_base(out, from_hub.id if from_hub else None, from_hub.revision if from_hub else None)
-    return {"model_type": config.model_type, "vocabulary": len(tokenizer)}
+    return {"model_type": model.config.model_type, "vocabulary": len(tokenizer), **models.count_parameters(model)}
 
 
 def _with_place(params: dict, inputs: dict[str, Path]) -> dict:
@@ -69,7 +57,7 @@ def _fetch(base: Base) -> str:
 
 
 def _tiny(base: Tiny, asked: Params, corpus: Path, out: Path) -> dict[str, Any]:
-    inner = Tokenizer(models.BPE())
+    inner = Tokenizer(BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     inner.train_from_iterator(
@@ -102,7 +90,7 @@ def _tiny(base: Tiny, asked: Params, corpus: Path, out: Path) -> dict[str, Any]:
     )
     model.save_pretrained(out / "model")
     policy.write_base(out, "model", None)
-    return {"model_type": "llama", "vocabulary": len(tokenizer), **count_parameters(model)}
+    return {"model_type": "llama", "vocabulary": len(tokenizer), **models.count_parameters(model)}
 
 
 def _texts(corpus: Path) -> Iterator[str]:

@@ -1,0 +1,89 @@
+"""A model folder that is not whole is refused before anything trains: transformers would draw what is missing at random."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from data_prep.errors import UserError
+from train import model_config, models
+from train.recipe import Local
+
+
+@pytest.fixture
+def folder(made_base: Path, tmp_path: Path) -> Path:
+    """A folder as one has it from elsewhere: weights, config and tokenizer together."""
+    place = tmp_path / "model"
+    shutil.copytree(made_base / "model", place)
+    shutil.copytree(made_base / "tokenizer", place, dirs_exist_ok=True)
+    return place
+
+
+def config(**changes: Any) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        file = folder / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+    return change
+
+
+def cut(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:1000])
+
+
+def another_token(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"<more_{number}>" for number in range(500)])
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "not a usable Hugging Face model folder"),
+        (cut("tokenizer.json"), "not a usable Hugging Face model folder"),
+        (config(hidden_size=7), "not a usable Hugging Face model folder: .*hidden size \\(7"),
+        (cut("model.safetensors"), "cannot be opened as safetensors"),
+        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "cannot be opened as safetensors"),
+        (config(num_hidden_layers=9), "weights are not there, such as model.layers.2"),
+        (config(model_type="bert", architectures=["BertModel"]), "weights are not there, such as bert"),
+        (config(vocab_size=50), "weights have other sizes than its config.json says, such as model.embed_tokens.weight"),
+        (another_token, "the tokenizer has a token .* they do not belong together"),
+    ],
+)  # fmt: skip
+def test_a_folder_that_is_not_whole_is_refused(folder: Path, spoil: Callable[[Path], object], says: str):
+    models.open_folder(str(folder))
+    spoil(folder)
+    with pytest.raises(UserError, match=says) as told:
+        models.open_folder(str(folder))
+    assert str(folder) in str(told.value) and "\n" not in str(told.value)
+
+
+def test_weights_that_the_model_does_not_use_are_told(folder: Path, caplog: pytest.LogCaptureFixture):
+    config(num_hidden_layers=1)(folder)
+    with caplog.at_level(logging.WARNING, "train.models"):
+        models.open_folder(str(folder))
+    assert "does not use 9 of the weights, such as model.layers.1" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, 256),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, None),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, None),
+        ({"max_position_embeddings": None, "n_positions": 99}, 99),
+        ({"text_config": {"max_position_embeddings": 77}}, 77),
+        ({"max_position_embeddings": "many"}, None),
+    ],
+)
+def test_the_longest_row_that_a_model_reads_is_in_its_config(
+    folder: Path, changes: dict[str, Any], expected: int | None
+):
+    config(**changes)(folder)
+    assert model_config.positions(Local(kind="local", path=str(folder))) == expected
