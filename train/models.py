@@ -86,7 +86,7 @@ def open_folder(where: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     except Exception as error:  # each model's config checks itself, with errors of its own kind
         raise UserError(f"{where} is not a usable Hugging Face model folder: {_said(error)}") from error
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        opened: Any = AutoModelForCausalLM.from_pretrained(
             where,
             device_map="meta",
             output_loading_info=True,
@@ -96,6 +96,7 @@ def open_folder(where: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         )
     except Exception as error:
         raise UserError(f"the weights in {where} cannot be opened as safetensors: {_said(error)}") from error
+    model, found = opened
     for what, names in (
         ("have other sizes than its config.json says", [name for name, *_ in found["mismatched_keys"]]),
         ("are not there", found["missing_keys"]),
