@@ -89,7 +89,7 @@ def test_a_stage_that_was_given_up_is_told_with_what_ended_its_attempts(tmp_path
     assert state.right_log(folder) == printed
 
 
-def test_logs_points_to_what_tells_more_than_the_stages_own_log(tmp_path, monkeypatch):
+def test_logs_and_status_point_to_what_tells_most_and_to_how_to_go_on(tmp_path, monkeypatch):
     file = Path(__file__).parent / "mini_slurm.yaml"
     folder = store.prepare(tmp_path, pipeline.build_plan(recipe.load(file), tmp_path, file.parent).stage("dpo.first"))
     (folder / "slurm").mkdir()
@@ -104,6 +104,20 @@ def test_logs_points_to_what_tells_more_than_the_stages_own_log(tmp_path, monkey
     some = CliRunner().invoke(cli.app, command)
     assert some.exit_code == 0 and "step 3" in some.output and str(printed) in some.output
     assert CliRunner().invoke(cli.app, [*command, "--batch"]).output == printed.read_text()
+
+    cluster = tmp_path / "my cluster.yaml"
+    cluster.write_text("kind: slurm\n")
+    submitted = {
+        "id": "7",
+        "runs": [],
+        "recipe": str(file),
+        "cluster": str(cluster),
+        "submitted": 1.0,
+        "more": ["--offline", "/f"],
+    }
+    store.write_json(folder / "slurm" / "job.json", submitted)
+    status = CliRunner().invoke(cli.app, ["status", str(file), "--store", str(tmp_path)])
+    assert f"to go on: rounds run {file} --offline /f --cluster '{cluster}' --store" in status.output
 
 
 def test_a_job_waits_only_for_parents_that_no_other_parent_waits_for():

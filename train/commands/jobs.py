@@ -15,8 +15,10 @@ from train.launch import preflight, queue, slurm
 from train.pipeline import Plan
 
 
-def wanted(file: Path, made: Plan, root: Path, machine: Cluster, cluster_file: Path) -> slurm.Run:
-    """Say what the jobs of a plan are submitted for."""
+def wanted(
+    file: Path, made: Plan, root: Path, machine: Cluster, cluster_file: Path, more: tuple[str, ...] = ()
+) -> slurm.Run:
+    """Say what the jobs of a plan are submitted for; `more` are options of the command that going on needs again."""
     return slurm.Run(
         name=made.recipe.name,
         last=made.stages[-1],
@@ -24,6 +26,7 @@ def wanted(file: Path, made: Plan, root: Path, machine: Cluster, cluster_file: P
         cluster=str(cluster_file.resolve()),
         wandb=tracking.settings(made.recipe.wandb, made.recipe.name),
         variables=offline.environment(machine.fetched, root) if machine.offline else {},
+        more=more,
     )
 
 

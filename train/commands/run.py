@@ -59,7 +59,8 @@ def run(
             store.remember_run(root, made.recipe.name, str(file), list(made.stages))
         if dry_run:
             _forecast(made, machine, root)
-        jobs.submit(made.stages, root, machine, jobs.wanted(file, made, root, machine, cluster_file), dry_run)
+        more = ("--offline", str(fetched.resolve())) if fetched else ()
+        jobs.submit(made.stages, root, machine, jobs.wanted(file, made, root, machine, cluster_file, more), dry_run)
         if not dry_run:
             look = options.command_line("status", file, overrides, cluster_file, root)
             options.console.print(f"look: {look}", highlight=False, markup=False, soft_wrap=True)

@@ -51,16 +51,25 @@ def status(
     """
     root = store_of(root, cluster_file)
     plan = plan_of(file, overrides, root)
-    title, stages, go_on = plan.recipe.name, plan.stages, _go_on(file, overrides, cluster_file, root, plan.stages)
-    if not watch:
-        options.console.print(page(title, stages, root, go_on))
-        return
+    title, stages = plan.recipe.name, plan.stages
+    if watch:
+        now = _watched(title, stages, root)
+    else:
+        now = state.states(stages, root)
+        options.console.print(_page(title, now))
+    if _first_causes(now):  # in one line, however long, to be copied
+        go_on = _go_on(file, overrides, cluster_file, root, stages)
+        options.console.print(f"to go on: {go_on}", style="bold", highlight=False, soft_wrap=True)
+
+
+def _watched(title: str, stages: tuple[Stage, ...], root: Path) -> list[State]:
+    """Show the table until the run has ended, and return how it stands then."""
     with Live(console=options.console, auto_refresh=False, transient=False) as live:
         while True:
             now = state.states(stages, root)
-            live.update(_page(title, now, go_on), refresh=True)
+            live.update(_page(title, now), refresh=True)
             if _over(now):
-                return
+                return now
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
@@ -71,19 +80,16 @@ def _over(now: list[State]) -> bool:
     return all(entry.state == "to do" for entry in left) and (not left or any(e.state in ENDED_BADLY for e in now))
 
 
-def page(title: str, stages: tuple[Stage, ...], root: Path, go_on: str) -> RenderableType:
-    """Make the table, and below it why the first stages that ended badly did, and the command to go on."""
-    return _page(title, state.states(stages, root), go_on)
+def _first_causes(now: list[State]) -> list[State]:
+    return [entry for entry in now if entry.state in ENDED_BADLY and not entry.because.startswith("behind ")]
 
 
-def _page(title: str, now: list[State], go_on: str) -> RenderableType:
-    first_causes = [entry for entry in now if entry.state in ENDED_BADLY and not entry.because.startswith("behind ")]
-    below = [line for entry in first_causes for line in _why(entry)]
+def _page(title: str, now: list[State]) -> RenderableType:
+    """Make the table, and below it why the first stages that ended badly did."""
+    below = [line for entry in _first_causes(now) for line in _why(entry)]
     silent = next((entry.because for entry in now if entry.state == "not known"), None)
     if silent:
         below.append(Text(f"not known: {silent}", "yellow"))
-    if first_causes:
-        below.append(Text(f"to go on: {go_on}", "bold"))
     return Group(_table(title, now), *below)
 
 
@@ -151,7 +157,10 @@ def _why(entry: State) -> list[RenderableType]:
 def _go_on(
     file: Path, overrides: list[str] | None, cluster_file: Path | None, root: Path, stages: tuple[Stage, ...]
 ) -> str:
-    """Return the command that continues the run, with the cluster file that it was last submitted with."""
+    """Return the command that continues the run, with the cluster file and options that it was last submitted with."""
     known = [entry for stage in stages if (entry := slurm.record(store.folder(root, stage)))]
-    cluster = cluster_file or (max(known, key=lambda entry: entry["submitted"])["cluster"] if known else None)
-    return options.command_line("ablate" if ablation.is_ablation(file) else "run", file, overrides, cluster, root)
+    last = max(known, key=lambda entry: entry["submitted"]) if known else {}
+    command = "ablate" if ablation.is_ablation(file) else "run"
+    return options.command_line(
+        command, file, overrides, cluster_file or last.get("cluster"), root, *last.get("more", ())
+    )

@@ -35,6 +35,8 @@ class Run:
     wandb: dict[str, str | None] | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
     """Environment of every job besides the cluster file's: where fetched files are, for a run without the hub."""
+    more: tuple[str, ...] = ()
+    """Options that the command was given besides, for whoever is told how to go on."""
 
     @property
     def id(self) -> str:
@@ -378,5 +380,5 @@ def _noted(folder: Path, job: str) -> dict[str, Any] | None:
 
 
 def _remember(folder: Path, job: dict[str, Any], run: Run) -> None:
-    entry = {**job, "recipe": run.recipe, "cluster": run.cluster, "submitted": time.time()}
+    entry = {**job, "recipe": run.recipe, "cluster": run.cluster, "more": run.more, "submitted": time.time()}
     store.write_json(folder / "slurm" / "job.json", entry)
