@@ -117,6 +117,8 @@ def test_logs_and_status_point_to_what_tells_most_and_to_how_to_go_on(tmp_path, 
     }
     store.write_json(folder / "slurm" / "job.json", submitted)
     status = CliRunner().invoke(cli.app, ["status", str(file), "--store", str(tmp_path)])
+    none = CliRunner().invoke(cli.app, ["status", str(file), "--store", str(tmp_path / "none")])
+    assert "nothing of this run is in the store" in none.output and not (tmp_path / "none").exists()
     assert f"to go on: rounds run {file} --offline /f --cluster '{cluster}' --store" in status.output
 
 

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from train import store
 from train.commands import options
 from train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
 from train.launch import slurm
@@ -27,6 +28,13 @@ def cancel(
     made = plan_of(file, overrides, root)
     ids, left = slurm.cancel(made.stages, root, f"{made.recipe.name}:{made.stages[-1].key}", shared)
     options.console.print(f"cancelled {len(ids)} jobs{': ' if ids else ''}{' '.join(ids)}", highlight=False)
+    if not ids and not any(slurm.record(store.folder(root, stage)) for stage in made.stages):
+        options.console.print(
+            f"no job of it was ever submitted from the store {root}: --cluster or --store names another",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
     for number, others in left:
         options.console.print(
             f"left job {number}: {', '.join(others)} wants it too (--shared cancels it)", highlight=False

@@ -57,6 +57,10 @@ def status(
     else:
         now = state.states(stages, root)
         options.console.print(_page(title, now))
+    if not any(entry.folder.exists() for entry in now):
+        options.console.print(
+            f"nothing of this run is in the store {root}: --cluster or --store names another", highlight=False
+        )
     if _first_causes(now):  # in one line, however long, to be copied
         go_on = _go_on(file, overrides, cluster_file, root, stages)
         options.console.print(f"to go on: {go_on}", style="bold", highlight=False, soft_wrap=True)
