@@ -136,7 +136,7 @@ class Live:
         self.done = sum(store.done(store.folder(root, stage)) is not None for stage in plan.stages)
         self.began, self.last_line = 0.0, 0.0
         self.progress = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TimeRemainingColumn(), TextColumn("{task.fields[numbers]}"), console=console, disable=not console.is_terminal,
         )  # fmt: skip
         self.stages: TaskID = self.progress.add_task("stages", total=self.total, completed=self.done, numbers="")
