@@ -9,7 +9,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 from data_prep.errors import UserError
@@ -136,6 +136,19 @@ def agree(number: int) -> int:
     value = torch.tensor([number])
     distributed.broadcast(value, src=0)
     return int(value.item())
+
+
+def agree_on(numbers: Sequence[int]) -> list[int]:
+    """Return rank 0's numbers on every rank; those of the others are not looked at."""
+    if world_size() == 1:
+        return list(numbers)
+    import torch
+    from torch import distributed
+
+    length = agree(len(numbers))
+    values = torch.tensor(list(numbers) if rank() == 0 else [0] * length, dtype=torch.long)
+    distributed.broadcast(values, src=0)
+    return values.tolist()
 
 
 def barrier() -> None:

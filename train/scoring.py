@@ -5,6 +5,7 @@ batches of like length; the ranks take the blocks in turn, and each finished blo
 scores no block twice.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,12 +18,15 @@ from transformers.integrations import HfDeepSpeedConfig
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
+from data_prep.errors import UserError
 from train import packed_pairs, prefix_attention, ranks
 from train.cluster import Row
 
 Tokens = tuple[list[int], list[int], list[int]]
 """Prompt, chosen and rejected answer of a pair."""
 _BLOCK_BATCHES = 32
+_LAG_SECONDS = 120
+"""Longest wait for another node's file: twice what NFS keeps a folder's state for by default (acdirmax, 60 s)."""
 _NAMES = ("ref_chosen_logps", "ref_rejected_logps", "ref_chosen_shared_logps", "ref_rejected_shared_logps")
 SCHEMA = pa.schema([("id", pa.string()), *((name, pa.float32()) for name in _NAMES)])
 
@@ -136,9 +140,11 @@ def in_blocks(
     blocks = _cut(batches, per_block)
     folder = folder / f"blocks-{size}-{per_block}"
     folder.mkdir(parents=True, exist_ok=True)
-    ranks.barrier()
-    todo = [number for number in range(len(blocks)) if not _file(folder, number).is_file()]
-    ranks.barrier()  # nobody writes before everybody has looked
+    # Rank 0 looks for all: under ZeRO-3 ranks that saw different files would wait for each other for ever. A node that has not looked
+    # for a file also has not noted that it is absent, as NFS does for up to a minute.
+    todo = ranks.agree_on(
+        [number for number in range(len(blocks)) if not _file(folder, number).is_file()] if ranks.rank() == 0 else []
+    )
     done = len(order) - sum(len(batch) for number in todo for batch in blocks[number])
     for turn in _cut(todo, ranks.world_size()):
         mine = turn[ranks.rank()] if ranks.rank() < len(turn) else None
@@ -185,10 +191,21 @@ def _write(folder: Path, number: int, places: list[int], scores: list[Scores]) -
 def _joined(folder: Path, blocks: int, pairs: int) -> list[Scores]:
     found: list[Scores | None] = [None] * pairs
     for number in range(blocks):
+        _wait_for(_file(folder, number))
         for row in pq.read_table(_file(folder, number)).to_pylist():
             found[row["place"]] = Scores(*(row[name] for name in _NAMES))
     assert all(each is not None for each in found)
     return [each for each in found if each is not None]
+
+
+def _wait_for(file: Path) -> None:
+    """Wait for a file that another rank has written, until this node's view of a shared file system has it too."""
+    until = time.monotonic() + _LAG_SECONDS
+    while not file.is_file():
+        if time.monotonic() > until:
+            raise UserError(f"rank {ranks.rank()} on {ranks.node()} does not see {file}, which another rank has written: is the store "
+                            "the same folder on every node? Run again to go on from what is scored")  # fmt: skip
+        time.sleep(0.5)
 
 
 def _cut(items: Sequence[Any], size: int) -> list[Sequence[Any]]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from trl import DPOConfig, DPOTrainer
 
 from data_prep.errors import UserError
 from data_prep.records import Pair
-from train import models, policy, training
+from train import models, policy, scoring, training
 from train.cluster import Row
 from train.recipe import Training
 
@@ -242,6 +243,17 @@ def test_a_scored_block_is_not_scored_again(run_stage: Run, shelf: Path, tokens:
     block.unlink()
     run_stage("reference", "scored", {}, inputs, row)
     assert columns(shelf / "scored") == before
+
+
+def test_a_block_of_another_node_that_shows_late_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    scores = [scoring.Scores(-1.0, -2.0, -0.5, -1.5)]
+    scoring._write(tmp_path, 0, [0], scores)
+    (tmp_path / "000000.parquet").rename(tmp_path / "elsewhere")
+    threading.Timer(0.3, (tmp_path / "elsewhere").rename, [tmp_path / "000000.parquet"]).start()
+    assert scoring._joined(tmp_path, 1, 1) == scores
+    monkeypatch.setattr(scoring, "_LAG_SECONDS", 0)
+    with pytest.raises(UserError, match=r"does not see .*000001.parquet, which another rank has written"):
+        scoring._joined(tmp_path, 2, 1)
 
 
 def test_log_probabilities_of_the_first_tokens_are_kept_apart(
