@@ -107,11 +107,6 @@ def open_folder(where: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if found["unexpected_keys"]:
         logger.warning("%s: the model that config.json describes does not use %d of the weights, such as %s",
                        where, len(found["unexpected_keys"]), min(found["unexpected_keys"]))  # fmt: skip
-    rows, highest = model.get_input_embeddings().num_embeddings, max(tokenizer.get_vocab().values())
-    if highest >= rows:
-        raise UserError(
-            f"{where}: the tokenizer has a token {highest}, and the model embeds {rows}: they do not belong together"
-        )
     return model, tokenizer
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,9 @@ from transformers import AutoTokenizer
 
 from data_prep.errors import UserError
 from train import model_config, models
+from train.cluster import Row
 from train.recipe import Local
+from train.stages import base
 
 
 @pytest.fixture
@@ -36,12 +39,6 @@ def cut(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:1000])
 
 
-def another_token(folder: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_tokens([f"<more_{number}>" for number in range(500)])
-    tokenizer.save_pretrained(folder)
-
-
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
@@ -53,7 +50,6 @@ def another_token(folder: Path) -> None:
         (config(num_hidden_layers=9), "weights are not there, such as model.layers.2"),
         (config(model_type="bert", architectures=["BertModel"]), "weights are not there, such as bert"),
         (config(vocab_size=50), "weights have other sizes than its config.json says, such as model.embed_tokens.weight"),
-        (another_token, "the tokenizer has a token .* they do not belong together"),
     ],
 )  # fmt: skip
 def test_a_folder_that_is_not_whole_is_refused(folder: Path, spoil: Callable[[Path], object], says: str):
@@ -62,6 +58,31 @@ def test_a_folder_that_is_not_whole_is_refused(folder: Path, spoil: Callable[[Pa
     with pytest.raises(UserError, match=says) as told:
         models.open_folder(str(folder))
     assert str(folder) in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("token", "special", "template", "refused"),
+    [
+        ("<|im_start|>", True, "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|eot_id|>{% endfor %}"
+                               "{% if add_generation_prompt %}<|im_start|>assistant: {% endif %}", True),
+        ("<image>", True, None, False),
+        ("troponin", False, None, True),
+    ],
+)  # fmt: skip
+def test_tokens_that_will_be_written_need_an_embedding(
+    folder: Path, tmp_path: Path, token: str, special: bool, template: str | None, refused: bool
+):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = models.open_folder(str(folder))[0].config.vocab_size
+    tokenizer.add_tokens([f"<fill_{number}>" for number in range(rows - len(tokenizer))])
+    tokenizer.add_tokens([token], special_tokens=special)
+    tokenizer.save_pretrained(folder)
+    params = {"base": {"kind": "local", "path": str(folder)}, "chat_template": template}
+    if not refused:
+        base.run(params, {"model": folder}, tmp_path, Row())
+        return
+    with pytest.raises(UserError, match=f"embeddings for {rows} tokens.*such as '{re.escape(token)}'"):
+        base.run(params, {"model": folder}, tmp_path, Row())
 
 
 def test_weights_that_the_model_does_not_use_are_told(folder: Path, caplog: pytest.LogCaptureFixture):

@@ -15,6 +15,7 @@ from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from data_prep import hub, records
+from data_prep.errors import UserError
 from data_prep.schema import Section
 from train import chat, models, policy
 from train.cluster import Row
@@ -39,9 +40,28 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
     where = str(inputs["model"]) if "model" in inputs else _fetch(asked.base)
     model, tokenizer = models.open_folder(where)
     _finish_tokenizer(tokenizer, asked.chat_template, out)
+    embedded: Any = model.get_input_embeddings()
+    _check_tokens(tokenizer, embedded.num_embeddings, where)
     from_hub = asked.base if isinstance(asked.base, Hub) else None
     policy.write_base(out, from_hub.id if from_hub else None, from_hub.revision if from_hub else None)
     return {"model_type": model.config.model_type, "vocabulary": len(tokenizer), **models.count_parameters(model)}
+
+
+def _check_tokens(tokenizer: PreTrainedTokenizerBase, rows: int, where: str) -> None:
+    """Refuse a tokenizer that writes tokens for which the model has no embedding, such as a chat template's that were added without
+    one. Special tokens that no template writes may be beyond: Gemma 3's text models have one for images."""
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    named: list[Any] = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
+    written = {*named, *tokenizer(text, add_special_tokens=False).input_ids}
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= rows}
+    wanted = [token for token, number in beyond.items() if number in written or number not in special]
+    if wanted:
+        raise UserError(
+            f"{where}: the model has embeddings for {rows} tokens, and the tokenizer writes others too, such as {min(wanted)!r}: take a "
+            "chat template that the model knows, or resize its embeddings (resize_token_embeddings) and save it again"
+        )
 
 
 def _with_place(params: dict, inputs: dict[str, Path]) -> dict:
