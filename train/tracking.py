@@ -1,10 +1,16 @@
-"""Weights & Biases: one group per run, one job per stage, the stage's params as its config. Offline without a key."""
+"""Weights & Biases: one group per run, one job per stage, the stage's params as its config.
+
+Offline without a key, and where wandb cannot be reached: that ends no training.
+"""
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 TRACKED = ("sft", "dpo", "evaluate", "gate")
 """Stages with something to plot; a wandb job for every data stage would only be clutter."""
@@ -22,20 +28,29 @@ def job(settings: dict[str, str | None] | None, spec: dict, folder: Path) -> Ite
         yield
         return
     import wandb
+    from wandb.errors import Error
 
     os.environ.setdefault("WANDB_SILENT", "true")
-    with wandb.init(
-        project=settings["project"],
-        entity=settings["entity"],
-        group=settings["group"],
-        name=spec["name"],
-        job_type=spec["function"],
-        id=folder.name,
-        resume="allow",
-        config={"params": spec["params"], "inputs": _keys(spec["inputs"]), "git_commit": spec["git_commit"]},
-        dir=folder,
-        mode=_mode(),
-    ):
+    how: dict[str, Any] = {
+        "project": settings["project"],
+        "entity": settings["entity"],
+        "group": settings["group"],
+        "name": spec["name"],
+        "job_type": spec["function"],
+        "id": folder.name,
+        "resume": "allow",
+        "config": {"params": spec["params"], "inputs": _keys(spec["inputs"]), "git_commit": spec["git_commit"]},
+        "dir": folder,
+    }
+    try:
+        run = wandb.init(mode=_mode(), **how)
+    except Error as error:  # a key that is wrong, or a node that does not see the internet
+        logger.warning(
+            "wandb: %s. Recorded offline; `wandb sync` on %s sends it", str(error).splitlines()[0], folder / "wandb"
+        )
+        wandb.teardown()  # its service still holds the run of this id
+        run = wandb.init(mode="offline", **how)
+    with run:
         yield
 
 
