@@ -374,7 +374,7 @@ class _Builder:
             "missing_benchmarks": list(self.held_out.missing),
             "unknown_tasks": list(self.held_out.unknown_tasks),
         }
-        return Stage("manifest", "manifest", params, {stage.name: stage for stage in of_rows}, 2, after_stop=True)
+        return Stage("manifest", "manifest", params, {stage.name: stage for stage in of_rows}, 3, after_stop=True)
 
     def export(self, policy: Stage, rounds: list[Stage], evaluations: dict[str, Stage], manifest: Stage) -> Stage:
         """Make the finished model folder with its card."""

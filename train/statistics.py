@@ -15,7 +15,7 @@ from data_prep.errors import UserError
 from train import expected, store
 from train.lengths import EDGES, edge
 from train.pipeline import Plan
-from train.stages.manifest import training_set
+from train.stages.manifest import set_names, training_set
 
 PICTURES = (".png", ".svg", ".pdf")
 _BAR = 50
@@ -25,13 +25,19 @@ _SHOWN_SOURCES = 7  # more colours than this cannot be told apart
 def sets(plan: Plan, root: Path) -> dict[str, dict[str, Any]]:
     """Return the finished training sets as the manifest tells them, by name."""
     found = {}
-    for stage in plan.stages:
-        if stage.function == "data" and store.done(store.folder(root, stage)):
-            readers = [store.folder(root, other) for other in plan.stages
-                       if "data" in other.inputs and other.inputs["data"].key == stage.key]  # fmt: skip
-            tokens = next((folder for folder in readers if store.done(folder)), None)
-            found[stage.name.removeprefix("data.")] = training_set(store.folder(root, stage), tokens)
+    for name, (stage, reader) in names(plan).items():
+        folder, read = (store.folder(root, plan.stage(each)) if each else None for each in (stage, reader))
+        if folder and store.done(folder):
+            found[name] = training_set(folder, read if read and store.done(read) else None)
     return found
+
+
+def names(plan: Plan) -> dict[str, tuple[str, str | None]]:
+    """Return each set's data stage and the stage that makes tokens of it, under the manifest's names."""
+    data = {stage.name: stage.key for stage in plan.stages if stage.function == "data"}
+    readers = {stage.name: stage.inputs["data"].key for stage in plan.stages
+               if stage.function in ("pack", "tokenize")}  # fmt: skip
+    return set_names(data, readers)
 
 
 def table(plan: Plan, root: Path) -> Table:
@@ -43,15 +49,12 @@ def table(plan: Plan, root: Path) -> Table:
                     "mean", "longest"):  # fmt: skip
         made.add_column(heading, justify="right")
     finished, wanted = sets(plan, root), expected.mixes(plan, root)
-    for stage in plan.stages:
-        if stage.function != "data":
-            continue
-        name = stage.name.removeprefix("data.")
+    for name, (stage, _) in names(plan).items():
         if name in finished:
             _counted(made, name, finished[name])
         else:
-            rows = wanted.get(stage.name, {})
-            for item in stage.params["mix"]:
+            rows = wanted.get(stage, {})
+            for item in plan.stage(stage).params["mix"]:
                 count = rows.get(item["name"])
                 share = f"{count / max(1, sum(rows.values())):.1%}" if count is not None else ""
                 most = "?" if count is None else f"≤ {count:,}"

@@ -9,7 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from data_prep.records import Conversation, read_records
-from train import preview, recipe, store, worker
+from train import preview, recipe, statistics, store, worker
 from train.cli import app
 from train.cluster import Row
 from train.graph import parents_first
@@ -198,6 +198,28 @@ def test_stats_show_the_sets_and_draw_their_lengths(built: tuple[Plan, Path], tm
     drawn = (tmp_path / "lengths.svg").read_text()
     assert drawn.lstrip().startswith("<?xml") and (tmp_path / "lengths.svg").stat().st_size > 5000
     assert "a picture is saved as .png" in rounds(root, "stats", "--save", str(tmp_path / "lengths.doc"), expect=1)
+
+
+def test_rounds_that_share_rows_and_not_max_length_are_each_told_with_their_own_tokens(tmp_path: Path):
+    one = {"name": "one", "data": ["pairs"], "max_length": 250, "global_batch_size": 2, "learning_rate": 1e-4}
+    data = {"name": "shared", "base": BASE, "wandb": "off", "rounds": [one, {**one, "name": "two", "max_length": 97}],
+            "sources": {"facts": {"source": "clinic_facts", "max_rows": 40},
+                        "pairs": {"source": "clinic_facts", "split": "train_pairs_1", "max_rows": 30}},
+            "sft": {"data": ["facts"], "max_length": 250, "global_batch_size": 2, "learning_rate": 1e-3}}  # fmt: skip
+    (tmp_path / "shared.yaml").write_text(yaml.safe_dump(data))
+    plan, root = build_plan(recipe.load(tmp_path / "shared.yaml"), tmp_path / "store", tmp_path), tmp_path / "store"
+    for stage in parents_first([plan.stage("manifest")]):
+        worker.run(worker.Job(folder=store.prepare(root, stage), row=Row(device="cpu", threads=1)))
+    told = json.loads((store.folder(root, plan.stage("manifest")) / "manifest.json").read_text())["sets"]
+    counts = {
+        name: (store.done(store.folder(root, plan.stage(f"tokenize.{name}"))) or {})["counts"]
+        for name in ("one", "two")
+    }
+    assert counts["one"]["pairs"] > counts["two"]["pairs"]
+    assert {name: told[name]["trained_rows"] for name in counts} == {
+        name: each["pairs"] for name, each in counts.items()
+    }
+    assert statistics.sets(plan, root) == told
 
 
 def test_stats_tell_what_is_expected_before_anything_is_done(tmp_path: Path):

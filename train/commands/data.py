@@ -68,8 +68,7 @@ def stats(
 
     options.console.print(statistics.table(plan, root))
     made = statistics.sets(plan, root)
-    names = [stage.name.removeprefix("data.") for stage in plan.stages if stage.function == "data"]
-    if lacking := [name for name in names if name not in made]:
+    if lacking := [name for name in statistics.names(plan) if name not in made]:
         options.console.print(f"not made yet, so at most as many rows as are published: {', '.join(lacking)}. "
                               f"rounds run {file} makes them", style="yellow", highlight=False)  # fmt: skip
     found = {name: each for name, each in made.items() if each["histogram"]}

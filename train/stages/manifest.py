@@ -60,14 +60,16 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
 def manifest(asked: Params, inputs: Mapping[str, Path]) -> dict[str, Any]:
     """Put together what is known of every source and every training set."""
     data = {name: path for name, path in inputs.items() if store.spec(path)["function"] == "data"}
-    tokens = {store.inputs(path)["data"].name: path for path in inputs.values()
-              if store.spec(path)["function"] in ("pack", "tokenize")}  # fmt: skip
-    sets = {name.removeprefix("data."): training_set(path, tokens.get(path.name)) for name, path in data.items()}
+    readers = {name: store.inputs(path)["data"].name for name, path in inputs.items()
+               if store.spec(path)["function"] in ("pack", "tokenize")}  # fmt: skip
+    named = set_names({name: path.name for name, path in data.items()}, readers)
+    sets = {name: training_set(data[stage], inputs[reader] if reader else None)
+            for name, (stage, reader) in named.items()}  # fmt: skip
     sources = {name.removeprefix("source."): _source(name.removeprefix("source."), path, asked, sets)
                for name, path in inputs.items() if store.spec(path)["function"] == "source"}  # fmt: skip
     overlaps = Counter()
-    for each in sets.values():
-        overlaps.update(each["overlaps"])
+    for name in {stage: name for name, (stage, _) in named.items()}.values():  # of sets of the same rows, once
+        overlaps.update(sets[name]["overlaps"])
     return {
         "schema": SCHEMA,
         "recipe": asked.name,
@@ -104,6 +106,22 @@ def _source(name: str, folder: Path, asked: Params, sets: Mapping[str, Any]) -> 
         "phi": counts.get("phi"),  # absent where a set was fetched before there was a choice
         "system_prompt": spec["params"].get("system_prompt"),
     }
+
+
+def set_names(data: Mapping[str, str], readers: Mapping[str, str]) -> dict[str, tuple[str, str | None]]:
+    """Return for each training set its data stage and the stage that makes tokens of it, if any does.
+
+    `data` gives the key or folder of each data stage, `readers` that of the rows that each `pack` or `tokenize` reads. Rounds
+    on the same rows share one data stage; where they differ in `max_length` each has its own tokens, and is a set of its own.
+    """
+    found: dict[str, tuple[str, str | None]] = {}
+    for stage, rows in data.items():
+        mine = [name for name, read in readers.items() if read == rows]
+        if len(mine) < 2:
+            found[stage.removeprefix("data.")] = (stage, mine[0] if mine else None)
+        else:
+            found |= {name.removeprefix("tokenize."): (stage, name) for name in mine}
+    return found
 
 
 def training_set(folder: Path, tokens: Path | None) -> dict[str, Any]:
