@@ -52,7 +52,7 @@ def test_a_lost_rank_is_named_and_leaves_no_process(tmp_path: Path, lose, says: 
     # One long row a batch: memory comes from the system at every step, and is not at hand from the step before.
     command = [sys.executable, "-m", "train.cli", "run", str(ROOT / "tests/train/mini.yaml"), "--cluster", str(cluster),
                "--store", str(tmp_path / "store"), "--set", "evaluate=null", "--set", "gate=null", "--set", "sft.num_train_epochs=90",
-               "--set", "sft.max_length=2048"]  # fmt: skip
+               "--set", "sft.max_length=2048", "--set", "base.max_position_embeddings=2048"]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with (tmp_path / "said.txt").open("w") as said:
         launcher = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, env=environment, cwd=tmp_path)
