@@ -107,7 +107,10 @@ def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size:
             self.sequences += more
             progress.write(out, self.sequences, None, "sequences of the tasks")
 
-    return Watched(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=window)
+    # In a bf16 model's own type lm-eval would round each sum too: to halves from -64 nats on, so that long choices tie.
+    return Watched(
+        pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=window, softmax_dtype="float32"
+    )
 
 
 def run_tasks(lm: Any, tasks: Sequence[Task], sources: Mapping[str, Path], out: Path) -> Iterator[Value | Aggregate]:

@@ -123,8 +123,12 @@ def load_tokenizer(policy: Policy) -> PreTrainedTokenizerBase:
 def place(model: PreTrainedModel, row: Row, as_in_training: bool = False) -> PreTrainedModel:
     """Put a model on the row's device. With precision bf16 its weights become bf16 too, unless `as_in_training`, where
     they stay fp32 and `autocast` computes in bf16."""
-    dtype = torch.bfloat16 if row.precision == "bf16" and not as_in_training else None
-    torch.nn.Module.to(model, device=device_of(row), dtype=dtype)  # in place; the class's own `to` hides its type
+    if row.precision == "bf16" and not as_in_training:
+        for (
+            parameter
+        ) in model.parameters():  # buffers stay: rotary frequencies in bf16 turn far positions by the wrong angle
+            parameter.data = parameter.data.to(torch.bfloat16)
+    torch.nn.Module.to(model, device=device_of(row))  # in place; the class's own `to` hides its type
     return model
 
 

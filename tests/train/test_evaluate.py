@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data_prep.errors import UserError
 from data_prep.records import Conversation, Message, Pair, Question
-from train import chat, models, policy, store
+from train import chat, lm_eval_bridge, models, policy, store
 from train.cluster import Row
 
 Run = Callable[..., tuple[Path, dict]]
@@ -506,3 +506,24 @@ def test_a_model_that_is_spread_over_devices_scores_the_same(run_stage: Run, hel
     assert scores(other).keys() == scores(one).keys()
     for metric, score in scores(one).items():
         assert scores(other)[metric]["value"] == pytest.approx(score["value"], abs=1e-4), metric
+
+
+def test_in_bf16_only_the_weights_are_rounded(policy_folder: Path):
+    """Loaded in bf16, as `device_map` does, a model keeps its rotary frequencies in fp32; one that is cast must too."""
+    row = CPU.model_copy(update={"precision": "bf16"})
+    placed = models.load_to_score(policy.read(policy_folder), row)
+    assert {each.dtype for each in placed.parameters()} == {torch.bfloat16}
+    spread = models.load_to_score(policy.read(policy_folder), row.model_copy(update={"device_map": "auto"}))
+    for name, buffer in spread.named_buffers():
+        assert torch.equal(placed.get_buffer(name), buffer) and buffer.dtype == torch.float32, name
+
+
+def test_in_bf16_the_sum_over_a_long_choice_is_not_rounded(policy_folder: Path, tokenizer, tmp_path: Path):
+    model = models.load_to_score(policy.read(policy_folder), CPU.model_copy(update={"precision": "bf16"}))
+    lm = lm_eval_bridge.wrap(model, tokenizer, 2, 256, tmp_path)
+    prompt, answer = (
+        tokenizer("What does it do?").input_ids,
+        tokenizer("It opens the airways of the lung. " * 3).input_ids,
+    )
+    found, _ = lm._loglikelihood_tokens([(None, prompt, answer)], disable_tqdm=True)[0]
+    assert found == pytest.approx(answer_logprob(model, prompt, answer), abs=1e-3) and found < -64
