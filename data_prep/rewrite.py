@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_prep import filters, progress
-from data_prep.records import Conversation, Kind, Message, Record, batches_in, read_batch, write_records
+from data_prep.records import Conversation, Kind, Record, batches_in, read_batch, write_records
 from data_prep.schema import FilterUse
+from data_prep.turns import with_system
 
 
 @dataclass
@@ -73,8 +74,5 @@ def _left(record: Record, verdict: filters.Changed | None, system_prompt: str | 
 
 
 def _with_system(record: Record, text: str) -> Record:
-    turns = record.messages if isinstance(record, Conversation) else record.prompt
-    if turns[0].role == "system":
-        return record
-    turns = (Message("system", text), *turns)
+    turns = with_system(record.messages if isinstance(record, Conversation) else record.prompt, text)
     return replace(record, messages=turns) if isinstance(record, Conversation) else replace(record, prompt=turns)

@@ -99,6 +99,11 @@ def ask(question: str, system: str | None = None) -> tuple[Message, ...]:
     return (*((Message("system", system),) if system else ()), Message("user", question))
 
 
+def with_system(turns: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:
+    """Return turns with a system turn said first, where they bring none of their own and one is given."""
+    return turns if system is None or turns[0].role == "system" else (Message("system", system), *turns)
+
+
 def preference(prompt: Any, chosen: Any, rejected: Any) -> tuple[tuple[Message, ...], str, str]:
     """Return prompt, chosen and rejected answer of a preference row.
 

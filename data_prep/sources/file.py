@@ -18,9 +18,10 @@ yours to state (`licence:`). One row of each format, with our names for the colu
     graded            {"question": "Is this mole harmless?",
                        "answers": [{"text": "Have it seen by a doctor.", "score": 4}, {"text": "Yes.", "score": 1}]}
 
-All but `messages` and `preference` may have `system`; every format may have `id` and `group`. What is asked of a summary, a
-dialogue or a classification is put into words by `data_prep.render`, in several phrasings. A row
-without `id` is named by a hash of its content, so that rows added later change no name. `graded` makes pairs of a
+Every format may have `system`, which is said first where a row's own turns bring none, and `id` and `group`; an empty cell
+is as none, but for an `id`. What is asked of a summary, a dialogue or a classification is put into words by
+`data_prep.render`, in several phrasings. A row without `id` is named by a hash of its content, so that rows added later
+change no name. `graded` makes pairs of a
 better and a worse answer (a higher score is better), the widest difference first, up to `MAX_PAIRS` a question.
 
 With `heldout_fraction`, a row belongs to split `heldout` when a hash of its first question says so: the same question
@@ -40,7 +41,7 @@ from data_prep.errors import UserError, nearest
 from data_prep.records import Conversation, Message, Pair, Question, Record, stable_hash
 from data_prep.schema import SourceUse
 from data_prep.sources import Row, RowError, Source
-from data_prep.turns import ask, identity, messages, normalised, preference, required, text
+from data_prep.turns import ask, identity, messages, normalised, preference, required, text, with_system
 
 COLUMNS = {
     "messages": ("messages",),
@@ -53,13 +54,13 @@ COLUMNS = {
     "graded": ("question", "answers"),
 }
 OPTIONAL = {
-    "messages": ("id", "group"),
+    "messages": ("system", "id", "group"),
     "question_answer": ("system", "id", "group"),
     "summary": ("system", "id", "group"),
     "dialogue": ("section", "system", "id", "group"),
     "classification": ("system", "id", "group"),
     "multiple_choice": ("system", "id", "group"),
-    "preference": ("id", "group"),
+    "preference": ("system", "id", "group"),
     "graded": ("text", "score", "system", "id", "group"),
 }
 ASKED_IN = {
@@ -92,10 +93,15 @@ def rows(use: SourceUse) -> Iterator[Row | RowError]:
     check(use)
     path = Path(str(use.path))
     seen: dict[str, int] = {}
+    # A required column that is not there costs every row; of these nobody would hear.
+    unseen = {ours: theirs for ours, theirs in use.columns.items() if ours in ("system", "id", "group", "section")}
+    any_read = False
     for raw in files.read(path) if not path.is_dir() else hub.local(path, split="train"):
         if isinstance(raw, RowError):
             yield raw
             continue
+        any_read = True
+        unseen = {ours: theirs for ours, theirs in unseen.items() if theirs not in raw}
         row = _named(raw, use)
         key = _first_question(row, use)
         if key is not None and use.heldout_fraction and _is_heldout(key, use) != (use.split == "heldout"):
@@ -105,13 +111,16 @@ def rows(use: SourceUse) -> Iterator[Row | RowError]:
             yield from _pairs(row, use)
         else:
             yield row
+    for ours, theirs in unseen.items() if any_read else ():
+        raise UserError(f"{path}: `columns` says that {ours!r} is {theirs!r} in the file, and no row has that column")
 
 
 def to_record(row: Row, index: int, use: SourceUse) -> Record:
     """Convert one row that `rows` gave; raises `RowError` with the reasons that `data_prep.turns` lists."""
     named = {"id": identity(row[files.ID]), "source": "file", "group": _group(row)}
     if use.format == "messages":
-        return Conversation(messages=messages(required(row, "messages"), "assistant"), **named)
+        turns = messages(required(row, "messages"), "assistant")
+        return Conversation(messages=with_system(turns, _system(row)), **named)
     if use.format == "question_answer":
         answer = Message("assistant", text(required(row, "answer"), "answer"))
         return Conversation(messages=(*_question(row), answer), **named)
@@ -124,7 +133,7 @@ def to_record(row: Row, index: int, use: SourceUse) -> Record:
     if use.format == "graded":  # `_pairs` has made and checked the sides
         return Pair(prompt=_question(row), chosen=row["chosen"], rejected=row["rejected"], **named)
     prompt, chosen, rejected = preference(row.get("prompt"), required(row, "chosen"), required(row, "rejected"))
-    return Pair(prompt=prompt, chosen=chosen, rejected=rejected, **named)
+    return Pair(prompt=with_system(prompt, _system(row)), chosen=chosen, rejected=rejected, **named)
 
 
 def _named(raw: Row, use: SourceUse) -> dict[str, Any]:
@@ -159,8 +168,15 @@ def _content_id(row: Row, use: SourceUse, seen: dict[str, int]) -> str:
     return name if seen[name] == 1 else f"{name}#{seen[name]}"
 
 
+def _given(row: Row, column: str) -> Any:
+    """Return an optional column's value; None where there is none, as an empty cell of CSV says."""
+    value = row.get(column)
+    return None if isinstance(value, str) and not value.strip() else value
+
+
 def _group(row: Row) -> str:
-    return "" if row.get("group") is None else identity(row["group"], "group")
+    group = _given(row, "group")
+    return "" if group is None else identity(group, "group")
 
 
 def _question(row: Row, choices: tuple[str, ...] = ()) -> tuple[Message, ...]:
@@ -169,8 +185,8 @@ def _question(row: Row, choices: tuple[str, ...] = ()) -> tuple[Message, ...]:
 
 
 def _system(row: Row) -> str | None:
-    system = row.get("system")
-    return None if system is None or system == "" else text(system, "system")
+    system = _given(row, "system")
+    return None if system is None else text(system, "system")
 
 
 def _summary(row: Row, name: str, seed: int) -> tuple[str, str]:
@@ -180,9 +196,10 @@ def _summary(row: Row, name: str, seed: int) -> tuple[str, str]:
 
 def _dialogue(row: Row, name: str, seed: int) -> tuple[str, str]:
     said, note = text(required(row, "dialogue"), "dialogue"), text(required(row, "note"), "note")
-    if row.get("section") in (None, ""):
+    section = _given(row, "section")
+    if section is None:
         return render.request("note", name, seed=seed, text=said), note
-    return render.request("note_section", name, seed=seed, section=text(row["section"], "section"), text=said), note
+    return render.request("note_section", name, seed=seed, section=text(section, "section"), text=said), note
 
 
 def _classification(row: Row, name: str, seed: int) -> tuple[str, str]:
@@ -238,7 +255,7 @@ def _pairs(row: dict[str, Any], use: SourceUse) -> Iterator[Row | RowError]:
     pairs.sort(key=lambda pair: (answers[pair[1]][1] - answers[pair[0]][1], pair))
     for better, worse in pairs[:MAX_PAIRS]:
         chosen, rejected = answers[better][0], answers[worse][0]
-        group = row.get("group", name)
+        group = name if _given(row, "group") is None else row["group"]
         yield {**row, files.ID: f"{name}:{better}-{worse}", "group": group, "chosen": chosen, "rejected": rejected}
 
 
@@ -279,4 +296,5 @@ SOURCE = Source(
     },
     columns_by_format=COLUMNS,
     check_use=check,
+    version=2,
 )

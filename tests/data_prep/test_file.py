@@ -81,6 +81,34 @@ def test_a_dialogue_may_ask_for_one_section(one) -> None:
     assert "Complaint" in found.messages[0].content and "Hot?" in found.messages[0].content
 
 
+@pytest.mark.parametrize("format", list(ROWS))
+def test_an_empty_cell_of_an_optional_column_is_as_none(one, format: str) -> None:
+    empty = dict.fromkeys(("group", "system", "section"), " ")
+    assert one(format, ROWS[format] | empty | {"id": "7"}) == one(format, ROWS[format] | {"id": "7"})
+
+
+@pytest.mark.parametrize("ours", ["id", "group", "system"])
+def test_an_optional_column_that_no_row_has_is_a_mistake_in_the_recipe(one, ours: str) -> None:
+    for theirs in ("case", "cas"):
+        row = ROWS["question_answer"] | {"case": "7"}
+        if theirs == "case":
+            assert one("question_answer", row, columns={ours: theirs})
+        else:
+            with pytest.raises(UserError, match=f"{ours!r} is 'cas' in the file, and no row has that column"):
+                one("question_answer", row, columns={ours: theirs})
+
+
+@pytest.mark.parametrize("format", ["messages", "preference"])
+def test_a_system_column_leads_turns_that_bring_no_system_turn_of_their_own(one, format: str) -> None:
+    system, user, assistant = ({"role": role, "content": role} for role in ("system", "user", "assistant"))
+    for turns, expected in (([user, assistant], "Be brief."), ([system, user, assistant], "system")):
+        worse = [*turns[:-1], {**assistant, "content": "worse"}]
+        row = {"messages": turns} if format == "messages" else {"chosen": turns, "rejected": worse}
+        (found,) = one(format, row | {"system": "Be brief."})
+        led = found.messages if format == "messages" else found.prompt
+        assert [turn.content for turn in led[:2]] == [expected, "user"]
+
+
 def test_a_system_text_comes_first(one) -> None:
     (found,) = one("question_answer", ROWS["question_answer"] | {"system": "Be brief."})
     assert [turn.role for turn in found.messages] == ["system", "user", "assistant"]
