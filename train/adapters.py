@@ -16,6 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_mode
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.pytorch_utils import Conv1D
 
 from data_prep.errors import UserError
 from train import models, policy, ranks
@@ -23,6 +24,9 @@ from train.cluster import Row
 from train.policy import Policy
 from train.recipe import QUANTISATION, Lora
 from train.sizes import FOUR_BIT_IN_SHARDS
+
+_ADAPTED = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
+"""Layers of language models that PEFT adds an adapter to; quantised ones are kinds of them."""
 
 
 def config(lora: Lora | None) -> LoraConfig | None:
@@ -106,18 +110,24 @@ def _check_targets(model: PreTrainedModel, lora: Lora | None) -> None:
     wanted = config(lora)
     if wanted is None or wanted.target_modules == "all-linear":
         return
-    names = [name for name, _ in model.named_modules()]
     given = wanted.target_modules
+    layers = dict(model.named_modules())
     if isinstance(given, str):
-        lacking = [] if any(re.fullmatch(given, name) for name in names) else [given]
+        meant = {given: [name for name in layers if re.fullmatch(given, name)]}
     else:
-        lacking = sorted(each for each in given or () if not any(f".{name}".endswith(f".{each}") for name in names))
-    if lacking:
-        linear = {
-            name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)
-        }
-        raise UserError(f"lora.target_modules: {type(model).__name__} has no layer {', '.join(lacking)}. Its linear layers are "
-                        f"{', '.join(sorted(linear - {'lm_head'}))}; all-linear takes every one")  # fmt: skip
+        meant = {each: [name for name in layers if f".{name}".endswith(f".{each}")] for each in sorted(given or ())}
+    lacking = [each for each, names in meant.items() if not names]
+    others = [name for names in meant.values() for name in names if not isinstance(layers[name], _ADAPTED)]
+    if lacking or others:
+        kind = type(model).__name__
+        wrong = (
+            f"{kind} has no layer {', '.join(lacking)}"
+            if lacking
+            else f"{others[0]} of {kind} is a {type(layers[others[0]]).__name__}, to which no adapter can be added"
+        )
+        linear = {name.rpartition(".")[2] for name, module in layers.items() if isinstance(module, torch.nn.Linear)}
+        raise UserError(f"lora.target_modules: {wrong}. Its linear layers are {', '.join(sorted(linear - {'lm_head'}))}; "
+                        "all-linear takes every one")  # fmt: skip
 
 
 def restore(model: Any, start: Policy, lora: Lora | None) -> None:

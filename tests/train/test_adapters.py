@@ -155,17 +155,24 @@ def test_qlora_is_refused_where_bitsandbytes_cannot_be_imported(
         a_round("one", shelf / "base", lora(load_in_4bit=True))
 
 
-@pytest.mark.parametrize(("modules", "lacking"), [(["q_proj", "wrong_proj"], "wrong_proj"), (r".*\.wrong_proj", r".*\.wrong_proj"),
-                                                  (["proj"], "proj"), (["self_attn.q_proj"], None), (r".*[qv]_proj", None)])  # fmt: skip
-def test_a_layer_that_the_model_has_not_is_refused_though_others_match(
-    shelf: Path, modules: object, lacking: str | None
-):
+@pytest.mark.parametrize(
+    ("modules", "wrong"),
+    [
+        (["q_proj", "wrong_proj"], "LlamaForCausalLM has no layer wrong_proj"),
+        (r".*\.wrong_proj", r"LlamaForCausalLM has no layer .*\.wrong_proj"),
+        (["proj"], "LlamaForCausalLM has no layer proj"),
+        (["q_proj", "norm"], "model.norm of LlamaForCausalLM is a LlamaRMSNorm, to which no adapter can be added"),
+        (["self_attn.q_proj", "embed_tokens"], None),
+        (r".*[qv]_proj", None),
+    ],
+)
+def test_a_layer_that_the_model_has_not_is_refused_though_others_match(shelf: Path, modules: object, wrong: str | None):
     asked = Lora.model_validate({"r": 4, "target_modules": modules})
-    refused = pytest.raises(UserError) if lacking else contextlib.nullcontext()
+    refused = pytest.raises(UserError) if wrong else contextlib.nullcontext()
     with refused as told:
         adapters.load_start(policy.read(shelf / "base"), CPU, asked, shelf / "cache")
     if told:
-        assert f"LlamaForCausalLM has no layer {lacking}. Its linear layers are down_proj, " in str(told.value)
+        assert f"{wrong}. Its linear layers are down_proj, " in str(told.value)
 
 
 MINI = Path(__file__).with_name("mini.yaml")
