@@ -23,6 +23,7 @@ from train import chat, models, policy, store
 from train.graph import Asset, Stage
 from train.pipeline import Plan
 from train.recipe import Hub, Local
+from train.stages import tokenize
 
 LEARNT, READ, WORSE = "bold green", "dim", "red"
 _ROLES = {"system": "magenta", "user": "cyan", "assistant": LEARNT}
@@ -34,6 +35,8 @@ class Rows:
 
     records: list[Record]
     found: str
+    max_length: int | None
+    """Tokens that training reads of a row at most, where a set of the recipe takes rows of this source."""
 
 
 def rows(plan: Plan, root: Path, name: str, count: int) -> Rows:
@@ -42,19 +45,30 @@ def rows(plan: Plan, root: Path, name: str, count: int) -> Rows:
     if own is None:
         names = ", ".join(stage.name.removeprefix("source.") for stage in plan.stages if stage.function == "source")
         raise UserError(f"no stage of this recipe reads a source {name!r}; it reads {names}")
+    longest = _max_length(plan, own)
     for stage in plan.stages:
         read = [key.removeprefix("source.") for key, parent in stage.inputs.items() if parent.key == own.key]
         if stage.function == "data" and read and store.done(store.folder(root, stage)):
             path = store.folder(root, stage) / "records.parquet"
             taken = list(_first(path, read[0], count))
             if taken:
-                return Rows(taken, f"of {stage.name}: after filters and mix")
+                return Rows(taken, f"of {stage.name}: after filters and mix", longest)
     if store.done(store.folder(root, own)):
         path = store.folder(root, own) / "records.parquet"
-        return Rows(list(_first(path, None, count)), f"of {own.name}: before filters and mix")
-    return Rows(
-        _straight(own, count), f"read for this preview, since {own.name} is not finished: before filters and mix"
-    )
+        return Rows(list(_first(path, None, count)), f"of {own.name}: before filters and mix", longest)
+    said = f"read for this preview, since {own.name} is not finished: before filters and mix"
+    return Rows(_straight(own, count), said, longest)
+
+
+def _max_length(plan: Plan, source: Stage) -> int | None:
+    """Return the `max_length` of the sets that take rows of a source, the largest of several."""
+    sets = {stage.key for stage in plan.stages if stage.function == "data" and source.key in _keys(stage)}
+    readers = [stage for stage in plan.stages if stage.function in ("pack", "tokenize")]
+    return max((stage.params["max_length"] for stage in readers if stage.inputs["data"].key in sets), default=None)
+
+
+def _keys(data: Stage) -> set[str]:
+    return {parent.key for key, parent in data.inputs.items() if key.startswith("source.")}
 
 
 def tokenizer(plan: Plan, root: Path) -> PreTrainedTokenizerBase | str:
@@ -81,30 +95,35 @@ def tokenizer(plan: Plan, root: Path) -> PreTrainedTokenizerBase | str:
     return found
 
 
-def shown(record: Record, using: PreTrainedTokenizerBase | str, marked: bool) -> Text:
+def shown(record: Record, using: PreTrainedTokenizerBase | str, marked: bool, max_length: int | None = None) -> Text:
     """Return a record for the terminal: a heading, and what is read and learnt; `marked` puts the latter in « » too.
 
-    `using` is the tokenizer; where there is none the turns of the assistant are marked, as they stand.
+    `using` is the tokenizer; where there is none the turns of the assistant are marked, as they stand. With `max_length` a
+    row that training drops is told so, and a pair is cut as training cuts it.
     """
     if isinstance(record, Pair):
-        return _pair(record, using, marked)
+        return _pair(record, using, marked, max_length)
     talk = record if isinstance(record, Conversation) else to_conversation(record)
     if isinstance(using, str):
         return _text(talk.id, _turns(talk.messages, LEARNT), marked)
     encoded = chat.encode_conversations(using, [talk.messages])[0]
+    if not isinstance(encoded, str) and max_length and len(encoded.input_ids) > max_length:
+        encoded = f"longer_than_max_length, {len(encoded.input_ids)} of {max_length} tokens"
     if isinstance(encoded, str):
         return Text(f"{talk.id} (dropped when it is made into tokens: {encoded})", style="yellow")
     parts = [(str(using.decode(ids)), LEARNT if learns else READ, learns) for ids, learns in _runs(encoded)]
     return _text(f"{talk.id} ({len(encoded.input_ids)} tokens, {sum(encoded.answer_mask)} learnt)", parts, marked)
 
 
-def _pair(pair: Pair, using: PreTrainedTokenizerBase | str, marked: bool) -> Text:
+def _pair(pair: Pair, using: PreTrainedTokenizerBase | str, marked: bool, max_length: int | None) -> Text:
     sides = (("chosen", pair.chosen, LEARNT), ("rejected", pair.rejected, WORSE))
     if isinstance(using, str):
         texts = [_text(f"{pair.id}: {name}", _turns((*pair.prompt, Message("assistant", answer)), style), marked)
                  for name, answer, style in sides]  # fmt: skip
         return Text("\n").join(texts)
     encoded = chat.encode_pairs(using, [pair])[0]
+    if not isinstance(encoded, str) and max_length:
+        encoded = tokenize.fit(encoded, max_length)
     if isinstance(encoded, str):
         return Text(f"{pair.id} (dropped when it is made into tokens: {encoded})", style="yellow")
     prompt, texts = str(using.decode(encoded.prompt_ids)), []

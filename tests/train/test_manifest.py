@@ -1,6 +1,7 @@
 """The manifest and the data card of a recipe whose rows were really read, filtered, mixed and tokenised."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from data_prep.records import Conversation, read_records
+from data_prep.records import Conversation, Pair, read_records
 from train import preview, recipe, statistics, store, worker
 from train.cli import app
 from train.cluster import Row
@@ -257,6 +258,19 @@ def test_preview_marks_just_the_tokens_that_are_learnt(built: tuple[Plan, Path])
         learnt = [token for token, learns in zip(encoded.input_ids, encoded.answer_mask, strict=True) if learns]
         assert green == using.decode(learnt)
         assert text.plain.partition("\n")[2] == using.decode(encoded.input_ids)
+
+
+def test_preview_tells_of_rows_that_are_too_long_to_train_on_and_cuts_pairs_as_training_does(built: tuple[Plan, Path]):
+    plan, root = built
+    using = preview.tokenizer(plan, root)
+    facts, pairs = (preview.rows(plan, root, name, 1) for name in ("facts", "pairs"))
+    assert (facts.max_length, pairs.max_length) == (128, 128) and preview.rows(plan, root, "exam", 1).max_length is None
+    assert "longer_than_max_length" in preview.shown(facts.records[0], using, True, 20).plain
+    (pair,) = pairs.records
+    assert isinstance(pair, Pair)
+    long = replace(pair, chosen="Yes, and here is why, said once more. " * 40)
+    whole, cut = (preview.shown(long, using, True, limit).plain for limit in (None, 128))
+    assert "<|eot_id|>»" in whole.partition("rejected")[0] and "<|eot_id|>»" not in cut.partition("rejected")[0]
 
 
 def test_preview_without_any_finished_stage_reads_the_source_and_masks_it(built: tuple[Plan, Path], tmp_path: Path):

@@ -40,7 +40,8 @@ def preview(
         console.print(f"roles instead of tokens: {using}", style="yellow", highlight=False)
     for record in found.records:
         console.print()
-        console.print(rendered.shown(record, using, marked=not console.is_terminal), highlight=False, soft_wrap=True)
+        text = rendered.shown(record, using, not console.is_terminal, found.max_length)
+        console.print(text, highlight=False, soft_wrap=True)
 
 
 @app.command("stats")
