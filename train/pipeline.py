@@ -322,7 +322,8 @@ class _Builder:
             for item in training.data:
                 if _same_rows(use, self.recipe.sources.get(item.name)):
                     raise UserError(
-                        f"{where}: source {name!r} is also trained on (as {item.name!r}); evaluate on another split"
+                        f"{where}: source {name!r} is also trained on (as {item.name!r}); evaluate on another split, and give both uses of "
+                        "a file the same `heldout_fraction`"
                     )
         return stage
 
@@ -402,10 +403,16 @@ def _described(base: Base) -> dict[str, Any]:
     return base.model_dump(mode="json", exclude={"path", "chat_template", "tokenizer_data"})
 
 
-def _same_rows(one: SourceUse, other: SourceUse | None) -> bool:
-    """Tell whether two uses read the same split of the same set; how many rows they keep does not matter."""
-    fields = ("source", "split", "path", "revision", "format", "heldout_fraction")
-    return other is not None and all(getattr(one, field) == getattr(other, field) for field in fields)
+def _same_rows(evaluated: SourceUse, trained: SourceUse | None) -> bool:
+    """Tell whether two uses share rows of one set, however many they keep and in whatever format they read a file."""
+    if trained is None or any(
+        getattr(evaluated, name) != getattr(trained, name) for name in ("source", "path", "revision")
+    ):
+        return False
+    if evaluated.split == "heldout" and trained.split == "train":
+        # Held out is what hashes below the fraction: a use of the file with a smaller one trains on the rows between.
+        return trained.heldout_fraction < evaluated.heldout_fraction
+    return evaluated.split == trained.split
 
 
 def _checked_source(name: str, use: SourceUse) -> sources.Source:

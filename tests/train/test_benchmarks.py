@@ -89,6 +89,22 @@ def test_every_entry_that_is_for_evaluation_only_is_held_out_used_or_not(planned
     assert "medqa" not in plan.held_out.missing and "headqa" in plan.held_out.missing
 
 
+@pytest.mark.parametrize(("trained", "is_refused"), [(0.0, True), (0.05, True), (0.1, False), (0.2, False)])
+def test_rows_held_out_of_a_file_are_not_trained_on_under_another_entry(
+    planned: Planned, trained: float, is_refused: bool
+):
+    rows = planned.rows  # type: ignore[attr-defined]
+    sources = {
+        "rows": rows | {"heldout_fraction": trained},
+        "kept": rows | {"heldout_fraction": 0.1, "split": "heldout"},
+    }
+    if is_refused:
+        with pytest.raises(UserError, match=r"'kept' is also trained on \(as 'rows'\).*same `heldout_fraction`"):
+            planned(sources, evaluate={"conversations": "kept"})
+    else:
+        assert planned(sources, evaluate={"conversations": "kept"})
+
+
 def test_a_split_given_by_path_is_not_fetched_too_unless_it_is_cut(planned: Planned):
     exam = {"source": "medqa", "split": "test", "path": "rows.jsonl"}
     assert held(planned({"exam": exam}, base=HUB)) == TESTS - {"medqa.test"} | {"exam"}
