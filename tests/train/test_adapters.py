@@ -1,17 +1,19 @@
 """DoRA and QLoRA train, adapters go on or start anew as the recipe says, and a reference that is the start gives ln 2."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from data_prep.errors import UserError
@@ -209,3 +211,29 @@ def test_a_plan_scores_the_reference_in_the_arithmetic_of_its_round(tmp_path: Pa
 def test_a_plan_refuses_to_continue_what_is_not_there(tmp_path: Path, sft: object, first: object, message: str):
     with pytest.raises(UserError, match=message):
         planned(tmp_path, sft=sft, first=first)
+
+
+def test_several_adapters_are_rounded_to_bf16_once(shelf: Path, tmp_path: Path):
+    """In fp32 the same as PEFT's own merging, one after the other; in bf16 that, rounded."""
+    published = models.load_model(policy.read(shelf / "base"), CPU, torch.bfloat16)
+    published.save_pretrained(tmp_path / "published")
+    start = dataclasses.replace(policy.read(shelf / "base"), weights=str(tmp_path / "published"))
+    one_by_one, chain = models.load_model(start, CPU), []
+    for number in range(3):
+        # Each of another shape, and with DoRA in the middle: it is scaled by the norm of what the one before made.
+        config = LoraConfig(r=2 + number, target_modules=["q_proj", "down_proj"][: 1 + number], use_dora=number == 1)
+        torch.manual_seed(number)
+        adapted: Any = get_peft_model(models.load_model(start, CPU), config)
+        with torch.no_grad():
+            for name, parameter in adapted.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=1e-3)
+        chain.append(tmp_path / str(number))
+        adapted.save_pretrained(chain[-1])
+        one_by_one = PeftModel.from_pretrained(one_by_one, str(chain[-1])).merge_and_unload()
+    described = dataclasses.replace(start, adapters=tuple(chain))
+    wanted, whole = one_by_one.state_dict(), models.load_model(described, CPU).state_dict()
+    rounded, before = models.load_model(described, CPU, torch.bfloat16).state_dict(), published.state_dict()
+    assert sum(not torch.equal(wanted[name], before[name].float()) for name in wanted) >= 2
+    for name, value in wanted.items():
+        assert torch.equal(whole[name], value) and torch.equal(rounded[name], value.to(torch.bfloat16)), name
