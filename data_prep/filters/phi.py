@@ -95,7 +95,10 @@ def find(texts: Sequence[str], settings: Settings, group_sizes: Sequence[int] = 
             for place in group:
                 found[place] += known.repeats(texts[place])
             start += size
-    return [_without_overlaps(each for each in finds if each.score >= settings.min_score) for finds in found]
+    return [
+        _without_overlaps((each for each in finds if each.score >= settings.min_score), text)
+        for text, finds in zip(texts, found, strict=True)
+    ]
 
 
 def masked(text: str, finds: Sequence[Find]) -> str:
@@ -138,10 +141,25 @@ def _verdict(record: Record, texts: Sequence[str], finds: Sequence[Sequence[Find
     return Changed(new, dict(sorted(kinds.items())))
 
 
-def _without_overlaps(finds: Iterable[Find]) -> list[Find]:
-    """Keep, of finds that overlap, the longest; of equally long ones the surest, then the first in `KINDS`."""
+def _without_overlaps(finds: Iterable[Find], text: str) -> list[Find]:
+    """Keep, of finds that overlap, the longest whole; of equally long ones the surest, then the first in `KINDS`.
+
+    What the others have outside of it is kept too, unless it is marks and spaces: the end of an address that a rule cut
+    short may be the half of a phone number.
+    """
     kept: list[Find] = []
     for each in sorted(finds, key=lambda f: (f.start - f.end, -f.score, KINDS.index(f.kind), f.start)):
-        if all(each.end <= other.start or other.end <= each.start for other in kept):
-            kept.append(each)
-    return sorted(kept, key=lambda each: each.start)
+        pieces = [(each.start, each.end)]
+        for other in kept:
+            cut = [
+                part for low, high in pieces for part in ((low, min(high, other.start)), (max(low, other.end), high))
+            ]
+            pieces = [(low, high) for low, high in cut if any(map(str.isalnum, text[low:high]))]
+        kept += [replace(each, start=low, end=high) for low, high in pieces]
+    joined: list[Find] = []
+    for each in sorted(kept, key=lambda each: each.start):
+        if joined and joined[-1].end == each.start and joined[-1].kind == each.kind:
+            joined[-1] = replace(joined[-1], end=each.end)
+        else:
+            joined.append(each)
+    return joined

@@ -32,6 +32,12 @@ FOUND = [
     ("DOB: 1961-01-14", "DOB: [DATE]"),
     ("She is a 93-year-old woman.", "She is a [AGE_OVER_89] woman."),
     ("Call (312) 555-0147 ext. 9.", "Call [PHONE]."),
+    (
+        "Home address: Flat 3, the old house behind the church at the end of the long lane, Lower Slaughter, "
+        "Gloucestershire, England, phone 617-555-0134, MRN 4471882",
+        "Home address: [ADDRESS][PHONE], MRN [RECORD_NUMBER]",  # the rule for an address ends inside the phone number
+    ),
+    ("account number 4111 1111 1111 1111 2021-03-04", "account number [ACCOUNT][DATE]"),
     ("Write to a.b@mailbox.org please.", "Write to [EMAIL] please."),
     ("Medical record number: A4488213", "Medical record number: [RECORD_NUMBER]"),
     ("Hospital No. 4488213", "Hospital No. [RECORD_NUMBER]"),
