@@ -105,7 +105,7 @@ class _Builder:
             }
             inputs = {"path": self.asset(use.path, f"sources.{name}.path")} if use.path else {}
             self.check_licence(name, use, registered)
-            self.made[name] = Stage(f"source.{name}", "source", params, inputs, 6)
+            self.made[name] = Stage(f"source.{name}", "source", params, inputs, 7)
         return self.made[name]
 
     def check_named(self, name: str, wanted_by: str) -> None:
@@ -201,7 +201,7 @@ class _Builder:
             "seed": self.recipe.seed,
             "kind": kind,
         }
-        return Stage(f"data.{name}", "data", params, inputs, 7)
+        return Stage(f"data.{name}", "data", params, inputs, 8)
 
     def check_mix(self, mix: Mix, where: str, kinds: tuple[str, ...]) -> None:
         """Refuse a source of the wrong kind, or one that stands twice in a mix."""

