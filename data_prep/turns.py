@@ -75,7 +75,8 @@ def messages(value: Any, last: Literal["user", "assistant"]) -> tuple[Message, .
     """Return turns that are an optional system turn, then user and assistant in turn, ending with `last`.
 
     An empty system turn says nothing and is left out. Raises `RowError`: `messages_not_a_list`, `no_messages`,
-    `message_not_an_object`, `unknown_role`, `two_system_messages`, `turns_out_of_order`, `last_turn_not_<last>`, and
+    `message_not_an_object`, `unknown_role`, `calls_a_tool`, `answer_of_weight_0`, `two_system_messages`,
+    `turns_out_of_order`, `last_turn_not_<last>`, and
     the reasons of `text` with the name `content`.
     """
     if not isinstance(value, list | tuple):
@@ -160,6 +161,11 @@ def _message(value: Any) -> Message | None:
         raise RowError("unknown_role")
     if role == "system" and (content is None or (isinstance(content, str) and not content.strip())):
         return None
+    # What a turn says beyond its words would be lost: calls of tools, and OpenAI's mark of an answer that is not to be learnt.
+    if value.get("tool_calls") or value.get("function_call"):
+        raise RowError("calls_a_tool")
+    if role == "assistant" and value.get("weight") == 0:
+        raise RowError("answer_of_weight_0")
     return Message(role=role, content=text(content, "content"))
 
 

@@ -8,7 +8,7 @@ clinical style, ages over 89, and names by title, label and phrase.
 
 What it cannot do: find every name (lower-case and foreign names, a first name alone, nicknames, all-capital names
 without a label), a place, a rare disease or event that tells who someone is, identifiers in other languages than
-English, numbers without a label, or what an id column holds. Spans that it misses stay in the training set; see
+English, numbers without a label, or what an id or group column holds. Spans that it misses stay in the training set; see
 scripts/bench_phi for how many. Data under HIPAA or GDPR must be de-identified, and that be checked, before it comes
 here. Kinds follow the Safe Harbor list (45 CFR 164.514(b)(2)), without places larger than a street address.
 """

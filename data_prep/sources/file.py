@@ -296,5 +296,5 @@ SOURCE = Source(
     },
     columns_by_format=COLUMNS,
     check_use=check,
-    version=2,
+    version=3,
 )

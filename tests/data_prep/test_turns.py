@@ -45,6 +45,8 @@ ANYTHING = st.recursive(
         ([{"role": "tool", "content": "x"}], "assistant", "unknown_role"),
         ([{"content": "x"}], "assistant", "unknown_role"),
         ([{"role": ["user"], "content": "x"}], "assistant", "unknown_role"),
+        ([USER, {**REPLY, "tool_calls": [{"id": "1"}]}], "assistant", "calls_a_tool"),
+        ([USER, {**REPLY, "weight": 0}, USER, {**REPLY, "weight": 1}], "assistant", "answer_of_weight_0"),
         ([SYSTEM, SYSTEM, USER, REPLY], "assistant", "two_system_messages"),
         ([USER, SYSTEM, REPLY], "assistant", "turns_out_of_order"),
         ([USER, USER, REPLY], "assistant", "turns_out_of_order"),
