@@ -86,9 +86,8 @@ def contrast(metric: str, baseline: str, values: Values, cluster_of: Callable[[s
     seed_errors, freedoms = _seed_errors(levels)
     sums = np.zeros((len(places), len(names)))
     np.add.at(sums, index, differences.mean(axis=1).T)
-    most = (
-        1.0 if all(((each == 0) | (each == 1)).all() for each in table.values()) else math.inf
-    )  # right or wrong: a share of items
+    is_share = all(((each == 0) | (each == 1)).all() for each in table.values())  # of items that are right
+    most = 1.0 if is_share else math.inf
     replicates, flipped = _draw(metric, sums, np.bincount(index), seed_errors, freedoms)
     found = []
     for place, name in enumerate(names):

@@ -47,7 +47,7 @@ def plan(console: Console, made: Plan, machines: Cluster, root: Path) -> None:
             "-" if each.gpu_hours is None else f"{each.gpu_hours:,.1f}",
         )
     console.print(table)
-    room = disk.needed([stage for stage in made.stages if not store.done(store.folder(root, stage))], root, machines)
+    room = disk.needed(store.unfinished(root, made.stages), root, machines)
     if room:
         console.print(f"{root} needs about {decimal(room)} for policies and checkpoints", highlight=False, markup=False)
     for each in found:

@@ -4,7 +4,10 @@ import math
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from data_prep.errors import UserError
 
 EDGES = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 
@@ -45,3 +48,12 @@ def edge(name: str) -> float:
     """Return the upper edge of a bucket such as `<=128`; `<=more` has none."""
     digits = name.removeprefix("<=")
     return int(digits) if digits.isdigit() else math.inf
+
+
+def none_left(what: str, max_length: int, dropped: Counter[str], log: Path) -> UserError:
+    """Return the error of a set of which nothing can be trained on, with the reasons; `log` names the rows."""
+    reasons = ", ".join(f"{number:,} {reason}" for reason, number in dropped.most_common())
+    return UserError(
+        f"no {what} is left to train on within max_length {max_length}; dropped: {reasons or 'none came in'}. "
+        f"Raise max_length, or look at the rows: {log} names them"
+    )

@@ -83,13 +83,14 @@ def open_folder(where: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     config says: transformers would draw them at random and train on. Weights that the model does not use are a warning.
     """
     try:
-        AutoConfig.from_pretrained(where, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except Exception as error:  # each model's config checks itself, with errors of its own kind
         raise UserError(f"{where} is not a usable Hugging Face model folder: {_said(error)}") from error
     try:
         opened: Any = AutoModelForCausalLM.from_pretrained(
             where,
+            config=config,
             device_map="meta",
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -126,9 +127,8 @@ def place(model: PreTrainedModel, row: Row, as_in_training: bool = False) -> Pre
     """Put a model on the row's device. With precision bf16 its weights become bf16 too, unless `as_in_training`, where
     they stay fp32 and `autocast` computes in bf16."""
     if row.precision == "bf16" and not as_in_training:
-        for (
-            parameter
-        ) in model.parameters():  # buffers stay: rotary frequencies in bf16 turn far positions by the wrong angle
+        # Buffers stay: rotary frequencies in bf16 turn far positions by the wrong angle.
+        for parameter in model.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
     torch.nn.Module.to(model, device=device_of(row))  # in place; the class's own `to` hides its type
     return model

@@ -82,8 +82,7 @@ class _Builder:
         self.uses = {**self.held_out.uses, **recipe.sources}
         self.positions = model_config.positions(recipe.base)
         for name in recipe.allow_unlicensed:
-            if name not in recipe.sources:
-                raise UserError(f"allow_unlicensed: no source is named {name!r}. {nearest(name, recipe.sources)}")
+            self.check_named(name, "allow_unlicensed")
 
     def source(self, name: str, wanted_by: str, training: bool) -> Stage:
         """Fetch one set of rows, the recipe's or a benchmark's; refuse to train on a split that is for evaluation."""

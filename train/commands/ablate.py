@@ -71,7 +71,7 @@ def ablate(
 
 
 def _todo(made: AblationPlan, root: Path) -> list[Stage]:
-    return [stage for stage in made.shared if not store.done(store.folder(root, stage))]
+    return store.unfinished(root, made.shared)
 
 
 def _end(made: AblationPlan, file: Path, root: Path, machine: Cluster, lost: dict[str, str], began: float) -> None:

@@ -105,7 +105,7 @@ def go_offline(
     own = {source.path for stage in stages for source in stage.inputs.values() if isinstance(source, Asset)}
     missing = sorted(str(path) for path in own if not path.exists())
     if not missing:
-        stages = [stage for stage in plan_of(file, overrides, root).stages if not store.done(store.folder(root, stage))]
+        stages = store.unfinished(root, plan_of(file, overrides, root).stages)
     words = [word for override in overrides or () for word in ("--set", override)]
     command = shlex.join(["rounds", "fetch", str(file), *words, "--to", str(machine.fetched or "FOLDER")])
     offline.check(

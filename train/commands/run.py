@@ -51,7 +51,7 @@ def run(
         machine = machine.model_copy(update={"offline": True, "fetched": fetched})
     options.go_offline(file, overrides, machine, root, check)
     made = plan_of(file, overrides, root)
-    todo = [stage for stage in made.stages if not store.done(store.folder(root, stage))]
+    todo = store.unfinished(root, made.stages)
     sizes.check(todo, machine)  # what is done may have run on a cluster of another size
     if machine.kind == "slurm":
         assert cluster_file

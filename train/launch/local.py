@@ -68,7 +68,7 @@ def _run(
     wandb: dict[str, str | None] | None,
     watch: Callable[[Event], None],
 ) -> None:
-    todo = [stage for stage in stages if not store.done(store.folder(root, stage))]
+    todo = store.unfinished(root, stages)
     context = multiprocessing.get_context("forkserver")
     for stage in stages:
         if any(isinstance(source, Asset) for source in stage.inputs.values()):
@@ -91,7 +91,7 @@ def _run(
 
 def _check(stages: Sequence[Stage], root: Path, cluster: Cluster) -> None:
     """Refuse a run whose stages ask for what is not here. Also sets what all processes start with: the forkserver starts now."""
-    todo = [stage for stage in stages if not store.done(store.folder(root, stage))]
+    todo = store.unfinished(root, stages)
     context = multiprocessing.get_context("forkserver")
     if any(stage.function not in _LIGHT for stage in todo):
         context.set_forkserver_preload(_PRELOAD)

@@ -15,7 +15,7 @@ from train.resources import Resources
 
 def stages(run: Sequence[Stage], root: Path, machine: Cluster, lanes: int | None = None) -> list[Stage]:
     """Return the checks for the stages of `run` that are not done; without any, those of all three rows."""
-    todo = [stage for stage in run if not store.done(store.folder(root, stage))]
+    todo = store.unfinished(root, run)
     used = {stage.row for stage in todo}
     rows: list[RowName] = [row for row in get_args(RowName) if row in used or not todo]
     paths = {str(asset.path.resolve()) for stage in todo for asset in stage.inputs.values() if isinstance(asset, Asset)}

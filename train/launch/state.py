@@ -171,10 +171,12 @@ def right_log(folder: Path) -> Path:
     failure = store.read_json(folder / "failed.json") or {}
     printed = sorted((folder / "slurm").glob("*.txt"), key=lambda path: path.stat().st_mtime)
     log = Path(failure.get("log", folder / "log.txt"))
-    if (failure and log.exists() and not _given_up(failure)) or not printed:
+    if not printed:
         return log
     if _given_up(failure):
         return printed[-1]
+    if failure and log.exists():
+        return log
     newer = log.exists() and log.stat().st_mtime >= printed[-1].stat().st_mtime
     return log if newer else printed[-1]
 

@@ -20,12 +20,11 @@ from datasets import Dataset
 from trl import pack_dataset
 
 from data_prep import progress, records
-from data_prep.errors import UserError
 from data_prep.pool import in_order
 from data_prep.schema import Section
 from train import chat, models, policy
 from train.cluster import Row
-from train.lengths import Lengths, bucket
+from train.lengths import Lengths, bucket, none_left
 
 _BATCH = 1000
 # Conversations are packed a window at a time, so that memory does not grow with their number. At the end of a window
@@ -105,9 +104,7 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
                 window, packed = [], counts.tokens
         rows += _write(window, asked.max_length, writer)
     if not counts.conversations:
-        reasons = ", ".join(f"{number:,} {reason}" for reason, number in counts.dropped.most_common())
-        raise UserError(f"no conversation is left to train on within max_length {asked.max_length}; dropped: {reasons or 'none came in'}. "
-                        f"Raise max_length, or look at the rows: {out / 'dropped.jsonl'} names them")  # fmt: skip
+        raise none_left("conversation", asked.max_length, counts.dropped, out / "dropped.jsonl")
     partial.rename(out / "rows.parquet")
     return {**counts.plain(), "rows": rows, "fill": round(counts.tokens / (rows * asked.max_length), 4)}
 

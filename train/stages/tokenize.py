@@ -20,12 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep import progress, records
-from data_prep.errors import UserError
 from data_prep.pool import in_order
 from data_prep.schema import Section
 from train import chat, models, policy
 from train.cluster import Row
-from train.lengths import Lengths
+from train.lengths import Lengths, none_left
 
 _BATCH = 500
 _MIN_ANSWER_TOKENS = 32
@@ -71,9 +70,7 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
             seen += len(batch)
             progress.write(out, seen, total, "pairs")
     if not kept:
-        reasons = ", ".join(f"{number:,} {reason}" for reason, number in dropped.most_common())
-        raise UserError(f"no pair is left to train on within max_length {asked.max_length}; dropped: {reasons or 'none came in'}. "
-                        f"Raise max_length, or look at the rows: {out / 'dropped.jsonl'} names them")  # fmt: skip
+        raise none_left("pair", asked.max_length, dropped, out / "dropped.jsonl")
     (out / "pairs.parquet.partial").rename(out / "pairs.parquet")
     means = {f"mean_{name.removesuffix('_ids')}_tokens": round(total / kept, 1) for name, total in tokens.items()}
     return {"pairs": kept, "cut": cut, "dropped": dict(dropped), **means,
