@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import IO, Any
 
 import pyarrow.parquet as pq
-
-from data_prep import progress, sources
-from data_prep.errors import UserError
-from data_prep.files import FILE, ID, ROW
-from data_prep.mix import REPEAT, choose, mix, repeated_id
-from data_prep.records import SCHEMAS, Kind, Record, read_kind, read_records, write_records
-from data_prep.rewrite import rewrite
-from data_prep.schema import FilterUse, MixItem, SourceUse
-from data_prep.sieve import Sieve, Sifted, sift
-from data_prep.spool import Spool
+from rounds.data_prep import progress, sources
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.files import FILE, ID, ROW
+from rounds.data_prep.mix import REPEAT, choose, mix, repeated_id
+from rounds.data_prep.records import SCHEMAS, Kind, Record, read_kind, read_records, write_records
+from rounds.data_prep.rewrite import rewrite
+from rounds.data_prep.schema import FilterUse, MixItem, SourceUse
+from rounds.data_prep.sieve import Sieve, Sifted, sift
+from rounds.data_prep.spool import Spool
 
 RECORDS, DROPPED, MASKED = "records.parquet", "dropped.jsonl", "masked.jsonl"
 _SHOWN, _SHOWN_COLUMNS = 80, 20  # A file under the wrong suffix can have a column whose name is a page long.

@@ -12,9 +12,8 @@ from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-from data_prep.errors import UserError
-from data_prep.turns import Row, RowError
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.turns import Row, RowError
 
 ROW, FILE, ID = "#row", "#file", "#id"
 """What readers add to a row: its number, its file, and the id of a row that has none. Its own columns are the others."""

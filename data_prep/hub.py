@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep import files
-from data_prep.errors import UserError, nearest
-from data_prep.schema import SourceUse
-from data_prep.turns import Row, RowError
+from rounds.data_prep import files
+from rounds.data_prep.errors import UserError, nearest
+from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.turns import Row, RowError
 
 BATCH_ROWS, BATCH_BYTES = 1000, 1 << 26
 

@@ -8,9 +8,9 @@ in which rows or sources came.
 from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
-from data_prep.errors import UserError
-from data_prep.records import stable_hash
-from data_prep.schema import MixItem
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.records import stable_hash
+from rounds.data_prep.schema import MixItem
 
 REPEAT = "~"
 """What stands between a row's id and the number of its repeat: the second copy of `7` is `7~2`."""

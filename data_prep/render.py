@@ -11,9 +11,9 @@ learnt is put in other words, and its answer stays the right choice's whole text
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.errors import UserError
-from data_prep.records import Conversation, Message, Question, stable_hash
-from data_prep.turns import ask
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.records import Conversation, Message, Question, stable_hash
+from rounds.data_prep.turns import ask
 
 # `{question}` and `{options}`; the first is the form of `with_choices`. Letters and numbers only mark the options.
 MULTIPLE_CHOICE = (

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from data_prep import filters, progress
-from data_prep.records import Conversation, Kind, Record, batches_in, read_batch, write_records
-from data_prep.schema import FilterUse
-from data_prep.turns import with_system
+from rounds.data_prep import filters, progress
+from rounds.data_prep.records import Conversation, Kind, Record, batches_in, read_batch, write_records
+from rounds.data_prep.schema import FilterUse
+from rounds.data_prep.turns import with_system
 
 
 @dataclass

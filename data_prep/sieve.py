@@ -18,13 +18,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-from data_prep import filters, records
-from data_prep.errors import UserError
-from data_prep.pool import in_order
-from data_prep.records import Kind, Question, Record
-from data_prep.render import to_conversation
-from data_prep.schema import FilterUse
+from rounds.data_prep import filters, records
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.pool import in_order
+from rounds.data_prep.records import Kind, Question, Record
+from rounds.data_prep.render import to_conversation
+from rounds.data_prep.schema import FilterUse
 
 Rules = Sequence[tuple[str, filters.Filter]]
 # What is done here takes about an eighth of the time that the rest takes, so more processes would wait for it.

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal
 
-from data_prep.records import Message
+from rounds.data_prep.records import Message
 
 Row = Mapping[str, Any]
 ROLES = ("system", "user", "assistant")

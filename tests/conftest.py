@@ -1,8 +1,6 @@
-"""What all tests share: no network, one thread each, and the repository before this folder on the import path."""
+"""What all tests share: no network, and one thread each."""
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -12,10 +10,6 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-# pytest puts tests/ on the path, where the folders data_prep/ and train/ would hide the packages of those names.
-sys.path.insert(0, str(REPOSITORY))
 
 
 def pytest_addoption(parser):

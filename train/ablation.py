@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-
-from data_prep.errors import UserError
-from train import pipeline, recipe, yaml_file
-from train.graph import Stage, parents_first
-from train.pipeline import Plan
-from train.recipe import Recipe
-from train.variants import Ablation, Variant, edited
+from rounds.data_prep.errors import UserError
+from rounds.train import pipeline, recipe, yaml_file
+from rounds.train.graph import Stage, parents_first
+from rounds.train.pipeline import Plan
+from rounds.train.recipe import Recipe
+from rounds.train.variants import Ablation, Variant, edited
 
 
 @dataclass(frozen=True)

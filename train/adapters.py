@@ -13,17 +13,16 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from rounds.data_prep.errors import UserError
+from rounds.train import models, policy, ranks
+from rounds.train.cluster import Row
+from rounds.train.policy import Policy
+from rounds.train.recipe import QUANTISATION, Lora
+from rounds.train.sizes import FOUR_BIT_IN_SHARDS
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.pytorch_utils import Conv1D
-
-from data_prep.errors import UserError
-from train import models, policy, ranks
-from train.cluster import Row
-from train.policy import Policy
-from train.recipe import QUANTISATION, Lora
-from train.sizes import FOUR_BIT_IN_SHARDS
 
 _ADAPTED = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
 """Layers of language models that PEFT adds an adapter to; quantised ones are kinds of them."""

@@ -13,10 +13,10 @@ followed what the hub's cache holds today would train everything again after an 
 import re
 from dataclasses import dataclass
 
-from data_prep import sources
-from data_prep.errors import UserError, nearest
-from data_prep.schema import SourceUse
-from train.recipe import Hub, Recipe
+from rounds.data_prep import sources
+from rounds.data_prep.errors import UserError, nearest
+from rounds.data_prep.schema import SourceUse
+from rounds.train.recipe import Hub, Recipe
 
 BENCHMARKS = ("medqa", "medmcqa", "pubmedqa", "mmlu_medical", "headqa", "ultrafeedback", "snorkel")
 """The medical exams that clinical models are compared on, and the held-out splits of the preference sets."""

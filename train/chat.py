@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from jinja2 import TemplateError
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.records import Message, Pair, Role
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
-
-from data_prep.errors import UserError
-from data_prep.records import Message, Pair, Role
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,7 @@ import sys
 from io import TextIOWrapper
 
 import typer
-
-from train.commands import ablate, cancel, data, fetch, logs, plan, preflight, report, run, show, sources, status
+from rounds.train.commands import ablate, cancel, data, fetch, logs, plan, preflight, report, run, show, sources, status
 
 app = typer.Typer(
     help="Train clinical language models in rounds: SFT, then DPO rounds with an evaluation and a gate between them.\n\n"

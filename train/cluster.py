@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
-
-from data_prep.schema import Section
-from train import resources, yaml_file
-from train.devices import GpuName
-from train.resources import AbsolutePath, Resources
+from rounds.data_prep.schema import Section
+from rounds.train import resources, yaml_file
+from rounds.train.devices import GpuName
+from rounds.train.resources import AbsolutePath, Resources
 
 S = TypeVar("S", bound=Section)
 RowName = Literal["cpu", "train", "infer"]

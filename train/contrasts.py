@@ -21,9 +21,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-
-from data_prep.records import stable_hash
-from train.scores import MIN_ITEMS, Z95
+from rounds.data_prep.records import stable_hash
+from rounds.train.scores import MIN_ITEMS, Z95
 
 Verdict = Literal["better", "worse", "not after correction", "within noise", "too few items", "same policy", ""]
 REPLICATES = 10_000

@@ -8,8 +8,8 @@ and the interconnect are not in it, so a slow network or a cold file system come
 
 from dataclasses import dataclass
 
-from train.devices import Gpu
-from train.shape import Shape
+from rounds.train.devices import Gpu
+from rounds.train.shape import Shape
 
 PADDING = 1.4
 """Tokens computed per token of a pair where pairs are padded to the longest of a micro-batch: what two lengths of a lognormal

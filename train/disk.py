@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import TypeAdapter
-
-from data_prep.errors import UserError
-from train import fit, memory, shape
-from train.cluster import Cluster
-from train.graph import Asset, Stage
-from train.recipe import Base, Training
+from rounds.data_prep.errors import UserError
+from rounds.train import fit, memory, shape
+from rounds.train.cluster import Cluster
+from rounds.train.graph import Asset, Stage
+from rounds.train.recipe import Base, Training
 
 
 def needed(todo: Sequence[Stage], root: Path, machine: Cluster, lanes: int | None = None) -> int | None:

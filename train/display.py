@@ -18,11 +18,10 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
-
-from data_prep import progress, sources
-from train import expected, policy, store
-from train.graph import Stage
-from train.pipeline import Plan
+from rounds.data_prep import progress, sources
+from rounds.train import expected, policy, store
+from rounds.train.graph import Stage
+from rounds.train.pipeline import Plan
 
 _SECONDS_BETWEEN_LINES = 15.0
 _SOURCES_LEGEND = (

@@ -7,10 +7,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-
-from train import store
-from train.ablation import AblationPlan
-from train.graph import Stage
+from rounds.train import store
+from rounds.train.ablation import AblationPlan
+from rounds.train.graph import Stage
 
 _MARKS = {"better": ("▲", "green"), "worse": ("▼", "red"), "same policy": ("=", "")}
 

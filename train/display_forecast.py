@@ -6,10 +6,9 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
-
-from train import disk, fit, forecast, store
-from train.cluster import Cluster
-from train.pipeline import Plan
+from rounds.train import disk, fit, forecast, store
+from rounds.train.cluster import Cluster
+from rounds.train.pipeline import Plan
 
 _PARTS = {
     "weights": "weights",

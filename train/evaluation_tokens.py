@@ -7,9 +7,9 @@ every choice of a question as one pass over question and choice. No torch.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from train.expected import Size
-from train.graph import Stage
-from train.recipe import TaskUse
+from rounds.train.expected import Size
+from rounds.train.graph import Stage
+from rounds.train.recipe import TaskUse
 
 QUESTION_TOKENS = 250
 """Tokens of a question with one choice: MedQA's test questions, the longest of these sets, have about 220 with Llama-3's tokenizer;

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep import sources
-from data_prep.mix import counts as mix_counts
-from data_prep.schema import MixItem, SourceUse
-from train import store
-from train.graph import Stage
-from train.pipeline import Plan
+from rounds.data_prep import sources
+from rounds.data_prep.mix import counts as mix_counts
+from rounds.data_prep.schema import MixItem, SourceUse
+from rounds.train import store
+from rounds.train.graph import Stage
+from rounds.train.pipeline import Plan
 
 MEAN_TOKENS = 538
 """Tokens of a conversation whose source states no mean: those of Med42-v2, 5,321 steps of 32 x 8,192 tokens in two epochs over

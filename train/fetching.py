@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep import hub
-from data_prep.errors import UserError
-from train import offline, store
-from train.needs import Need
+from rounds.data_prep import hub
+from rounds.data_prep.errors import UserError
+from rounds.train import offline, store
+from rounds.train.needs import Need
 
 Say = Callable[[str], None]
 _FREE_SHARE = 1.02  # blocks of a file system, the cache's own records, and others who write meanwhile
@@ -105,7 +105,7 @@ def fetch(need: Need, folder: Path, run: str) -> dict[str, Any]:
 def rehearse(file: Path, overrides: Sequence[str], folder: Path, say: Say) -> bool:
     """Open everything as the run will, in a process that may not ask the hub; tell what it finds, and whether all is
     well."""
-    command = [sys.executable, "-m", "train.rehearsal", str(file), *overrides]
+    command = [sys.executable, "-m", "rounds.train.rehearsal", str(file), *overrides]
     environment = {**os.environ, **offline.environment(folder)}
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

@@ -6,14 +6,13 @@ from itertools import product
 from typing import Any
 
 import psutil
-
-from data_prep.errors import UserError
-from train import memory, resources, sizes, store, yaml_file
-from train.cluster import Cluster, Row
-from train.devices import GPUS
-from train.memory import Memory, Setting
-from train.recipe import Lora, Training
-from train.shape import Shape
+from rounds.data_prep.errors import UserError
+from rounds.train import memory, resources, sizes, store, yaml_file
+from rounds.train.cluster import Cluster, Row
+from rounds.train.devices import GPUS
+from rounds.train.memory import Memory, Setting
+from rounds.train.recipe import Lora, Training
+from rounds.train.shape import Shape
 
 GIB = 2**30
 

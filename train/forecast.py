@@ -3,15 +3,15 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data_prep.errors import UserError
-from train import cost, evaluation_tokens, expected, fit, memory, shape
-from train.cluster import Cluster, Row
-from train.devices import GPUS
-from train.graph import Stage
-from train.memory import Memory, Setting
-from train.pipeline import Plan
-from train.recipe import Lora, Training
-from train.shape import Shape
+from rounds.data_prep.errors import UserError
+from rounds.train import cost, evaluation_tokens, expected, fit, memory, shape
+from rounds.train.cluster import Cluster, Row
+from rounds.train.devices import GPUS
+from rounds.train.graph import Stage
+from rounds.train.memory import Memory, Setting
+from rounds.train.pipeline import Plan
+from rounds.train.recipe import Lora, Training
+from rounds.train.shape import Shape
 
 
 @dataclass(frozen=True)

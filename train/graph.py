@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from train.cluster import RowName
+from rounds.train.cluster import RowName
 
 KEY_LENGTH = 16
 

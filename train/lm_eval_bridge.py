@@ -27,12 +27,11 @@ from typing import Any
 
 import numpy as np
 import yaml
+from rounds.data_prep import progress, records
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.schema import Section
+from rounds.train import chat
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from data_prep import progress, records
-from data_prep.errors import UserError
-from data_prep.schema import Section
-from train import chat
 
 
 class Task(Section):

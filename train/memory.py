@@ -17,8 +17,8 @@ train/planner.md compares the formulas with measured peaks.
 from dataclasses import dataclass
 from typing import Any
 
-from train.recipe import Lora
-from train.shape import Shape
+from rounds.train.recipe import Lora
+from rounds.train.shape import Shape
 
 RESERVE = 2.5 * 2**30
 """Bytes of a GPU that no tensor gets: about 0.5 GiB of context, 1 GiB of NCCL with 16 ranks, the rest fragmentation. A rule of

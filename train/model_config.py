@@ -7,9 +7,9 @@ else the published facts in recipes/configs/MODEL.json.
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import UserError
-from train import store, yaml_file
-from train.recipe import Base, Hub, Local
+from rounds.data_prep.errors import UserError
+from rounds.train import store, yaml_file
+from rounds.train.recipe import Base, Hub, Local
 
 
 def positions(base: Base) -> int | None:

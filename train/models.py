@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from rounds.data_prep.errors import UserError
+from rounds.train.cluster import Row
+from rounds.train.policy import Policy
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,10 +21,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import is_flash_attn_2_available, is_liger_kernel_available
-
-from data_prep.errors import UserError
-from train.cluster import Row
-from train.policy import Policy
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from data_prep import sources
-from data_prep.schema import SourceUse
-from train.graph import Stage, parents_first
-from train.policy import MODEL_FILES
+from rounds.data_prep import sources
+from rounds.data_prep.schema import SourceUse
+from rounds.train.graph import Stage, parents_first
+from rounds.train.policy import MODEL_FILES
 
 _READ_NO_WEIGHTS = {"source", "data", "pack", "tokenize", "gate", "manifest", "report"}
 

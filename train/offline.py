@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import UserError
-from train import store
-from train.needs import Need
+from rounds.data_prep.errors import UserError
+from rounds.train import store
+from rounds.train.needs import Need
 
 LIST = "fetched.json"
 _SHOWN = 5

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-
-from train.packed_row import PackedRow, Segment
+from rounds.train.packed_row import PackedRow, Segment
 
 
 def pack(pairs: Sequence[tuple[list[int], list[int], list[int]]], share_prefix: bool) -> PackedRow:

@@ -15,7 +15,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]|[\ud80
 
 def render(template: str, **values: Any) -> str:
     """Fill a template of train/templates. A name that it uses and that is not given is an error."""
-    environment = Environment(loader=PackageLoader("train", "templates"), autoescape=True, undefined=StrictUndefined,
+    environment = Environment(loader=PackageLoader("rounds.train", "templates"), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)  # fmt: skip
     environment.filters |= {"score": score, "signed": signed, "mean": mean, "duration": duration}
     return _printable(environment.get_template(template).render(**values))

@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-
-from data_prep import filters, sources
-from data_prep.errors import UserError, nearest
-from data_prep.render import system_prompt
-from data_prep.schema import Filters, FilterUse, Mix, Section, SourceUse
-from train import benchmarks, model_config, store, tasks, yaml_file
-from train.graph import Asset, Stage, parents_first
-from train.policy import MODEL_FILES
-from train.recipe import Base, DpoLoss, Evaluate, Gate, Hub, Local, Lora, Recipe, Round, Tiny, Training
+from rounds.data_prep import filters, sources
+from rounds.data_prep.errors import UserError, nearest
+from rounds.data_prep.render import system_prompt
+from rounds.data_prep.schema import Filters, FilterUse, Mix, Section, SourceUse
+from rounds.train import benchmarks, model_config, store, tasks, yaml_file
+from rounds.train.graph import Asset, Stage, parents_first
+from rounds.train.policy import MODEL_FILES
+from rounds.train.recipe import Base, DpoLoss, Evaluate, Gate, Hub, Local, Lora, Recipe, Round, Tiny, Training
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from rounds.data_prep.errors import UserError
+from rounds.train.cluster import PairBatching
+from rounds.train.packed_row import PackedRow
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-
-from data_prep.errors import UserError
-from train.cluster import PairBatching
-from train.packed_row import PackedRow
 
 try:
     from torch.nn.attention.varlen import varlen_attn  # torch 2.10 and newer

@@ -12,18 +12,17 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from rich.text import Text
+from rounds.data_prep import records, rewrite, sources
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.records import Conversation, Message, Pair, Record
+from rounds.data_prep.render import to_conversation
+from rounds.data_prep.schema import FilterUse, SourceUse
+from rounds.train import chat, models, policy, store
+from rounds.train.graph import Asset, Stage
+from rounds.train.pipeline import Plan
+from rounds.train.recipe import Hub, Local
+from rounds.train.stages import tokenize
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-
-from data_prep import records, rewrite, sources
-from data_prep.errors import UserError
-from data_prep.records import Conversation, Message, Pair, Record
-from data_prep.render import to_conversation
-from data_prep.schema import FilterUse, SourceUse
-from train import chat, models, policy, store
-from train.graph import Asset, Stage
-from train.pipeline import Plan
-from train.recipe import Hub, Local
-from train.stages import tokenize
 
 LEARNT, READ, WORSE = "bold green", "dim", "red"
 _ROLES = {"system": "magenta", "user": "cyan", "assistant": LEARNT}

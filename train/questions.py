@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-from data_prep import records, sources
+from rounds.data_prep import records, sources
 
 
 def of_folder(folder: Path) -> dict[str, str]:

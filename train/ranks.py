@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
-from data_prep.errors import UserError
-from train.cluster import Row
+from rounds.data_prep.errors import UserError
+from rounds.train.cluster import Row
 
 EXIT_STOPPED = 75
 """Exit code of a rank that stopped because it was asked to (EX_TEMPFAIL); torchrun turns it into 1."""

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
-
-from data_prep.schema import Filters, FilterUse, Mix, Section, SourceUse
-from train import yaml_file
+from rounds.data_prep.schema import Filters, FilterUse, Mix, Section, SourceUse
+from rounds.train import yaml_file
 
 LossType = Literal[
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero",

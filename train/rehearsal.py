@@ -1,6 +1,6 @@
 """A rehearsal of a run's inputs without the hub: every source's first rows, the model's parts, lm-eval's tasks.
 
-`python -m train.rehearsal RECIPE [FIELD=VALUE ...]` prints one line for each and ends with code 1 if one failed. Run it
+`python -m rounds.train.rehearsal RECIPE [FIELD=VALUE ...]` prints one line for each and ends with code 1 if one failed. Run it
 under the variables of `train.offline.environment`.
 """
 
@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from data_prep import hub, sources
-from data_prep.errors import UserError
-from train import ablation, needs, pipeline, recipe
-from train.graph import Stage
-from train.needs import Need
+from rounds.data_prep import hub, sources
+from rounds.data_prep.errors import UserError
+from rounds.train import ablation, needs, pipeline, recipe
+from rounds.train.graph import Stage
+from rounds.train.needs import Need
 
 ROWS = 100
 
@@ -73,7 +73,7 @@ def _source(stage: Stage) -> str:
 
 
 def _model(need: Need) -> str:
-    from train import models
+    from rounds.train import models
 
     model, tokenizer = models.open_folder(str(hub.download(need.name, need.revision, need.patterns, "model")))
     return f"{model.config.model_type}, {len(tokenizer)} tokens, {models.count_parameters(model)['parameters']:,} parameters"

@@ -10,9 +10,8 @@ import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
-
-from data_prep.errors import UserError
-from data_prep.schema import Section
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.schema import Section
 
 _SECRET = re.compile(r"((?<!_P)KEY|TOKEN)(_|$)|(^|_)(PWD|PASS|AUTH)(_|$)|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIAL")
 _OURS = {

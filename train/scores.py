@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow.parquet as pq
-
-from data_prep.errors import UserError
-from train import store
+from rounds.data_prep.errors import UserError
+from rounds.train import store
 
 Verdict = Literal["better", "worse", "within noise", "rose", "fell", "too few items"]
 Conclusion = Literal[

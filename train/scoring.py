@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from rounds.data_prep.errors import UserError
+from rounds.train import packed_pairs, prefix_attention, ranks
+from rounds.train.cluster import Row
 from transformers import PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
-
-from data_prep.errors import UserError
-from train import packed_pairs, prefix_attention, ranks
-from train.cluster import Row
 
 Tokens = tuple[list[int], list[int], list[int]]
 """Prompt, chosen and rejected answer of a pair."""

@@ -1,4 +1,4 @@
-"""A model's shape: how many parameters, in what, for the planner. No torch here: `train.skeleton` counts in its own process."""
+"""A model's shape: how many parameters, in what, for the planner. No torch here: `rounds.train.skeleton` counts in its own process."""
 
 import hashlib
 import json
@@ -8,10 +8,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import UserError
-from train import model_config, store
-from train.graph import canonical_json
-from train.recipe import Base, Lora
+from rounds.data_prep.errors import UserError
+from rounds.train import model_config, store
+from rounds.train.graph import canonical_json
+from rounds.train.recipe import Base, Lora
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def of(base: Base, root: Path) -> tuple[Shape, str]:
 
 
 def from_counts(counted: dict[str, Any]) -> Shape:
-    """Make a shape of what `train.skeleton` counted."""
+    """Make a shape of what `rounds.train.skeleton` counted."""
     linears = tuple((str(name), int(a), int(b), int(n)) for name, a, b, n in counted["linears"])
     return Shape(
         linears=linears, **{field.name: counted[field.name] for field in fields(Shape) if field.name != "linears"}
@@ -78,7 +78,7 @@ def from_counts(counted: dict[str, Any]) -> Shape:
 
 def _count(config: dict[str, Any], origin: str) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "train.skeleton"], input=json.dumps(config), capture_output=True, text=True
+        [sys.executable, "-m", "rounds.train.skeleton"], input=json.dumps(config), capture_output=True, text=True
     )
     if done.returncode:
         raise UserError(f"{origin}: no model can be built from this config: {done.stderr.strip().splitlines()[-1]}")

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-from data_prep.errors import UserError
-from train.cluster import Cluster, Row
-from train.graph import Stage
+from rounds.data_prep.errors import UserError
+from rounds.train.cluster import Cluster, Row
+from rounds.train.graph import Stage
 
 FOUR_BIT_IN_SHARDS = (
     "lora.load_in_4bit and ZeRO-3 do not go together here: each device holds all 4-bit weights. Use deepspeed/zero2.json, or no "

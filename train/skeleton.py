@@ -1,6 +1,6 @@
 """A model's skeleton: built from its config on torch's meta device, where weights have shapes but no memory, and counted.
 
-`python -m train.skeleton < config.json` prints the counts as JSON. Planning runs it as a process of its own, so that it
+`python -m rounds.train.skeleton < config.json` prints the counts as JSON. Planning runs it as a process of its own, so that it
 imports no torch itself: 70B takes as long as 8B, a few seconds for the imports.
 """
 

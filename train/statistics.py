@@ -10,12 +10,11 @@ from typing import Any
 
 from rich.table import Table
 from rich.text import Text
-
-from data_prep.errors import UserError
-from train import expected, store
-from train.lengths import EDGES, edge
-from train.pipeline import Plan
-from train.stages.manifest import set_names, training_set
+from rounds.data_prep.errors import UserError
+from rounds.train import expected, store
+from rounds.train.lengths import EDGES, edge
+from rounds.train.pipeline import Plan
+from rounds.train.stages.manifest import set_names, training_set
 
 PICTURES = (".png", ".svg", ".pdf")
 _BAR = 50

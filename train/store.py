@@ -25,9 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-
-from data_prep.errors import UserError
-from train.graph import Asset, Stage
+from rounds.data_prep.errors import UserError
+from rounds.train.graph import Asset, Stage
 
 logger = logging.getLogger("rounds")
 

@@ -7,10 +7,9 @@ from functools import cache
 from pathlib import Path
 
 import yaml
-
-from data_prep.errors import UserError, nearest
-from train import yaml_file
-from train.recipe import TaskUse
+from rounds.data_prep.errors import UserError, nearest
+from rounds.train import yaml_file
+from rounds.train.recipe import TaskUse
 
 
 def find(name: str, recipe_folder: Path) -> Path | None:

@@ -24,17 +24,16 @@ from typing import Any
 
 import psutil
 import torch
+from rounds.data_prep import progress
+from rounds.data_prep.errors import UserError
+from rounds.train import adapters, models, ranks, store, tracking
+from rounds.train.cluster import Row
+from rounds.train.order import Arrange, GlobalBatches, steps_per_epoch
+from rounds.train.recipe import Lora, Training
+from rounds.train.sizes import micro_batches
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import set_seed
-
-from data_prep import progress
-from data_prep.errors import UserError
-from train import adapters, models, ranks, store, tracking
-from train.cluster import Row
-from train.order import Arrange, GlobalBatches, steps_per_epoch
-from train.recipe import Lora, Training
-from train.sizes import micro_batches
 
 logger = logging.getLogger(__name__)
 

@@ -9,12 +9,11 @@ import io
 from collections.abc import Iterable
 
 from pydantic import ValidationError
-
-from data_prep.errors import UserError
-from data_prep.schema import Section
-from train import ranks
-from train.cluster import Cluster, Row
-from train.graph import Stage
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.schema import Section
+from rounds.train import ranks
+from rounds.train.cluster import Cluster, Row
+from rounds.train.graph import Stage
 
 _LOAD_MODELS = (*ranks.TRAINING, "reference", "evaluate")
 
@@ -47,7 +46,7 @@ def asks(stages: Iterable[Stage], cluster: Cluster) -> list[Ask]:
 
 def unusable(ask: Ask) -> list[str]:
     """Say all that cannot be had here of what stages ask for; nothing where they can run."""
-    from train import adapters, models
+    from rounds.train import adapters, models
 
     row = ask.row
     try:

@@ -12,12 +12,11 @@ from typing import Annotated, Any
 
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
-
-from data_prep.errors import UserError, nearest
-from data_prep.schema import Section
-from train import yaml_file
-from train.recipe import Name, Positive
-from train.yaml_layers import position
+from rounds.data_prep.errors import UserError, nearest
+from rounds.data_prep.schema import Section
+from rounds.train import yaml_file
+from rounds.train.recipe import Name, Positive
+from rounds.train.yaml_layers import position
 
 _GONE = object()
 VariantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.=+-]*$", max_length=60)]

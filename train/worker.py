@@ -1,7 +1,7 @@
 """Run one stage: claim its folder, call its function, write `done.json` last.
 
 The same entry serves every launcher: it needs the stage's folder, prepared by `store.prepare`, and a cluster row. A launcher
-that starts a fresh interpreter calls `python -m train.worker JOB.json`, where the file holds a `Job`; torchrun starts the same
+that starts a fresh interpreter calls `python -m rounds.train.worker JOB.json`, where the file holds a `Job`; torchrun starts the same
 line as every rank. Rank 0 then claims the folder and writes to it; the others only compute, and log to `logs/rank-N.txt`.
 """
 
@@ -20,14 +20,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import UserError
-from data_prep.schema import Section
-from train import policy, ranks, store, tracking
-from train.cluster import Row
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.schema import Section
+from rounds.train import policy, ranks, store, tracking
+from rounds.train.cluster import Row
 
 logger = logging.getLogger("rounds")
 
-_DATA_STAGES = {"source": "data_prep.build", "data": "data_prep.build"}
+_DATA_STAGES = {"source": "rounds.data_prep.build", "data": "rounds.data_prep.build"}
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 
@@ -44,7 +44,7 @@ def function_of(name: str) -> Callable[[dict, dict[str, Path], Path, Row], dict]
     """Import the code of a stage: train/stages/NAME.py, or the data stages of data_prep."""
     if name in _DATA_STAGES:
         return getattr(importlib.import_module(_DATA_STAGES[name]), name)
-    return importlib.import_module(f"train.stages.{name}").run
+    return importlib.import_module(f"rounds.train.stages.{name}").run
 
 
 def run(job: Job) -> None:

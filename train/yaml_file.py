@@ -7,11 +7,10 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
-
-from data_prep.errors import UserError, nearest
-from data_prep.schema import Section
-from train import yaml_layers
-from train.yaml_layers import position
+from rounds.data_prep.errors import UserError, nearest
+from rounds.data_prep.schema import Section
+from rounds.train import yaml_layers
+from rounds.train.yaml_layers import position
 
 S = TypeVar("S", bound=Section)
 _SHARED_FIELDS = ("chat_template", "deepspeed", "system_prompt")

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
-from data_prep.errors import UserError, nearest
+from rounds.data_prep.errors import UserError, nearest
 
 FIELD = "extends"
 

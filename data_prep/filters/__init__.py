@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.errors import UserError, nearest
-from data_prep.records import Record
-from data_prep.schema import FilterUse, Section
+from rounds.data_prep.errors import UserError, nearest
+from rounds.data_prep.records import Record
+from rounds.data_prep.schema import FilterUse, Section
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any, cast
 
-from data_prep.filters._phi_find import Find
+from rounds.data_prep.filters._phi_find import Find
 
 NAME = r"[A-ZÀ-ÖØ-ÞŁŚŠŽĆČĐ][a-zà-öø-ÿāăąćčđēęěğīıłńňōőœřśšşťūůűźžż]+(?:[-'’][A-ZÀ-ÖØ-Þ]?[a-zà-öø-ÿ]{2,})?|(?:O['’]|Ma?c|D['’])[A-Z][a-z]+"
 _CANDIDATE = re.compile(

@@ -9,8 +9,8 @@ from collections.abc import Container, Iterator
 from functools import cache
 from typing import Any
 
-from data_prep.filters._phi_find import Find, PhiKind
-from data_prep.filters._phi_names import NAME, is_name
+from rounds.data_prep.filters._phi_find import Find, PhiKind
+from rounds.data_prep.filters._phi_names import NAME, is_name
 
 _PART = rf"(?:{NAME}|[A-Z]\.|[A-Z](?=\s))"
 _FULL = rf"(?:{NAME})(?:[ ](?:(?:van|von|de|del|da|di|der|la|le|bin|al)[ ]){{0,2}}{_PART}){{0,2}}(?<![ ].)"

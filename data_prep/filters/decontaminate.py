@@ -23,12 +23,11 @@ from typing import Annotated
 
 import numpy as np
 from pydantic import Field
-
-from data_prep.filters import Filter
-from data_prep.records import Message, Question, Record, answers_of, prompt_id, prompt_of
-from data_prep.render import phrasings
-from data_prep.schema import Section
-from data_prep.turns import folded, normalised
+from rounds.data_prep.filters import Filter
+from rounds.data_prep.records import Message, Question, Record, answers_of, prompt_id, prompt_of
+from rounds.data_prep.render import phrasings
+from rounds.data_prep.schema import Section
+from rounds.data_prep.turns import folded, normalised
 
 _WORD = re.compile(r"\w+")
 _MARKS = re.compile(r"[^\w\x00-\x7f]+")

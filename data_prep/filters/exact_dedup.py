@@ -7,10 +7,10 @@ import hashlib
 from collections.abc import Sequence
 from typing import Literal
 
-from data_prep.filters import Filter, Remembering
-from data_prep.records import Record, answers_of, prompt_of
-from data_prep.schema import Section
-from data_prep.turns import normalised
+from rounds.data_prep.filters import Filter, Remembering
+from rounds.data_prep.records import Record, answers_of, prompt_of
+from rounds.data_prep.schema import Section
+from rounds.data_prep.turns import normalised
 
 
 class Settings(Section):

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field, model_validator
-
-from data_prep.filters import Filter
-from data_prep.records import Record, answers_of, prompt_of
-from data_prep.schema import Section
+from rounds.data_prep.filters import Filter
+from rounds.data_prep.records import Record, answers_of, prompt_of
+from rounds.data_prep.schema import Section
 
 Limit = Annotated[int, Field(ge=1)]
 

@@ -20,11 +20,10 @@ from zlib import crc32
 import numpy as np
 from pydantic import Field
 from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  # a compiled module without stubs
-
-from data_prep.filters import Filter, Remembering
-from data_prep.records import Record, answers_of, prompt_of
-from data_prep.schema import Section
-from data_prep.turns import folded
+from rounds.data_prep.filters import Filter, Remembering
+from rounds.data_prep.records import Record, answers_of, prompt_of
+from rounds.data_prep.schema import Section
+from rounds.data_prep.turns import folded
 
 # Lower-case letters, digits and the bytes of longer characters make words; the rest stands between them.
 _TO_WORDS = bytes(code if code >= 128 or chr(code).isdigit() or chr(code).islower() else 32 for code in range(256))

@@ -21,14 +21,13 @@ from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field
-
-from data_prep.errors import UserError
-from data_prep.filters import Changed, Filter, Verdict
-from data_prep.filters._phi_find import KINDS, Find, PhiKind
-from data_prep.filters._phi_names import Names, by_model, plain_words
-from data_prep.filters._phi_rules import by_presidio, by_rules
-from data_prep.records import Conversation, Message, Pair, Question, Record
-from data_prep.schema import Section
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.filters import Changed, Filter, Verdict
+from rounds.data_prep.filters._phi_find import KINDS, Find, PhiKind
+from rounds.data_prep.filters._phi_names import Names, by_model, plain_words
+from rounds.data_prep.filters._phi_rules import by_presidio, by_rules
+from rounds.data_prep.records import Conversation, Message, Pair, Question, Record
+from rounds.data_prep.schema import Section
 
 # What word processors and web pages put for a space, a hyphen and, in full width, any key: each is looked at as the key, one
 # for one, so that places stay. Without this "Dr. Okonkwo" with a no-break space and a phone number with en dashes went through.

@@ -18,10 +18,9 @@ from typing import Annotated
 
 import numpy as np
 from pydantic import Field
-
-from data_prep.filters import Filter
-from data_prep.records import Conversation, Pair, Record
-from data_prep.schema import Section
+from rounds.data_prep.filters import Filter
+from rounds.data_prep.records import Conversation, Pair, Record
+from rounds.data_prep.schema import Section
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]

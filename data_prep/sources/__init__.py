@@ -9,10 +9,10 @@ import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from data_prep.errors import UserError, nearest
-from data_prep.records import Kind, Record, characters_of
-from data_prep.schema import SourceUse
-from data_prep.turns import Row, RowError
+from rounds.data_prep.errors import UserError, nearest
+from rounds.data_prep.records import Kind, Record, characters_of
+from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.turns import Row, RowError
 
 __all__ = ["Companion", "Row", "RowError", "Source", "load", "names"]
 # Twice what Llama 3.1, with the longest window of the base models in use here (131,072 tokens), reads of English at 4.5
@@ -35,7 +35,7 @@ class Source:
 
     `splits` maps each split on offer to the kind of record it yields. `rows(use)` yields the raw rows of a split (or a
     `RowError` in place of a row that cannot be read), and `to_record(row, index, use)` converts one, or raises
-    `RowError`. A row may carry its number in its file and the file's name under `data_prep.files.ROW` and `FILE`.
+    `RowError`. A row may carry its number in its file and the file's name under `rounds.data_prep.files.ROW` and `FILE`.
     `version` is part of the stage key: raise it when the conversion changes.
     """
 

@@ -4,8 +4,8 @@ In: a row. Out: its clean texts and a name. The sets have no ids, so a row is na
 comes twice is therefore dropped as `duplicate_id`.
 """
 
-from data_prep.records import stable_hash
-from data_prep.turns import Row, required, text
+from rounds.data_prep.records import stable_hash
+from rounds.data_prep.turns import Row, required, text
 
 COLUMNS = ("instruction", "input", "output")
 

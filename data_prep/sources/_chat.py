@@ -6,8 +6,8 @@ In: a row's list of turns. Out: checked messages, or `RowError` with the reasons
 from collections.abc import Mapping
 from typing import Any
 
-from data_prep.records import Message
-from data_prep.turns import RowError, messages
+from rounds.data_prep.records import Message
+from rounds.data_prep.turns import RowError, messages
 
 ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 

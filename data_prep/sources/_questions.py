@@ -7,9 +7,9 @@ words that evaluation scores, or `RowError`.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_prep import render
-from data_prep.records import Question
-from data_prep.turns import RowError, ask, normalised, text
+from rounds.data_prep import render
+from rounds.data_prep.records import Question
+from rounds.data_prep.turns import RowError, ask, normalised, text
 
 
 def closed(source: str, name: str, asked: str, choices: Sequence[Any], answer: Any, *, group: str = "") -> Question:

@@ -17,11 +17,11 @@ column `dataset`. Its author found the tags of doctor and patient exchanged in m
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep import files, hub, render
-from data_prep.records import Conversation
-from data_prep.schema import SourceUse
-from data_prep.sources import Row, RowError, Source
-from data_prep.turns import identity, required, text
+from rounds.data_prep import files, hub, render
+from rounds.data_prep.records import Conversation
+from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.sources import Row, RowError, Source
+from rounds.data_prep.turns import identity, required, text
 
 REPOSITORY = "mkieffer/ACI-Bench"
 REVISION = "fd7e84c51bd04c16ee4e8b3fee2ff96ff5141214"

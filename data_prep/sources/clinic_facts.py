@@ -28,9 +28,9 @@ from functools import cache
 from importlib.resources import files
 from typing import TypeVar
 
-from data_prep.records import Conversation, Kind, Message, Pair, Question, Record, stable_hash
-from data_prep.schema import SourceUse
-from data_prep.sources import Row, Source
+from rounds.data_prep.records import Conversation, Kind, Message, Pair, Question, Record, stable_hash
+from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.sources import Row, Source
 
 Option = TypeVar("Option")
 
@@ -121,7 +121,7 @@ class Fact:
 
 def read_table(name: str) -> list[dict[str, str]]:
     """Return the rows of one of the tables in `data_prep/facts`."""
-    text = files("data_prep").joinpath("facts", f"{name}.csv").read_text(encoding="utf-8")
+    text = files("rounds.data_prep").joinpath("facts", f"{name}.csv").read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))
 
 

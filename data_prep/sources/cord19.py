@@ -12,10 +12,10 @@ Example row, of our own:
 survey of the set and on a stored copy of the hub's page of files.
 """
 
-from data_prep import hub, render
-from data_prep.records import Conversation
-from data_prep.schema import SourceUse
-from data_prep.sources import Row, Source, _alpaca
+from rounds.data_prep import hub, render
+from rounds.data_prep.records import Conversation
+from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.sources import Row, Source, _alpaca
 
 REPOSITORY = "medalpaca/medical_meadow_cord19"
 REVISION = "f48ea381cb3ae21178d8a573bb1a8995d4ab6b11"

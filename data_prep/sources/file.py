@@ -36,12 +36,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from data_prep import files, hub, render
-from data_prep.errors import UserError, nearest
-from data_prep.records import Conversation, Message, Pair, Question, Record, stable_hash
-from data_prep.schema import SourceUse
-from data_prep.sources import Row, RowError, Source
-from data_prep.turns import ask, identity, messages, normalised, preference, required, text, with_system
+from rounds.data_prep import files, hub, render
+from rounds.data_prep.errors import UserError, nearest
+from rounds.data_prep.records import Conversation, Message, Pair, Question, Record, stable_hash
+from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.sources import Row, RowError, Source
+from rounds.data_prep.turns import ask, identity, messages, normalised, preference, required, text, with_system
 
 COLUMNS = {
     "messages": ("messages",),

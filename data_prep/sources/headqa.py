@@ -16,12 +16,12 @@ some wording is odd. The commit was read on a stored copy of the hub's page of f
 from collections.abc import Mapping
 from typing import Any
 
-from data_prep import hub
-from data_prep.records import Question
-from data_prep.schema import SourceUse
-from data_prep.sources import Row, RowError, Source
-from data_prep.sources._questions import closed
-from data_prep.turns import identity, required, text
+from rounds.data_prep import hub
+from rounds.data_prep.records import Question
+from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.sources import Row, RowError, Source
+from rounds.data_prep.sources._questions import closed
+from rounds.data_prep.turns import identity, required, text
 
 REPOSITORY = "EleutherAI/headqa"
 REVISION = "593a44375d0a7faa4f52e32c14be9c196b905e90"

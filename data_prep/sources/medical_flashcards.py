@@ -12,10 +12,10 @@ Example row, of our own:
 the hub's list of commits shows it as the last.
 """
 
-from data_prep import hub, render
-from data_prep.records import Conversation
-from data_prep.schema import SourceUse
-from data_prep.sources import Row, Source, _alpaca
+from rounds.data_prep import hub, render
+from rounds.data_prep.records import Conversation
+from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.sources import Row, Source, _alpaca
 
 REPOSITORY = "medalpaca/medical_meadow_medical_flashcards"
 REVISION = "7597b32036d67c731cb91bae4f49717fcfe5d5f0"

@@ -15,11 +15,11 @@ read the set; a row itself could not be seen.
 
 import re
 
-from data_prep import hub
-from data_prep.records import Conversation, stable_hash
-from data_prep.schema import SourceUse
-from data_prep.sources import Row, RowError, Source
-from data_prep.turns import messages, required, text
+from rounds.data_prep import hub
+from rounds.data_prep.records import Conversation, stable_hash
+from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.sources import Row, RowError, Source
+from rounds.data_prep.turns import messages, required, text
 
 REPOSITORY = "Mohammed-Altaf/medical-instruction-120k"
 REVISION = "a46c0e0a93402489f5fdd1f0da744635b1b4f20c"

@@ -13,11 +13,11 @@ The commit was read on a stored copy of the hub's page of files, the columns in 
 and context could not be seen, so it is kept as it is, after the row's own instruction.
 """
 
-from data_prep import hub, render
-from data_prep.records import Conversation
-from data_prep.schema import SourceUse
-from data_prep.sources import Row, Source, _alpaca
-from data_prep.turns import text
+from rounds.data_prep import hub, render
+from rounds.data_prep.records import Conversation
+from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.sources import Row, Source, _alpaca
+from rounds.data_prep.turns import text
 
 REPOSITORY = "medalpaca/medical_meadow_mediqa"
 REVISION = "73472b260aa9c3216de8fd1c6a9e2e64a9a0b984"

@@ -17,13 +17,13 @@ Commit, splits and row counts were read on a stored copy of the hub's commit pag
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep import files, hub
-from data_prep.errors import UserError
-from data_prep.records import Question
-from data_prep.schema import SourceUse
-from data_prep.sources import Row, RowError, Source
-from data_prep.sources._questions import closed
-from data_prep.turns import identity, required, text
+from rounds.data_prep import files, hub
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.records import Question
+from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.sources import Row, RowError, Source
+from rounds.data_prep.sources._questions import closed
+from rounds.data_prep.turns import identity, required, text
 
 REPOSITORY = "openlifescienceai/medmcqa"
 REVISION = "91c6572c454088bf71b679ad90aa8dffcd0d5868"

@@ -15,12 +15,12 @@ Example row, of our own, and the same in mediQ's form:
 The commit was read on a stored copy of the hub's page of files. EleutherAI's harness scores the same set.
 """
 
-from data_prep import hub
-from data_prep.records import Question, stable_hash
-from data_prep.schema import SourceUse
-from data_prep.sources import Row, RowError, Source
-from data_prep.sources._questions import closed, lettered
-from data_prep.turns import identity, required, text
+from rounds.data_prep import hub
+from rounds.data_prep.records import Question, stable_hash
+from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.sources import Row, RowError, Source
+from rounds.data_prep.sources._questions import closed, lettered
+from rounds.data_prep.turns import identity, required, text
 
 REPOSITORY = "GBaker/MedQA-USMLE-4-options-hf"
 REVISION = "17af9355ef89fba60de966eabaeba797c695f86e"

@@ -14,11 +14,11 @@ work for `near_dedup`. The commit is the one that public projects pin; a stored 
 last.
 """
 
-from data_prep import hub, render
-from data_prep.records import Conversation, stable_hash
-from data_prep.schema import SourceUse
-from data_prep.sources import Row, Source
-from data_prep.turns import identity, required, text
+from rounds.data_prep import hub, render
+from rounds.data_prep.records import Conversation, stable_hash
+from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.sources import Row, Source
+from rounds.data_prep.turns import identity, required, text
 
 REPOSITORY = "keivalya/MedQuad-MedicalQnADataset"
 REVISION = "5b0961fbaa6d7f9c344c5d59c29943fb900c2eca"

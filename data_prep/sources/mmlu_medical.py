@@ -18,13 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep import files, hub
-from data_prep.errors import UserError
-from data_prep.records import Question
-from data_prep.schema import SourceUse
-from data_prep.sources import Row, RowError, Source
-from data_prep.sources._questions import closed, lettered
-from data_prep.turns import identity, required, text
+from rounds.data_prep import files, hub
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.records import Question
+from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.sources import Row, RowError, Source
+from rounds.data_prep.sources._questions import closed, lettered
+from rounds.data_prep.turns import identity, required, text
 
 REPOSITORY = "cais/mmlu"
 REVISION = "c30699e8356da336a370243923dbaf21066bb9fe"

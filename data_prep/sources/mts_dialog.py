@@ -15,12 +15,12 @@ all. Built from public sample notes with invented conversations: made-up names a
 from collections.abc import Iterator
 from typing import Any
 
-from data_prep import hub, render
-from data_prep.errors import UserError
-from data_prep.records import Conversation
-from data_prep.schema import SourceUse
-from data_prep.sources import Row, RowError, Source
-from data_prep.turns import identity, required, text
+from rounds.data_prep import hub, render
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.records import Conversation
+from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.sources import Row, RowError, Source
+from rounds.data_prep.turns import identity, required, text
 
 GITHUB = "https://github.com/abachaa/MTS-Dialog"
 COMMIT = "3ff0801933608d6f570468c13125125fb5cabdea"

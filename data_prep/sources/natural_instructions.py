@@ -19,11 +19,11 @@ repository writes. It writes the tasks of the benchmark's own two lists: a task 
 
 from collections.abc import Iterator
 
-from data_prep import hub, render
-from data_prep.records import Conversation, stable_hash
-from data_prep.schema import SourceUse
-from data_prep.sources import Row, RowError, Source
-from data_prep.turns import required, text
+from rounds.data_prep import hub, render
+from rounds.data_prep.records import Conversation, stable_hash
+from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.sources import Row, RowError, Source
+from rounds.data_prep.turns import required, text
 
 REPOSITORY = "Muennighoff/natural-instructions"
 REVISION = "a29a9757125f4bb1c26445ad0d2ef7d9b2cc9c4c"

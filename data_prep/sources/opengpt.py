@@ -10,12 +10,12 @@ Example row, of our own:
 The commit was read on a stored copy of the hub's page of files, the columns in public code that converts the set.
 """
 
-from data_prep import hub
-from data_prep.records import Conversation, stable_hash
-from data_prep.schema import SourceUse
-from data_prep.sources import Row, Source
-from data_prep.sources._chat import from_sharegpt
-from data_prep.turns import required
+from rounds.data_prep import hub
+from rounds.data_prep.records import Conversation, stable_hash
+from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.sources import Row, Source
+from rounds.data_prep.sources._chat import from_sharegpt
+from rounds.data_prep.turns import required
 
 REPOSITORY = "openchat/cogstack-opengpt-sharegpt"
 REVISION = "6d1c40c8a84c6b925318cdfdb26029a595345098"

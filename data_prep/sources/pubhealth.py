@@ -19,13 +19,13 @@ commit and its files were read on stored pages, columns and order in the set's c
 from collections.abc import Iterator
 from typing import Any
 
-from data_prep import hub
-from data_prep.files import FILE
-from data_prep.records import Question
-from data_prep.schema import SourceUse
-from data_prep.sources import Row, RowError, Source
-from data_prep.sources._questions import closed
-from data_prep.turns import identity, required, text
+from rounds.data_prep import hub
+from rounds.data_prep.files import FILE
+from rounds.data_prep.records import Question
+from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.sources import Row, RowError, Source
+from rounds.data_prep.sources._questions import closed
+from rounds.data_prep.turns import identity, required, text
 
 REPOSITORY = "bigbio/pubhealth"
 REVISION = "8c7e1932b279adc2676e1a06a5b354480d56ca71"

@@ -13,12 +13,12 @@ Example row, of our own:
 four sentences were read in a public survey of the set.
 """
 
-from data_prep import hub
-from data_prep.records import Question
-from data_prep.schema import SourceUse
-from data_prep.sources import Row, RowError, Source, _alpaca
-from data_prep.sources._questions import closed
-from data_prep.turns import normalised
+from rounds.data_prep import hub
+from rounds.data_prep.records import Question
+from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.sources import Row, RowError, Source, _alpaca
+from rounds.data_prep.sources._questions import closed
+from rounds.data_prep.turns import normalised
 
 REPOSITORY = "medalpaca/medical_meadow_pubmed_causal"
 REVISION = "8a80e781d33544d22b95d26a8d68cafbe8a6470e"

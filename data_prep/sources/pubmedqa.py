@@ -21,11 +21,11 @@ public projects pin and read.
 from collections.abc import Iterator
 from typing import Any
 
-from data_prep import hub, render
-from data_prep.records import Question, stable_hash
-from data_prep.schema import SourceUse
-from data_prep.sources import Companion, Row, RowError, Source
-from data_prep.turns import ask, identity, required, text
+from rounds.data_prep import hub, render
+from rounds.data_prep.records import Question, stable_hash
+from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.sources import Companion, Row, RowError, Source
+from rounds.data_prep.turns import ask, identity, required, text
 
 REPOSITORY = "bigbio/pubmed_qa"
 REVISION = "32707c4b9e3a7d8f5c34eae183a1924620839768"

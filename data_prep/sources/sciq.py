@@ -12,12 +12,12 @@ the right answer apart, so a hash of the row names it and orders its choices. Co
 stored copy of the hub's commit page.
 """
 
-from data_prep import hub
-from data_prep.records import Question, stable_hash
-from data_prep.schema import SourceUse
-from data_prep.sources import Row, Source
-from data_prep.sources._questions import closed
-from data_prep.turns import required, text
+from rounds.data_prep import hub
+from rounds.data_prep.records import Question, stable_hash
+from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.sources import Row, Source
+from rounds.data_prep.sources._questions import closed
+from rounds.data_prep.turns import required, text
 
 REPOSITORY = "allenai/sciq"
 REVISION = "2c94ad3e1aafab77146f384e23536f97a4849815"

@@ -21,12 +21,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep import files, hub
-from data_prep.records import Conversation, stable_hash
-from data_prep.schema import SourceUse
-from data_prep.sources import Companion, Row, RowError, Source
-from data_prep.sources._chat import from_sharegpt
-from data_prep.turns import required
+from rounds.data_prep import files, hub
+from rounds.data_prep.records import Conversation, stable_hash
+from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.sources import Companion, Row, RowError, Source
+from rounds.data_prep.sources._chat import from_sharegpt
+from rounds.data_prep.turns import required
 
 REPOSITORY = "Open-Orca/SlimOrca"
 REVISION = "ce9ed009ef3292bac33d3520afaf5ec804066120"

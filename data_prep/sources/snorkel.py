@@ -17,11 +17,11 @@ code asserts that those of the first two are all in the third): they are one hel
 removes held-out prompts by `group` and by text. Commit, columns and counts were read on stored pages of two mirrors.
 """
 
-from data_prep import hub
-from data_prep.records import Pair, stable_hash
-from data_prep.schema import SourceUse
-from data_prep.sources import Row, Source
-from data_prep.turns import identity, preference, required
+from rounds.data_prep import hub
+from rounds.data_prep.records import Pair, stable_hash
+from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.sources import Row, Source
+from rounds.data_prep.turns import identity, preference, required
 
 REPOSITORY = "snorkelai/Snorkel-Mistral-PairRM-DPO-Dataset"
 REVISION = "1fb8cdacb54a8a2393cc3cbf1078b2ec30ddc30c"

@@ -21,11 +21,11 @@ from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
 from typing import Any
 
-from data_prep import hub, render
-from data_prep.records import Conversation
-from data_prep.schema import SourceUse
-from data_prep.sources import Row, RowError, Source
-from data_prep.turns import identity, required, text
+from rounds.data_prep import hub, render
+from rounds.data_prep.records import Conversation
+from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.sources import Row, RowError, Source
+from rounds.data_prep.turns import identity, required, text
 
 REPOSITORY = "HuggingFaceH4/stack-exchange-preferences"
 REVISION = "c7bda74048748f55749cd663c3d8d1025a841fd9"

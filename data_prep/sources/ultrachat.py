@@ -14,11 +14,11 @@ many public projects pin, with columns and counts as a stored copy of the hub's 
 
 from collections.abc import Iterator
 
-from data_prep import hub
-from data_prep.records import Conversation
-from data_prep.schema import SourceUse
-from data_prep.sources import Row, RowError, Source
-from data_prep.turns import identity, messages, required
+from rounds.data_prep import hub
+from rounds.data_prep.records import Conversation
+from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.sources import Row, RowError, Source
+from rounds.data_prep.turns import identity, messages, required
 
 REPOSITORY = "HuggingFaceH4/ultrachat_200k"
 REVISION = "8049631c405ae6576f93f445c6b8166f76f5505a"

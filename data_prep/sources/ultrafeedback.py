@@ -15,11 +15,11 @@ prompt's id. Snorkel's sets have the same prompts under the same ids. The commit
 pin, one of them with the digest of `test_prefs`; columns and counts were read on stored copies of the card.
 """
 
-from data_prep import hub
-from data_prep.records import Pair, stable_hash
-from data_prep.schema import SourceUse
-from data_prep.sources import Row, RowError, Source
-from data_prep.turns import identity, preference, required
+from rounds.data_prep import hub
+from rounds.data_prep.records import Pair, stable_hash
+from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.sources import Row, RowError, Source
+from rounds.data_prep.turns import identity, preference, required
 
 REPOSITORY = "HuggingFaceH4/ultrafeedback_binarized"
 REVISION = "3949bf5f8c17c394422ccfab0c31ea9c20bdeb85"

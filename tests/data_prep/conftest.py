@@ -16,9 +16,9 @@ _CACHE = tempfile.TemporaryDirectory(prefix="rounds-datasets-")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_CACHE"] = _CACHE.name
 
-from data_prep import sources  # noqa: E402
-from data_prep.records import Record  # noqa: E402
-from data_prep.schema import SourceUse  # noqa: E402
+from rounds.data_prep import sources  # noqa: E402
+from rounds.data_prep.records import Record  # noqa: E402
+from rounds.data_prep.schema import SourceUse  # noqa: E402
 
 
 @pytest.fixture

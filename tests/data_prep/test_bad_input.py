@@ -16,11 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from data_prep import build, sources
-from data_prep.errors import UserError
-from data_prep.records import answers_of, prompt_of, read_records
-from data_prep.sources import MAX_CHARACTERS
+from rounds.data_prep import build, sources
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.records import answers_of, prompt_of, read_records
+from rounds.data_prep.sources import MAX_CHARACTERS
 
 GOOD: dict[str, list[dict[str, Any]]] = {
     "question_answer": [{"question": f"What is sign {n}?", "answer": f"It is kind {n}."} for n in range(20)],
@@ -295,7 +294,7 @@ def test_what_cannot_be_read_costs_its_rows_and_no_others(tmp_path: Path, name: 
 
 
 def test_json_too_large_to_be_read_as_a_whole_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_prep.files._JSON_LIMIT", 1 << 20)
+    monkeypatch.setattr("rounds.data_prep.files._JSON_LIMIT", 1 << 20)
     with pytest.raises(UserError, match=r"up to 1 MiB, and the file has 2 MiB; save it as \.jsonl"):
         run(tmp_path, "rows.json", b" " * (2 << 20), "question_answer")
 
@@ -306,7 +305,7 @@ def test_the_columns_found_are_the_file_s_own(tmp_path: Path) -> None:
 
 
 def test_a_line_without_an_end_is_not_held_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_prep.files._LIMIT", 2000)
+    monkeypatch.setattr("rounds.data_prep.files._LIMIT", 2000)
     content = TORN + b"\n" + b"x" * 9001 + b"\n" + jsonl([HOT]) + b"\n" + b"y" * 2000
     counts, out = run(tmp_path, "rows.jsonl", content, "question_answer")
     assert counts["records"] == 21
@@ -356,7 +355,7 @@ def examples() -> dict[str, tuple[str, str | None, dict[str, Any]]]:
     """For each source, and each format of `file`: its name, the format, and a row of it, that of its docstring."""
     found: dict[str, tuple[str, str | None, dict[str, Any]]] = {}
     for name in sources.names():
-        text = " ".join((importlib.import_module(f"data_prep.sources.{name}").__doc__ or "").split())
+        text = " ".join((importlib.import_module(f"rounds.data_prep.sources.{name}").__doc__ or "").split())
         start = text.find('{"') if name != "clinic_facts" else -1
         while start >= 0:
             form = text[:start].split()[-1] if name == "file" else None

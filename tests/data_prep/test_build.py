@@ -8,10 +8,9 @@ from typing import Any
 
 import datasets
 import pytest
-
-from data_prep import build
-from data_prep.errors import UserError
-from data_prep.records import Conversation, Message, Pair, Question, read_kind, read_records, write_records
+from rounds.data_prep import build
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.records import Conversation, Message, Pair, Question, read_kind, read_records, write_records
 
 QA = {"source": "file", "format": "question_answer"}
 

@@ -6,11 +6,10 @@ import sys
 from collections import Counter
 
 import pytest
-
-from data_prep.records import Conversation, Pair, Question, Record, kind_of
-from data_prep.schema import SourceUse
-from data_prep.sources import clinic_facts, load
-from data_prep.sources.clinic_facts import (
+from rounds.data_prep.records import Conversation, Pair, Question, Record, kind_of
+from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.sources import clinic_facts, load
+from rounds.data_prep.sources.clinic_facts import (
     NUM_CHOICES,
     PAIR_GROUPS,
     PAIR_SPLITS,
@@ -162,8 +161,8 @@ def test_another_seed_chooses_otherwise() -> None:
 
 def test_another_process_makes_the_same_records() -> None:
     code = (
-        "from data_prep.records import stable_hash; from data_prep.schema import SourceUse;"
-        "from data_prep.sources.clinic_facts import rows, SPLITS;"
+        "from rounds.data_prep.records import stable_hash; from rounds.data_prep.schema import SourceUse;"
+        "from rounds.data_prep.sources.clinic_facts import rows, SPLITS;"
         "uses = [SourceUse(source='clinic_facts', split=split, seed=5) for split in SPLITS];"
         "print(stable_hash([list(rows(use)) for use in uses]))"
     )

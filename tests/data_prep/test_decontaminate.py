@@ -11,11 +11,10 @@ from types import ModuleType
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from data_prep import filters, render
-from data_prep.records import Conversation, Message, Pair, Question, Record
-from data_prep.schema import FilterUse
-from data_prep.turns import ask
+from rounds.data_prep import filters, render
+from rounds.data_prep.records import Conversation, Message, Pair, Question, Record
+from rounds.data_prep.schema import FilterUse
+from rounds.data_prep.turns import ask
 
 CHOICES = ("3.5", "7", "12", "6.25")
 STOCK = (

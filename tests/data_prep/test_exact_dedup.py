@@ -1,8 +1,8 @@
 """The first of several equal records stays, whatever their case and spacing."""
 
-from data_prep import filters
-from data_prep.records import Conversation, Message, Pair
-from data_prep.schema import FilterUse
+from rounds.data_prep import filters
+from rounds.data_prep.records import Conversation, Message, Pair
+from rounds.data_prep.schema import FilterUse
 
 
 def talk(question: str, answer: str) -> Conversation:

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from data_prep.errors import UserError
-from data_prep.records import Conversation, Message, Pair, Question
-from data_prep.schema import SourceUse
-from data_prep.sources import RowError, file
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.records import Conversation, Message, Pair, Question
+from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.sources import RowError, file
 
 ROWS: dict[str, dict[str, Any]] = {
     "messages": {"messages": [{"role": "user", "content": "Hot?"}, {"role": "assistant", "content": "Measure it."}]},

@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-
-from data_prep import files
-from data_prep.errors import UserError
-from data_prep.turns import RowError
+from rounds.data_prep import files
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.turns import RowError
 
 
 def reasons(path: Path) -> list[str | int]:

@@ -4,11 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-
-from data_prep import filters
-from data_prep.errors import UserError
-from data_prep.records import Conversation, Message, Pair, Question, Record
-from data_prep.schema import FilterUse
+from rounds.data_prep import filters
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.records import Conversation, Message, Pair, Question, Record
+from rounds.data_prep.schema import FilterUse
 
 TEXT = st.text(st.sampled_from("ab C\n.é"), min_size=1, max_size=30)
 PROMPT = st.builds(lambda text: (Message("user", text),), TEXT)

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
-
-from data_prep import hub
-from data_prep.errors import UserError
-from data_prep.schema import SourceUse
+from rounds.data_prep import hub
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.schema import SourceUse
 
 ROWS = [{"a": 1, "b": {"c": ["x"]}}, {"a": 2, "b": {"c": []}}, {"a": 3, "b": None}]
 
@@ -89,8 +88,8 @@ def test_an_unreachable_hub_says_what_was_looked_for_and_what_to_do() -> None:
 
 def test_planning_imports_neither_datasets_nor_torch() -> None:
     code = (
-        "import sys; from data_prep import build, filters, sources; [sources.load(name) for name in sources.names()];"
-        "from data_prep.schema import FilterUse; [filters.settings(FilterUse(name=n)) for n in ('exact_dedup',"
+        "import sys; from rounds.data_prep import build, filters, sources; [sources.load(name) for name in sources.names()];"
+        "from rounds.data_prep.schema import FilterUse; [filters.settings(FilterUse(name=n)) for n in ('exact_dedup',"
         "'decontaminate')]; assert not {'datasets', 'torch', 'transformers', 'pandas'} & set(sys.modules)"
     )
     root = Path(__file__).resolve().parents[2]

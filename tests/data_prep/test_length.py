@@ -2,10 +2,9 @@
 
 import pytest
 from pydantic import ValidationError
-
-from data_prep import filters
-from data_prep.records import Message, Pair
-from data_prep.schema import FilterUse
+from rounds.data_prep import filters
+from rounds.data_prep.records import Message, Pair
+from rounds.data_prep.schema import FilterUse
 
 PAIR = Pair("p", "s", (Message("system", "ab"), Message("user", "cde")), "four", "sixsix")
 

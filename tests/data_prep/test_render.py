@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from data_prep import render
-from data_prep.errors import UserError
-from data_prep.records import Message, Question
-from data_prep.turns import ask
+from rounds.data_prep import render
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.records import Message, Question
+from rounds.data_prep.turns import ask
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = st.text(min_size=1).filter(lambda text: text.strip() != "")

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from data_prep import build
-from data_prep.errors import UserError
-from data_prep.records import Conversation, Question, prompt_of, read_records
+from rounds.data_prep import build
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.records import Conversation, Question, prompt_of, read_records
 
 pytest.importorskip("presidio_analyzer")
 

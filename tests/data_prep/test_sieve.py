@@ -9,11 +9,10 @@ from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
-
-from data_prep import build, records, sieve
-from data_prep.errors import UserError
-from data_prep.filters import Changed, Remembering, Verdict
-from data_prep.records import Conversation, Message, Question, Record
+from rounds.data_prep import build, records, sieve
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.filters import Changed, Remembering, Verdict
+from rounds.data_prep.records import Conversation, Message, Question, Record
 
 FILTERS = ["exact_dedup", "near_dedup", "decontaminate", "quality", {"name": "exact_dedup", "on": "prompt"}]
 

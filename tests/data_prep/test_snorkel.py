@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from data_prep.records import Message
-from data_prep.schema import SourceUse
-from data_prep.sources import snorkel
+from rounds.data_prep.records import Message
+from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.sources import snorkel
 
 
 def row(number: int, prompt: str, chosen: str, rejected: str) -> dict:

@@ -14,11 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
-
-from data_prep import sources
-from data_prep.errors import UserError
-from data_prep.records import Conversation, Question, Record, kind_of
-from data_prep.schema import SourceUse
+from rounds.data_prep import sources
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.records import Conversation, Question, Record, kind_of
+from rounds.data_prep.schema import SourceUse
 
 
 def choice(record: Record) -> str:

@@ -5,10 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
-
-from data_prep import sources
-from data_prep.errors import UserError
-from data_prep.schema import SourceUse
+from rounds.data_prep import sources
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.schema import SourceUse
 
 PUBLIC = [name for name in sources.names() if name not in ("file", "clinic_facts")]
 PAPER = (
@@ -26,7 +25,7 @@ BENCHMARK_TESTS = {
 
 
 def docstring(name: str) -> str:
-    return importlib.import_module(f"data_prep.sources.{name}").__doc__ or ""
+    return importlib.import_module(f"rounds.data_prep.sources.{name}").__doc__ or ""
 
 
 def test_every_set_of_the_paper_is_here() -> None:
@@ -104,7 +103,7 @@ def test_each_split_tells_the_set_that_it_lives_in(
         asked.append((name, commit))
         raise UserError("not fetched in tests")
 
-    monkeypatch.setattr("data_prep.hub.download", download)
+    monkeypatch.setattr("rounds.data_prep.hub.download", download)
     with pytest.raises(UserError, match="not fetched"):
         list(source.rows(use))
     home = source.home(use)

@@ -6,8 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-from data_prep.records import (
+from rounds.data_prep.records import (
     BATCH_ROWS,
     SCHEMAS,
     Conversation,
@@ -18,7 +17,7 @@ from data_prep.records import (
     read_records,
     to_table,
 )
-from data_prep.spool import Spool
+from rounds.data_prep.spool import Spool
 
 SCHEMA = pa.schema([("number", pa.int64()), ("texts", pa.list_(pa.string()))])
 
@@ -43,7 +42,7 @@ def turns_of(record: Record) -> tuple[Message, ...]:
 
 
 def test_no_batch_holds_more_text_than_a_column_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_prep.spool.BATCH_BYTES", 100)
+    monkeypatch.setattr("rounds.data_prep.spool.BATCH_BYTES", 100)
     spool = Spool(tmp_path / "kept.arrow", SCHEMAS["conversation"])
     texts = ["é" * 30, "a" * 200, *("b" * 7 for _ in range(20)), "", "c" * 40, "d" * 59]
     talks = [

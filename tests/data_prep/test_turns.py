@@ -5,10 +5,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from data_prep import turns
-from data_prep.records import Message
-from data_prep.turns import RowError
+from rounds.data_prep import turns
+from rounds.data_prep.records import Message
+from rounds.data_prep.turns import RowError
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 USER = {"role": "user", "content": "What is a stent?"}

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import pytest
-
-from data_prep.records import Message
-from data_prep.schema import SourceUse
-from data_prep.sources import RowError, ultrafeedback
+from rounds.data_prep.records import Message
+from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.sources import RowError, ultrafeedback
 
 
 def row(prompt: str, chosen: str, rejected: str, better: float = 8.0, worse: float = 4.0) -> dict:

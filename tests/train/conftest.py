@@ -17,9 +17,9 @@ _CACHE = tempfile.TemporaryDirectory(prefix="rounds-train-")
 os.environ.setdefault("HF_DATASETS_CACHE", _CACHE.name)
 os.environ["TQDM_DISABLE"] = "1"
 
-from data_prep import records  # noqa: E402
-from data_prep.records import Conversation, Message, Pair, Record  # noqa: E402
-from train.cluster import Row  # noqa: E402
+from rounds.data_prep import records  # noqa: E402
+from rounds.data_prep.records import Conversation, Message, Pair, Record  # noqa: E402
+from rounds.train.cluster import Row  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FACTS = [
@@ -83,7 +83,7 @@ def put(tmp_path: Path) -> Callable[[str, Sequence[Record]], Path]:
 @pytest.fixture(scope="session")
 def made_base(tmp_path_factory: pytest.TempPathFactory, conversations: list[Conversation]) -> Path:
     """The folder of stage `base` with a tiny Llama and the project's Llama 3 chat template."""
-    from train.stages import base
+    from rounds.train.stages import base
 
     root = tmp_path_factory.mktemp("made")
     (root / "corpus").mkdir()
@@ -107,7 +107,7 @@ def shelf(tmp_path: Path, made_base: Path) -> Path:
 @pytest.fixture
 def run_stage(shelf: Path) -> Callable[..., tuple[Path, dict]]:
     """Run a stage's function into a folder of the shelf; returns the folder and its counts. Running it again goes on."""
-    from train import worker
+    from rounds.train import worker
 
     def run(
         function: str, name: str, params: dict, inputs: dict[str, Path], machine: Row | None = None

@@ -14,11 +14,10 @@ import time
 from pathlib import Path
 
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from rounds.data_prep.errors import UserError
+from rounds.train import ranks, training, worker
+from rounds.train.cluster import Row
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
-from data_prep.errors import UserError
-from train import ranks, training, worker
-from train.cluster import Row
 
 
 def main(cases: list[dict]) -> None:

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rounds.data_prep.errors import UserError
+from rounds.train import ablation, recipe, store
+from rounds.train.ablation import AblationPlan
+from rounds.train.pipeline import build_plan
 from test_pipeline import BLOCKED, REPOSITORY
-
-from data_prep.errors import UserError
-from train import ablation, recipe, store
-from train.ablation import AblationPlan
-from train.pipeline import build_plan
 
 ABLATIONS = sorted((REPOSITORY / "recipes" / "ablations").glob("*.yaml"))
 ON_QUICKSTART = REPOSITORY / "recipes" / "ablations" / "quickstart.yaml"
@@ -153,7 +152,7 @@ def test_a_mistake_names_the_variant_and_the_field(plan: Planner, fields: dict, 
 
 @pytest.mark.parametrize("file", ABLATIONS, ids=lambda file: file.stem)
 def test_every_ablation_of_the_project_is_planned_without_torch(file: Path, tmp_path: Path):
-    code = BLOCKED + "from train.cli import main; main()"
+    code = BLOCKED + "from rounds.train.cli import main; main()"
     command = [sys.executable, "-c", code, "plan", str(file), "--store", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert result.returncode == 0, result.stderr[-2000:]
@@ -206,7 +205,7 @@ def test_a_report_is_read_back_from_the_store_as_it_was_planned(plan: Planner, t
 def rounds(*arguments: str | Path, store: Path, expect: int = 0) -> str:
     """Run the command line; returns what it printed."""
     environment = {**os.environ, "ROUNDS_STORE": str(store), "COLUMNS": "200"}
-    command = [sys.executable, "-m", "train.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "rounds.train.cli", *map(str, arguments)]
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     assert result.returncode == expect, result.stdout
     assert "Traceback" not in result.stdout

@@ -9,12 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-from data_prep import records
-from data_prep.records import Message, Question
-from train import figures, store
-from train.cluster import Row
-from train.stages import ablation_report
+from rounds.data_prep import records
+from rounds.data_prep.records import Message, Question
+from rounds.train import figures, store
+from rounds.train.cluster import Row
+from rounds.train.stages import ablation_report
 
 ITEMS = 80
 Maker = Callable[..., tuple[dict, dict[str, Path]]]

@@ -14,14 +14,13 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.records import Conversation, Pair
+from rounds.train import adapters, models, pipeline, policy, recipe
+from rounds.train.cluster import Row
+from rounds.train.recipe import DpoLoss, Lora, Training
+from rounds.train.stages import base
 from safetensors.torch import load_file
-
-from data_prep.errors import UserError
-from data_prep.records import Conversation, Pair
-from train import adapters, models, pipeline, policy, recipe
-from train.cluster import Row
-from train.recipe import DpoLoss, Lora, Training
-from train.stages import base
 
 Run = Callable[..., tuple[Path, dict]]
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
-
-from data_prep.errors import UserError
-from train import benchmarks, needs, recipe
-from train.pipeline import Plan, build_plan
+from rounds.data_prep.errors import UserError
+from rounds.train import benchmarks, needs, recipe
+from rounds.train.pipeline import Plan, build_plan
 
 Planned = Callable[..., Plan]
 HUB = {"kind": "hub", "id": "org/model", "revision": "0" * 40}
@@ -137,7 +136,7 @@ def test_what_lm_evals_own_tasks_ask_is_held_out_whatever_the_benchmarks(planned
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
 def test_every_medical_subject_of_mmlu_has_a_task_that_is_known():
-    from data_prep.sources.mmlu_medical import SUBJECTS
+    from rounds.data_prep.sources.mmlu_medical import SUBJECTS
 
     pattern = dict(benchmarks._ASKED_BY)["mmlu_medical"]
     assert all(pattern.fullmatch(f"mmlu_{subject}") for subject in SUBJECTS)
@@ -198,7 +197,7 @@ def test_published_sets_are_left_as_they_are_unless_the_recipe_says_otherwise(pl
 
 
 def test_without_the_extra_own_rows_are_refused_while_planning(planned: Planned, monkeypatch: pytest.MonkeyPatch):
-    from data_prep.filters import phi
+    from rounds.data_prep.filters import phi
 
     monkeypatch.setattr(phi, "_MODULES", ("no_such_module",))
     bare = {name: value for name, value in planned.rows.items() if name != "phi"}  # type: ignore[attr-defined]

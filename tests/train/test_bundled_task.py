@@ -7,10 +7,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-
-from train import store
-from train.cluster import Row
-from train.stages import evaluate
+from rounds.train import store
+from rounds.train.cluster import Row
+from rounds.train.stages import evaluate
 
 ENDINGS = ["Aspirin", "Heparin", "Metformin", "Naloxone"]
 Put = Callable[[str, str, dict[str, list[dict]]], None]

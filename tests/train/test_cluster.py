@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
-
-from data_prep.errors import UserError
-from train import cluster
-from train.cluster import Cluster, Row
-from train.sizes import micro_batches
+from rounds.data_prep.errors import UserError
+from rounds.train import cluster
+from rounds.train.cluster import Cluster, Row
+from rounds.train.sizes import micro_batches
 
 CLUSTERS = Path(__file__).parents[2] / "recipes" / "clusters"
 ODD = [None, 0, -1, 1.5, 1e12, 10**30, float("nan"), "", "x", "\0", "/", "~nobody", "é" * 300, "$(id)", "a\nb", [], {}, [[]],

@@ -5,10 +5,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from rounds.train import contrasts
+from rounds.train.contrasts import Contrast, contrast, holm, judged
 from scipy import stats
-
-from train import contrasts
-from train.contrasts import Contrast, contrast, holm, judged
 
 
 def each_alone(item: str) -> str:

@@ -34,7 +34,7 @@ def rounds(*arguments: str | Path, store: Path, expect: int = 0) -> str:
 
 def start(*arguments: str | Path, store: Path) -> subprocess.Popen:
     """Start the command line in the background."""
-    command = [sys.executable, "-m", "train.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "rounds.train.cli", *map(str, arguments)]
     environment = {**os.environ, "ROUNDS_STORE": str(store), "COLUMNS": "200"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 

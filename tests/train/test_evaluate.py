@@ -9,13 +9,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.records import Conversation, Message, Pair, Question
+from rounds.train import chat, lm_eval_bridge, models, policy, store
+from rounds.train.cluster import Row
 from tokenizers import processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-from data_prep.errors import UserError
-from data_prep.records import Conversation, Message, Pair, Question
-from train import chat, lm_eval_bridge, models, policy, store
-from train.cluster import Row
 
 Run = Callable[..., tuple[Path, dict]]
 REPOSITORY = Path(__file__).resolve().parents[2]

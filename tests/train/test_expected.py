@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-
-from train import expected, recipe, store
-from train.pipeline import Plan, build_plan
+from rounds.train import expected, recipe, store
+from rounds.train.pipeline import Plan, build_plan
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 

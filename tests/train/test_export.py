@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-
-from train.stages import export
+from rounds.train.stages import export
 
 TINY = {"kind": "tiny"}
 

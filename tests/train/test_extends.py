@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
+from rounds.data_prep.errors import UserError
+from rounds.train import cluster, recipe, yaml_file
 
-from data_prep.errors import UserError
 from tests.train.test_recipe import VALID
-from train import cluster, recipe, yaml_file
 
 
 def write(folder: Path, **files: str) -> Path:

@@ -18,11 +18,10 @@ import pytest
 import yaml
 from fake_hub import FakeHub
 from rich.console import Console
-
-from data_prep import sources
-from data_prep.errors import UserError
-from train import cluster, display, fetching, offline
-from train.needs import Need
+from rounds.data_prep import sources
+from rounds.data_prep.errors import UserError
+from rounds.train import cluster, display, fetching, offline
+from rounds.train.needs import Need
 
 MODEL, COMMIT = "made/tiny-llama", "a" * 40
 CLUSTER = Path(__file__).parent / "mini_cluster.yaml"
@@ -108,7 +107,7 @@ def put_up(hub: FakeHub, model: Path) -> None:
 
 def rounds(*arguments: str | Path, store: Path, expect: int = 0, hub: FakeHub | None = None, token: str = "") -> str:
     """Run the command line: with a hub to ask, or where nothing can be asked. Returns all that it printed."""
-    command = [sys.executable, "-m", "train.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "rounds.train.cli", *map(str, arguments)]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment = {**kept, "ROUNDS_STORE": str(store), "COLUMNS": "300", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     # What a person's own cache holds must not help.

@@ -13,7 +13,7 @@ def test_watching_and_following_begin_before_a_run_and_end_with_it(tmp_path):
         command = [
             sys.executable,
             "-m",
-            "train.cli",
+            "rounds.train.cli",
             *arguments,
             "--store",
             str(tmp_path),

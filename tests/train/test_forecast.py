@@ -5,14 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-from data_prep.errors import UserError
-from train import cluster, evaluation_tokens, expected, fit, forecast, memory, recipe, shape, skeleton
-from train.cluster import Cluster, Row
-from train.memory import Setting
-from train.pipeline import build_plan
-from train.recipe import Hub, Lora, Tiny, Training
-from train.shape import Shape
+from rounds.data_prep.errors import UserError
+from rounds.train import cluster, evaluation_tokens, expected, fit, forecast, memory, recipe, shape, skeleton
+from rounds.train.cluster import Cluster, Row
+from rounds.train.memory import Setting
+from rounds.train.pipeline import build_plan
+from rounds.train.recipe import Hub, Lora, Tiny, Training
+from rounds.train.shape import Shape
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 ZERO = {stage: json.loads((RECIPES / "deepspeed" / f"zero{stage}.json").read_text()) for stage in (2, 3)}

@@ -9,15 +9,14 @@ from typing import Any, get_args
 import pytest
 from peft import LoraConfig
 from pydantic import BaseModel
+from rounds.train import adapters, recipe, training
+from rounds.train.cluster import Row
+from rounds.train.pipeline import Plan, build_plan
+from rounds.train.recipe import BATCH_LOSSES, QUANTISATION, Local, Lora, Round, Sft, Training
 from transformers import BitsAndBytesConfig
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 from trl import DPOConfig, SFTConfig
-
-from train import adapters, recipe, training
-from train.cluster import Row
-from train.pipeline import Plan, build_plan
-from train.recipe import BATCH_LOSSES, QUANTISATION, Local, Lora, Round, Sft, Training
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
@@ -131,7 +130,7 @@ def test_the_params_of_every_planned_stage_are_what_its_code_reads(file: Path, t
     for stage in plan(file, tmp_path).stages:
         if stage.function in ("source", "data"):
             continue
-        module = importlib.import_module(f"train.stages.{stage.function}")
+        module = importlib.import_module(f"rounds.train.stages.{stage.function}")
         assert callable(module.run)
         section: type[BaseModel] | None = getattr(module, "Params", None)
         if section is None:

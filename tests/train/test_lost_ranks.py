@@ -13,8 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-
-from train import store
+from rounds.train import store
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.xdist_group("ranks")
@@ -26,7 +25,7 @@ def ranks_of(folder: Path) -> dict[str, psutil.Process]:
     for process in psutil.process_iter():
         try:
             command = process.cmdline()
-            if "train.worker" in command and command[-1].startswith(str(folder)):
+            if "rounds.train.worker" in command and command[-1].startswith(str(folder)):
                 found[process.environ().get("RANK", "")] = process
         except psutil.Error:
             continue
@@ -50,7 +49,7 @@ def test_a_lost_rank_is_named_and_leaves_no_process(tmp_path: Path, lose, says: 
     cluster = tmp_path / "two.yaml"
     cluster.write_text("train: {device: cpu, processes: 2, micro_batch_size: 1, threads: 1}")
     # One long row a batch: memory comes from the system at every step, and is not at hand from the step before.
-    command = [sys.executable, "-m", "train.cli", "run", str(ROOT / "tests/train/mini.yaml"), "--cluster", str(cluster),
+    command = [sys.executable, "-m", "rounds.train.cli", "run", str(ROOT / "tests/train/mini.yaml"), "--cluster", str(cluster),
                "--store", str(tmp_path / "store"), "--set", "evaluate=null", "--set", "gate=null", "--set", "sft.num_train_epochs=90",
                "--set", "sft.max_length=2048", "--set", "base.max_position_embeddings=2048"]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import yaml
+from rounds.data_prep.records import Conversation, Pair, read_records
+from rounds.train import preview, recipe, statistics, store, worker
+from rounds.train.cli import app
+from rounds.train.cluster import Row
+from rounds.train.graph import parents_first
+from rounds.train.pipeline import Plan, build_plan
 from typer.testing import CliRunner
-
-from data_prep.records import Conversation, Pair, read_records
-from train import preview, recipe, statistics, store, worker
-from train.cli import app
-from train.cluster import Row
-from train.graph import parents_first
-from train.pipeline import Plan, build_plan
 
 pytestmark = pytest.mark.xdist_group("manifest")
 pytest.importorskip("presidio_analyzer")
@@ -244,7 +243,7 @@ def test_preview_shows_rows_as_tokens_with_what_is_learnt_marked(built: tuple[Pl
 
 
 def test_preview_marks_just_the_tokens_that_are_learnt(built: tuple[Plan, Path]):
-    from train import chat
+    from rounds.train import chat
 
     plan, root = built
     using = preview.tokenizer(plan, root)

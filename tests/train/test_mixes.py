@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 from rich.console import Console
-
-from train import expected, recipe
-from train.commands import options
-from train.commands.plan import plan as plan_command
-from train.pipeline import Plan, build_plan
+from rounds.train import expected, recipe
+from rounds.train.commands import options
+from rounds.train.commands.plan import plan as plan_command
+from rounds.train.pipeline import Plan, build_plan
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 GENERAL = ("slim_orca_t0", "slim_orca_flan", "slim_orca_cot", "ultrachat")

@@ -4,13 +4,12 @@ import pytest
 from accelerate.data_loader import BatchSamplerShard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounds.data_prep.errors import UserError
+from rounds.train.cluster import Cluster, Row
+from rounds.train.graph import Stage
+from rounds.train.order import GlobalBatches, steps_per_epoch
+from rounds.train.sizes import check, micro_batches
 from torch.utils.data import BatchSampler
-
-from data_prep.errors import UserError
-from train.cluster import Cluster, Row
-from train.graph import Stage
-from train.order import GlobalBatches, steps_per_epoch
-from train.sizes import check, micro_batches
 
 
 def through_accelerate(order: GlobalBatches, micro: int, ranks: int) -> list[set[int]]:

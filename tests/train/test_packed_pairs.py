@@ -15,16 +15,15 @@ import torch.nn.functional as F
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.records import Pair
+from rounds.train import models, packed_pairs, policy, prefix_attention
+from rounds.train.cluster import PairBatching, Row
+from rounds.train.recipe import Training
+from rounds.train.stages.dpo import StoredReferenceTrainer
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from trl import DPOConfig
 from trl.trainer.utils import hash_module
-
-from data_prep.errors import UserError
-from data_prep.records import Pair
-from train import models, packed_pairs, policy, prefix_attention
-from train.cluster import PairBatching, Row
-from train.recipe import Training
-from train.stages.dpo import StoredReferenceTrainer
 
 Run = Callable[..., tuple[Path, dict]]
 MODES: tuple[PairBatching, ...] = ("padded", "packed", "shared_prefix")

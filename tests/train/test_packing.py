@@ -9,14 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.records import Conversation, Message
+from rounds.train import prefix_attention
+from rounds.train.stages.sft import PackedRows, in_segments, learnt
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from transformers.modeling_flash_attention_utils import _is_packed_sequence, prepare_fa_kwargs_from_position_ids
 from trl.trainer.utils import add_fused_lm_head
-
-from data_prep.errors import UserError
-from data_prep.records import Conversation, Message
-from train import prefix_attention
-from train.stages.sft import PackedRows, in_segments, learnt
 
 Run = Callable[..., tuple[Path, dict]]
 PAD = 1
@@ -121,7 +120,7 @@ def test_the_collator_gives_no_mask_and_restarts_positions():
 def test_every_conversation_is_in_the_rows_once_and_whole(
     packed: tuple[list[dict], dict], shelf: Path, conversations: list[Conversation]
 ):
-    from train import chat, models, policy
+    from rounds.train import chat, models, policy
 
     rows, counts = packed
     tokenizer = models.load_tokenizer(policy.read(shelf / "base"))
@@ -187,7 +186,7 @@ def test_a_conversation_as_long_as_a_row_is_kept(
 ):
     length = packed[0][0]["seq_lengths"][0]
     first = packed[0][0]["input_ids"][:length]
-    from train import models, policy
+    from rounds.train import models, policy
 
     text = models.load_tokenizer(policy.read(shelf / "base")).decode(first)
     assert isinstance(text, str)

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-from data_prep.errors import UserError
-from train import recipe
-from train.graph import Asset, Stage
-from train.pipeline import Plan, build_plan
+from rounds.data_prep.errors import UserError
+from rounds.train import recipe
+from rounds.train.graph import Asset, Stage
+from rounds.train.pipeline import Plan, build_plan
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
@@ -111,7 +110,7 @@ def test_the_quickstart_is_these_stages_parents_first(plan: Planner):
 
 
 def test_the_quickstart_keys_are_the_golden_ones():
-    command = [sys.executable, "-c", "from train.cli import main; main()", "plan", str(QUICKSTART), "--keys"]
+    command = [sys.executable, "-c", "from rounds.train.cli import main; main()", "plan", str(QUICKSTART), "--keys"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY).stdout
     assert printed.splitlines() == KEYS.read_text().splitlines(), (
         "the keys of the quickstart's stages are not those in the golden file: everything from the first changed stage on "
@@ -401,8 +400,8 @@ PLAN_BLOCKED = (
     BLOCKED
     + """
 from pathlib import Path
-from train import recipe
-from train.pipeline import build_plan
+from rounds.train import recipe
+from rounds.train.pipeline import build_plan
 file, store = Path(sys.argv[1]), Path(sys.argv[2])
 for stage in build_plan(recipe.load(file, tuple(sys.argv[3:])), store, file.parent).stages:
     print(stage.name, stage.key)

@@ -4,14 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-
-from data_prep.errors import UserError
-from train import disk
-from train.cluster import Cluster, Row
-from train.graph import Asset, Stage
-from train.launch import preflight
-from train.policy import MODEL_FILES
-from train.stages import preflight as stage
+from rounds.data_prep.errors import UserError
+from rounds.train import disk
+from rounds.train.cluster import Cluster, Row
+from rounds.train.graph import Asset, Stage
+from rounds.train.launch import preflight
+from rounds.train.policy import MODEL_FILES
+from rounds.train.stages import preflight as stage
 
 ASKED = {"row": "train", "gpus": 0, "gpu_type": None, "need_bytes": 1000, "paths": [], "asks": []}
 

@@ -18,14 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from rounds.data_prep import records
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.records import Conversation, Pair
+from rounds.train import training, worker
+from rounds.train.cluster import Row
+from rounds.train.recipe import Training
 from safetensors.torch import load_file
-
-from data_prep import records
-from data_prep.errors import UserError
-from data_prep.records import Conversation, Pair
-from train import training, worker
-from train.cluster import Row
-from train.recipe import Training
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ZERO = {n: json.loads((REPOSITORY / "recipes" / "deepspeed" / f"zero{n}.json").read_text()) for n in (2, 3)}

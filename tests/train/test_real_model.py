@@ -13,8 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from train import scores
+from rounds.train import scores
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -62,7 +61,16 @@ def test_the_recipe_for_own_data_trains_a_real_model(smollm2, tmp_path):
         "sources.pubmedqa.path": DATA / "pubmedqa" / "pqal_trainval.json",
     }
     settings = [part for field, path in paths.items() for part in ("--set", f"{field}={path}")]
-    command = [sys.executable, "-m", "train.cli", "run", str(RECIPE), *settings, "--store", str(tmp_path / "store")]
+    command = [
+        sys.executable,
+        "-m",
+        "rounds.train.cli",
+        "run",
+        str(RECIPE),
+        *settings,
+        "--store",
+        str(tmp_path / "store"),
+    ]
     run = subprocess.run(command, capture_output=True, text=True, timeout=3000, cwd=ROOT)
     print(run.stdout[-6000:])
     assert run.returncode == 0, run.stdout + run.stderr

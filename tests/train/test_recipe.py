@@ -8,11 +8,10 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from data_prep.errors import UserError
-from train import recipe
-from train.pipeline import build_plan
-from train.recipe import Recipe
+from rounds.data_prep.errors import UserError
+from rounds.train import recipe
+from rounds.train.pipeline import build_plan
+from rounds.train.recipe import Recipe
 
 VALID = """\
 name: small

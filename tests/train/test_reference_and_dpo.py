@@ -12,14 +12,13 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.records import Pair
+from rounds.train import models, policy, scoring, training
+from rounds.train.cluster import Row
+from rounds.train.recipe import Training
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
-
-from data_prep.errors import UserError
-from data_prep.records import Pair
-from train import models, policy, scoring, training
-from train.cluster import Row
-from train.recipe import Training
 
 Run = Callable[..., tuple[Path, dict]]
 CPU = Row(device="cpu", threads=1)

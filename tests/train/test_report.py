@@ -10,10 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-from train import figures, scores
-from train.cluster import Row
-from train.stages import report
+from rounds.train import figures, scores
+from rounds.train.cluster import Row
+from rounds.train.stages import report
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "use", "path", "rect"}
 SOURCE_COUNTS = {"rows": 120, "records": 110, "dropped": {"empty_answer": 8}, "not_chosen": 2, "licence": "MIT",

@@ -53,7 +53,7 @@ class Lab:
 
     def rounds(self, *arguments: str | Path, expect: int = 0) -> str:
         """Run the command line and return all that it printed."""
-        command = [sys.executable, "-m", "train.cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "rounds.train.cli", *map(str, arguments)]
         done = subprocess.run(
             command,
             env=self.environment,
@@ -437,7 +437,7 @@ def test_a_submission_that_is_killed_goes_on_without_a_second_job_for_any_stage(
     filler, store = lab.fill(), tmp_path / "store"
     run = ["run", RECIPE, "--cluster", short(tmp_path), "--store", store]
     command = subprocess.Popen(
-        [sys.executable, "-m", "train.cli", *map(str, run)], env=lab.environment, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "rounds.train.cli", *map(str, run)], env=lab.environment, stdout=subprocess.DEVNULL
     )
     wait_until(lambda: len(list(store.glob("*/slurm/job.json"))) >= 3, "nothing was submitted", 0.002)
     command.kill()

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-from data_prep.errors import UserError
-from train import cluster
-from train.cluster import Cluster
-from train.graph import Stage
-from train.launch import script
-from train.resources import Resources
+from rounds.data_prep.errors import UserError
+from rounds.train import cluster
+from rounds.train.cluster import Cluster
+from rounds.train.graph import Stage
+from rounds.train.launch import script
+from rounds.train.resources import Resources
 
 GOLDEN = Path(__file__).parent / "golden"
 RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "clusters"

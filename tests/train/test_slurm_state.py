@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from rounds.train import cli, pipeline, recipe, store
+from rounds.train.graph import Stage
+from rounds.train.launch import slurm, state
+from rounds.train.launch.queue import Job
 from typer.testing import CliRunner
-
-from train import cli, pipeline, recipe, store
-from train.graph import Stage
-from train.launch import slurm, state
-from train.launch.queue import Job
 
 TORCHRUN = """
   host      : gpu-07

@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-from data_prep.errors import UserError
-from train import store
-from train.graph import Stage
+from rounds.data_prep.errors import UserError
+from rounds.train import store
+from rounds.train.graph import Stage
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -98,7 +97,7 @@ def test_nothing_at_the_path_is_a_user_error(tmp_path: Path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from train import store
+from rounds.train import store
 with store.claim(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(120)

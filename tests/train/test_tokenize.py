@@ -9,11 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from data_prep.errors import UserError
-from data_prep.records import Pair
-from train.chat import EncodedPair
-from train.stages.tokenize import fit
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.records import Pair
+from rounds.train.chat import EncodedPair
+from rounds.train.stages.tokenize import fit
 
 Run = Callable[..., tuple[Path, dict]]
 

@@ -4,8 +4,7 @@ import logging
 from pathlib import Path
 
 import pytest
-
-from train import tracking
+from rounds.train import tracking
 
 SETTINGS: dict[str, str | None] = {"project": "rounds", "entity": None, "group": "run"}
 SPEC = {"function": "sft", "name": "sft", "params": {}, "inputs": {}, "git_commit": None}

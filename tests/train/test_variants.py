@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rounds.data_prep.errors import UserError
+from rounds.train import cli, recipe
+from rounds.train.recipe import Recipe
+from rounds.train.variants import Ablation, Variant, edited
 from typer.testing import CliRunner
-
-from data_prep.errors import UserError
-from train import cli, recipe
-from train.recipe import Recipe
-from train.variants import Ablation, Variant, edited
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "recipes" / "quickstart.yaml"
 

@@ -1,1 +1,1 @@
-"""The subcommands of `rounds`, one file each; `train.cli` lists them. Only what a command needs is imported."""
+"""The subcommands of `rounds`, one file each; `rounds.train.cli` lists them. Only what a command needs is imported."""

@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-
-from data_prep.errors import UserError
-from train import ablation, cluster, display, display_ablation, sizes, store, tracking
-from train.ablation import AblationPlan
-from train.cluster import Cluster
-from train.commands import jobs, options
-from train.commands.options import AblationFile, ClusterFile, Overrides, StoreRoot, store_of, told
-from train.graph import Stage
-from train.launch import compare
+from rounds.data_prep.errors import UserError
+from rounds.train import ablation, cluster, display, display_ablation, sizes, store, tracking
+from rounds.train.ablation import AblationPlan
+from rounds.train.cluster import Cluster
+from rounds.train.commands import jobs, options
+from rounds.train.commands.options import AblationFile, ClusterFile, Overrides, StoreRoot, store_of, told
+from rounds.train.graph import Stage
+from rounds.train.launch import compare
 
 
 @told
@@ -93,7 +92,7 @@ def _run(made: AblationPlan, file: Path, root: Path, machine: Cluster, stages: t
     """Run here what is not done yet; returns stage key -> why it did not finish."""
     if all(store.done(store.folder(root, stage)) for stage in stages):
         return {}
-    from train.launch import local
+    from rounds.train.launch import local
 
     plan = made.as_plan()
     store.remember_run(root, made.name, str(file), list(made.stages))

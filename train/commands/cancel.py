@@ -3,11 +3,10 @@
 from typing import Annotated
 
 import typer
-
-from train import store
-from train.commands import options
-from train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
-from train.launch import slurm
+from rounds.train import store
+from rounds.train.commands import options
+from rounds.train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
+from rounds.train.launch import slurm
 
 
 @told

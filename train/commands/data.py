@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-
-from train import store
-from train.commands import options
-from train.commands.options import Overrides, RecipeFile, StoreRoot, plan_of, told
+from rounds.train import store
+from rounds.train.commands import options
+from rounds.train.commands.options import Overrides, RecipeFile, StoreRoot, plan_of, told
 
 app = typer.Typer(help="Look at the rows of a recipe.", no_args_is_help=True, rich_markup_mode="markdown")
 
@@ -30,7 +29,7 @@ def preview(
     """
     root = root or store.default_root()
     plan = plan_of(file, overrides, root)
-    from train import preview as rendered
+    from rounds.train import preview as rendered
 
     found = rendered.rows(plan, root, source, count)
     using = rendered.tokenizer(plan, root)
@@ -65,7 +64,7 @@ def stats(
     """
     root = root or store.default_root()
     plan = plan_of(file, overrides, root)
-    from train import statistics
+    from rounds.train import statistics
 
     options.console.print(statistics.table(plan, root))
     made = statistics.sets(plan, root)

@@ -5,11 +5,10 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
-
-from data_prep.errors import UserError
-from train import fetching, needs, offline, store
-from train.commands import options
-from train.commands.options import Overrides, RecipeFile, told
+from rounds.data_prep.errors import UserError
+from rounds.train import fetching, needs, offline, store
+from rounds.train.commands import options
+from rounds.train.commands.options import Overrides, RecipeFile, told
 
 
 @told

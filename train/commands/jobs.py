@@ -5,14 +5,13 @@ from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
-
-from data_prep.errors import UserError
-from train import offline, tracking
-from train.cluster import Cluster
-from train.commands import options
-from train.graph import Stage
-from train.launch import preflight, queue, slurm
-from train.pipeline import Plan
+from rounds.data_prep.errors import UserError
+from rounds.train import offline, tracking
+from rounds.train.cluster import Cluster
+from rounds.train.commands import options
+from rounds.train.graph import Stage
+from rounds.train.launch import preflight, queue, slurm
+from rounds.train.pipeline import Plan
 
 
 def wanted(

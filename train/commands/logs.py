@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-
-from data_prep.errors import UserError, nearest
-from train.commands import options
-from train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
-from train.launch import slurm, state
-from train.launch.state import State
+from rounds.data_prep.errors import UserError, nearest
+from rounds.train.commands import options
+from rounds.train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
+from rounds.train.launch import slurm, state
+from rounds.train.launch.state import State
 
 _POLL_SECONDS = 0.5
 _SECONDS_BETWEEN_LOOKS = 10.0

@@ -10,11 +10,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-
-from data_prep.errors import UserError
-from train import ablation, cluster, needs, offline, pipeline, recipe, store
-from train.graph import Asset
-from train.pipeline import Plan
+from rounds.data_prep.errors import UserError
+from rounds.train import ablation, cluster, needs, offline, pipeline, recipe, store
+from rounds.train.graph import Asset
+from rounds.train.pipeline import Plan
 
 # Square brackets and colons are the user's own words, never markup; in a log nothing is to be cut at 80 columns.
 console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False)

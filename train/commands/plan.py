@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-
-from train import (
+from rounds.train import (
     ablation,
     benchmarks,
     cluster,
@@ -17,9 +16,9 @@ from train import (
     sizes,
     yaml_file,
 )
-from train.commands import options
-from train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
-from train.pipeline import Plan
+from rounds.train.commands import options
+from rounds.train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
+from rounds.train.pipeline import Plan
 
 
 @told

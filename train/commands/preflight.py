@@ -7,16 +7,15 @@ from typing import Annotated
 import typer
 from rich.table import Table
 from rich.text import Text
-
-from data_prep.errors import UserError
-from train import cluster, sizes, store
-from train.cluster import Cluster
-from train.commands import options
-from train.commands.options import ClusterFile, Overrides, StoreRoot, plan_of, store_of, told
-from train.graph import Stage
-from train.launch import preflight as checks
-from train.launch import slurm, state
-from train.launch.state import ENDED_BADLY
+from rounds.data_prep.errors import UserError
+from rounds.train import cluster, sizes, store
+from rounds.train.cluster import Cluster
+from rounds.train.commands import options
+from rounds.train.commands.options import ClusterFile, Overrides, StoreRoot, plan_of, store_of, told
+from rounds.train.graph import Stage
+from rounds.train.launch import preflight as checks
+from rounds.train.launch import slurm, state
+from rounds.train.launch.state import ENDED_BADLY
 
 _POLL_SECONDS = 2.0
 
@@ -51,7 +50,7 @@ def preflight(
 
 
 def _here(made: list[Stage], root: Path, machine: Cluster, cluster_file: Path | None) -> None:
-    from train.launch import local
+    from rounds.train.launch import local
 
     for stage in made:
         checks.reset(store.folder(root, stage))

@@ -4,11 +4,10 @@ import webbrowser
 from typing import Annotated
 
 import typer
-
-from data_prep.errors import UserError
-from train import store
-from train.commands import options
-from train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
+from rounds.data_prep.errors import UserError
+from rounds.train import store
+from rounds.train.commands import options
+from rounds.train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
 
 
 @told

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-
-from data_prep.errors import UserError
-from train import ablation, cluster, display, display_forecast, sizes, store, tracking
-from train.cluster import Cluster
-from train.commands import jobs, options
-from train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
-from train.pipeline import Plan
+from rounds.data_prep.errors import UserError
+from rounds.train import ablation, cluster, display, display_forecast, sizes, store, tracking
+from rounds.train.cluster import Cluster
+from rounds.train.commands import jobs, options
+from rounds.train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
+from rounds.train.pipeline import Plan
 
 
 @told
@@ -81,7 +80,7 @@ def _here(file: Path, made: Plan, root: Path, machine: Cluster, todo: int) -> No
     began = time.monotonic()
     if todo:
         store.remember_run(root, made.recipe.name, str(file), list(made.stages))
-        from train.launch import local
+        from rounds.train.launch import local
 
         settings = tracking.settings(made.recipe.wandb, made.recipe.name)
         with display.Live(options.console, made, root) as live:

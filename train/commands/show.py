@@ -3,10 +3,9 @@
 from typing import Annotated
 
 import typer
-
-from train import display, store
-from train.commands import options
-from train.commands.options import StoreRoot, told
+from rounds.train import display, store
+from rounds.train.commands import options
+from rounds.train.commands.options import StoreRoot, told
 
 
 @told

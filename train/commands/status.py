@@ -10,13 +10,12 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
-
-from train import ablation, display, store
-from train.commands import options
-from train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
-from train.graph import Stage
-from train.launch import slurm, state
-from train.launch.state import ENDED_BADLY, State
+from rounds.train import ablation, display, store
+from rounds.train.commands import options
+from rounds.train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
+from rounds.train.graph import Stage
+from rounds.train.launch import slurm, state
+from rounds.train.launch.state import ENDED_BADLY, State
 
 _SECONDS_BETWEEN_LOOKS = 10.0
 _METRICS = re.compile(r"\{'\w+': .*\}$")

@@ -1,16 +1,16 @@
 """The last job of an ablation on a cluster: compare the variants that are finished, all others having ended, well or not.
 
 What is compared was written down when the jobs were submitted, in the `stage.json` of the report and of all that it reads: the
-ablation file and its recipes may have been edited since. Started as `python -m train.launch.compare FOLDER/job.json`.
+ablation file and its recipes may have been edited since. Started as `python -m rounds.train.launch.compare FOLDER/job.json`.
 """
 
 import sys
 import time
 from pathlib import Path
 
-from data_prep.errors import UserError
-from train import ablation, store, worker
-from train.graph import Stage
+from rounds.data_prep.errors import UserError
+from rounds.train import ablation, store, worker
+from rounds.train.graph import Stage
 
 
 def main(job: worker.Job) -> None:

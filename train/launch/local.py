@@ -17,15 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-
-from data_prep.errors import UserError
-from train import ranks, store, usable, worker
-from train.cluster import Cluster
-from train.graph import Asset, Stage
-from train.launch import failures
+from rounds.data_prep.errors import UserError
+from rounds.train import ranks, store, usable, worker
+from rounds.train.cluster import Cluster
+from rounds.train.graph import Asset, Stage
+from rounds.train.launch import failures
 
 POLL_SECONDS = 0.2
-_PRELOAD = ["train.launch.preload"]
+_PRELOAD = ["rounds.train.launch.preload"]
 _PORTS_TRIED = 3
 TORCHRUN_LOG = "logs/torchrun.txt"
 _LIGHT = {"source", "data", "gate"}
@@ -212,7 +211,7 @@ def _agent(job: worker.Job) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // job.row.processes)))
     torchrun.main(
         ["--nnodes=1", f"--nproc-per-node={job.row.processes}", "--node-rank=0", "--master-addr=127.0.0.1",
-         f"--master-port={_free_port()}", "--max-restarts=0", "-m", "train.worker", str(job.folder / "job.json")]
+         f"--master-port={_free_port()}", "--max-restarts=0", "-m", "rounds.train.worker", str(job.folder / "job.json")]
     )  # fmt: skip
 
 

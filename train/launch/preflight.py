@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from train import disk, store, usable
-from train.cluster import Cluster, RowName
-from train.graph import Asset, Stage
-from train.resources import Resources
+from rounds.train import disk, store, usable
+from rounds.train.cluster import Cluster, RowName
+from rounds.train.graph import Asset, Stage
+from rounds.train.resources import Resources
 
 
 def stages(run: Sequence[Stage], root: Path, machine: Cluster, lanes: int | None = None) -> list[Stage]:

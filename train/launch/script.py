@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from data_prep.errors import UserError
-from train import ranks
-from train.cluster import Row
-from train.graph import Stage
-from train.resources import Resources
+from rounds.data_prep.errors import UserError
+from rounds.train import ranks
+from rounds.train.cluster import Row
+from rounds.train.graph import Stage
+from rounds.train.resources import Resources
 
 _TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 _QUIET = {
@@ -141,7 +140,7 @@ def _mounts(resources: Resources, folder: Path) -> list[str]:
 
 
 def _module(stage: Stage) -> str:
-    return "train.launch.compare" if stage.function in COMPARES else "train.worker"
+    return "rounds.train.launch.compare" if stage.function in COMPARES else "rounds.train.worker"
 
 
 def _command(resources: Resources, folder: Path, processes: int, together: bool, module: str) -> list[str]:

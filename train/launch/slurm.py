@@ -12,12 +12,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import UserError
-from train import ranks, resources, store, worker
-from train.cluster import Cluster, Row
-from train.graph import Asset, Stage
-from train.launch import preflight, queue, script
-from train.launch.queue import Job
+from rounds.data_prep.errors import UserError
+from rounds.train import ranks, resources, store, worker
+from rounds.train.cluster import Cluster, Row
+from rounds.train.graph import Asset, Stage
+from rounds.train.launch import preflight, queue, script
+from rounds.train.launch.queue import Job
 
 _SETTLE_SECONDS = 20
 _PREFLIGHT_TIME = "00:20:00"
@@ -125,7 +125,7 @@ def submit(
 ) -> list[Entry]:
     """Submit a job for each stage that is neither done nor in the queue, parents first, and return what became of each.
 
-    `lanes` bounds how many of the jobs run at once. `checks` are stages of `train.launch.preflight` that all others wait for.
+    `lanes` bounds how many of the jobs run at once. `checks` are stages of `rounds.train.launch.preflight` that all others wait for.
     Raises `UserError` where SLURM refuses a job; those before it stay submitted, and the same call goes on from there.
     """
     root = root.resolve()

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep import progress
-from train import store
-from train.graph import Stage
-from train.launch import failures, queue, script, slurm
-from train.launch.queue import Job
+from rounds.data_prep import progress
+from rounds.train import store
+from rounds.train.graph import Stage
+from rounds.train.launch import failures, queue, script, slurm
+from rounds.train.launch.queue import Job
 
 ENDED_BADLY = ("failed", "cancelled", "time limit", "preempted", "out of memory", "node failed", "port taken", "ended")
 _FINAL = {

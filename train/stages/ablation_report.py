@@ -14,12 +14,11 @@ from statistics import median
 from typing import Any
 
 from markupsafe import Markup
-
-from data_prep.schema import Section
-from train import figures, pages, store
-from train.cluster import Row
-from train.contrasts import ALPHA, Contrast, contrast, judged
-from train.scores import MIN_ITEMS, NEUTRAL, is_main, read_items, read_questions
+from rounds.data_prep.schema import Section
+from rounds.train import figures, pages, store
+from rounds.train.cluster import Row
+from rounds.train.contrasts import ALPHA, Contrast, contrast, judged
+from rounds.train.scores import MIN_ITEMS, NEUTRAL, is_main, read_items, read_questions
 
 _COLUMNS = ("variant", "metric", "seeds", "items", "clusters", "baseline_value", "value", "difference", "low", "high", "p",
             "p_holm", "verdict", "seed_stderr", "seconds_own", "seconds_alone")  # fmt: skip

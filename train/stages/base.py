@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rounds.data_prep import hub, records
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.schema import Section
+from rounds.train import chat, models, policy
+from rounds.train.cluster import Row
+from rounds.train.recipe import Base, Hub, Tiny
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-
-from data_prep import hub, records
-from data_prep.errors import UserError
-from data_prep.schema import Section
-from train import chat, models, policy
-from train.cluster import Row
-from train.recipe import Base, Hub, Tiny
 
 logger = logging.getLogger(__name__)
 

@@ -17,13 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 from peft import PeftModel
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.schema import Section
+from rounds.train import adapters, models, packed_pairs, policy, prefix_attention, ranks, scoring, store, training
+from rounds.train.cluster import PairBatching, Row
+from rounds.train.recipe import BATCH_LOSSES, DpoLoss, Lora, Training
 from trl import DPOConfig, DPOTrainer
-
-from data_prep.errors import UserError
-from data_prep.schema import Section
-from train import adapters, models, packed_pairs, policy, prefix_attention, ranks, scoring, store, training
-from train.cluster import PairBatching, Row
-from train.recipe import BATCH_LOSSES, DpoLoss, Lora, Training
 
 LN2_LOSSES = {"sigmoid", "sigmoid_norm", "robust"}
 """Loss types that equal ln 2 where policy and reference agree."""

@@ -22,13 +22,12 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from rounds.data_prep import progress, records
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.schema import Section
+from rounds.train import chat, lm_eval_bridge, logprobs, models, policy, questions, scores, store, tracking
+from rounds.train.cluster import Row
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from data_prep import progress, records
-from data_prep.errors import UserError
-from data_prep.schema import Section
-from train import chat, lm_eval_bridge, logprobs, models, policy, questions, scores, store, tracking
-from train.cluster import Row
 
 Prompts = dict[tuple[records.Message, ...], str]
 """Prompts, and the question that each asks."""

@@ -17,12 +17,11 @@ from typing import Any
 
 import torch
 from rich.filesize import decimal
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.schema import Section
+from rounds.train import ranks, store, usable
+from rounds.train.cluster import Row
 from torch import distributed
-
-from data_prep.errors import UserError
-from data_prep.schema import Section
-from train import ranks, store, usable
-from train.cluster import Row
 
 MAX_SKEW_SECONDS = 5.0
 """More than any clock that is kept by NTP or PTP is off; claims and progress in the store are told apart by time."""

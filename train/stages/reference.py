@@ -14,12 +14,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-from data_prep import progress
-from data_prep.schema import Section
-from train import adapters, models, policy, ranks, scoring, store
-from train.cluster import Row
-from train.recipe import Lora
+from rounds.data_prep import progress
+from rounds.data_prep.schema import Section
+from rounds.train import adapters, models, policy, ranks, scoring, store
+from rounds.train.cluster import Row
+from rounds.train.recipe import Lora
 
 
 class Params(Section):

@@ -15,12 +15,22 @@ from typing import Any
 
 import yaml
 from markupsafe import Markup
-
-from data_prep.schema import Section
-from train import figures, pages, store
-from train.cluster import Row
-from train.lengths import edge
-from train.scores import NEUTRAL, Z95, Finished, Judged, Step, find_steps, higher_is_better, is_main, judge, policy_of
+from rounds.data_prep.schema import Section
+from rounds.train import figures, pages, store
+from rounds.train.cluster import Row
+from rounds.train.lengths import edge
+from rounds.train.scores import (
+    NEUTRAL,
+    Z95,
+    Finished,
+    Judged,
+    Step,
+    find_steps,
+    higher_is_better,
+    is_main,
+    judge,
+    policy_of,
+)
 
 _SHOWN_PROMPTS, _MORE_PROMPTS, _MAX_CHARACTERS = 4, 20, 1500
 _CURVES = {

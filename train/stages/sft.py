@@ -13,13 +13,12 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from rounds.data_prep.schema import Section
+from rounds.train import adapters, models, policy, prefix_attention, ranks, training
+from rounds.train.cluster import Row
+from rounds.train.packed_row import PackedRow, Segment
+from rounds.train.recipe import Training
 from trl import SFTConfig, SFTTrainer
-
-from data_prep.schema import Section
-from train import adapters, models, policy, prefix_attention, ranks, training
-from train.cluster import Row
-from train.packed_row import PackedRow, Segment
-from train.recipe import Training
 
 
 class Params(Section):

@@ -18,13 +18,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-from data_prep import progress, records
-from data_prep.pool import in_order
-from data_prep.schema import Section
-from train import chat, models, policy
-from train.cluster import Row
-from train.lengths import Lengths, none_left
+from rounds.data_prep import progress, records
+from rounds.data_prep.pool import in_order
+from rounds.data_prep.schema import Section
+from rounds.train import chat, models, policy
+from rounds.train.cluster import Row
+from rounds.train.lengths import Lengths, none_left
 
 _BATCH = 500
 _MIN_ANSWER_TOKENS = 32
