@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pyarrow.parquet as pq
+
 from rounds.data_prep import progress, sources
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.files import FILE, ID, ROW

@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.turns import Row, RowError
 

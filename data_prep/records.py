@@ -15,6 +15,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
 from rounds.data_prep.errors import UserError
 
 Role = Literal["system", "user", "assistant"]

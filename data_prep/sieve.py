@@ -18,6 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from rounds.data_prep import filters, records
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.pool import in_order

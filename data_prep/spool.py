@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
 from rounds.data_prep.records import BATCH_ROWS
 
 # A string column holds 2 GiB at most, and 4,096 of the longest rows that are kept would be 16. Rows of the usual length,

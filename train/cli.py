@@ -8,6 +8,7 @@ import sys
 from io import TextIOWrapper
 
 import typer
+
 from rounds.train.commands import ablate, cancel, data, fetch, logs, plan, preflight, report, run, show, sources, status
 
 app = typer.Typer(

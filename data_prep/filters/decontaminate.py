@@ -23,6 +23,7 @@ from typing import Annotated
 
 import numpy as np
 from pydantic import Field
+
 from rounds.data_prep.filters import Filter
 from rounds.data_prep.records import Message, Question, Record, answers_of, prompt_id, prompt_of
 from rounds.data_prep.render import phrasings

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field, model_validator
+
 from rounds.data_prep.filters import Filter
 from rounds.data_prep.records import Record, answers_of, prompt_of
 from rounds.data_prep.schema import Section

@@ -20,6 +20,7 @@ from zlib import crc32
 import numpy as np
 from pydantic import Field
 from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  # a compiled module without stubs
+
 from rounds.data_prep.filters import Filter, Remembering
 from rounds.data_prep.records import Record, answers_of, prompt_of
 from rounds.data_prep.schema import Section

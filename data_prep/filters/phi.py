@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field
+
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.filters import Changed, Filter, Verdict
 from rounds.data_prep.filters._phi_find import KINDS, Find, PhiKind

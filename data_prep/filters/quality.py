@@ -18,6 +18,7 @@ from typing import Annotated
 
 import numpy as np
 from pydantic import Field
+
 from rounds.data_prep.filters import Filter
 from rounds.data_prep.records import Conversation, Pair, Record
 from rounds.data_prep.schema import Section

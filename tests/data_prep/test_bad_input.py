@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from rounds.data_prep import build, sources
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import answers_of, prompt_of, read_records

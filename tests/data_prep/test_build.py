@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 import pytest
+
 from rounds.data_prep import build
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Conversation, Message, Pair, Question, read_kind, read_records, write_records

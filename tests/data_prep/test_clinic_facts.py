@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 
 import pytest
+
 from rounds.data_prep.records import Conversation, Pair, Question, Record, kind_of
 from rounds.data_prep.schema import SourceUse
 from rounds.data_prep.sources import clinic_facts, load

@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from rounds.data_prep import filters, render
 from rounds.data_prep.records import Conversation, Message, Pair, Question, Record
 from rounds.data_prep.schema import FilterUse

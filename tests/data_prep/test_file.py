@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Conversation, Message, Pair, Question
 from rounds.data_prep.schema import SourceUse

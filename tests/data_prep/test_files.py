@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from rounds.data_prep import files
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.turns import RowError

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
+
 from rounds.data_prep import hub
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.schema import SourceUse

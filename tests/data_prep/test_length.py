@@ -2,6 +2,7 @@
 
 import pytest
 from pydantic import ValidationError
+
 from rounds.data_prep import filters
 from rounds.data_prep.records import Message, Pair
 from rounds.data_prep.schema import FilterUse

@@ -1,6 +1,7 @@
 """What the name of a licence says, however it is spelled, and what a person is told of it."""
 
 import pytest
+
 from rounds.data_prep import sources
 from rounds.data_prep.licences import terms, warnings
 

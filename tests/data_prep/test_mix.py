@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.mix import choose, counts, mix, repeated_id
 from rounds.data_prep.schema import MixItem

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from rounds.data_prep import filters
 from rounds.data_prep.records import Conversation, Message, Pair, Record
 from rounds.data_prep.schema import FilterUse

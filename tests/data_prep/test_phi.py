@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+
 from rounds.data_prep import build, filters
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.filters import Changed, phi

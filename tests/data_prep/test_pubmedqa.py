@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from rounds.data_prep.schema import SourceUse
 from rounds.data_prep.sources import RowError, pubmedqa
 

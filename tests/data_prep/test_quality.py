@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+
 from rounds.data_prep import filters
 from rounds.data_prep.records import Conversation, Message, Pair, Question
 from rounds.data_prep.schema import FilterUse

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from rounds.data_prep import render
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Message, Question

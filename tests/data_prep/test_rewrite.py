@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from rounds.data_prep import build
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Conversation, Question, prompt_of, read_records

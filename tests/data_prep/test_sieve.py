@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
+
 from rounds.data_prep import build, records, sieve
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.filters import Changed, Remembering, Verdict

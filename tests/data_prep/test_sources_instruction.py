@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
+
 from rounds.data_prep import sources
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Conversation, Question, Record, kind_of

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from rounds.data_prep import sources
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.schema import SourceUse

@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from rounds.data_prep.records import (
     BATCH_ROWS,
     SCHEMAS,

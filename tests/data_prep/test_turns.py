@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from rounds.data_prep import turns
 from rounds.data_prep.records import Message
 from rounds.data_prep.turns import RowError

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from rounds.data_prep.records import Message
 from rounds.data_prep.schema import SourceUse
 from rounds.data_prep.sources import RowError, ultrafeedback

@@ -19,7 +19,7 @@ os.environ["TQDM_DISABLE"] = "1"
 
 from rounds.data_prep import records  # noqa: E402
 from rounds.data_prep.records import Conversation, Message, Pair, Record  # noqa: E402
-from rounds.train.cluster import Row  # noqa: E402
+from rounds.train.config.cluster import Row  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FACTS = [
@@ -107,7 +107,7 @@ def shelf(tmp_path: Path, made_base: Path) -> Path:
 @pytest.fixture
 def run_stage(shelf: Path) -> Callable[..., tuple[Path, dict]]:
     """Run a stage's function into a folder of the shelf; returns the folder and its counts. Running it again goes on."""
-    from rounds.train import worker
+    from rounds.train.engine import worker
 
     def run(
         function: str, name: str, params: dict, inputs: dict[str, Path], machine: Row | None = None

@@ -14,10 +14,12 @@ import time
 from pathlib import Path
 
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from rounds.data_prep.errors import UserError
-from rounds.train import ranks, training, worker
-from rounds.train.cluster import Row
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from rounds.data_prep.errors import UserError
+from rounds.train.config.cluster import Row
+from rounds.train.engine import ranks, worker
+from rounds.train.training import train as training
 
 
 def main(cases: list[dict]) -> None:

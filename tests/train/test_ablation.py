@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from rounds.data_prep.errors import UserError
-from rounds.train import ablation, recipe, store
-from rounds.train.ablation import AblationPlan
-from rounds.train.pipeline import build_plan
 from test_pipeline import BLOCKED, REPOSITORY
+
+from rounds.data_prep.errors import UserError
+from rounds.train.config import recipe
+from rounds.train.engine import store
+from rounds.train.plan import ablation
+from rounds.train.plan.ablation import AblationPlan
+from rounds.train.plan.pipeline import build_plan
 
 ABLATIONS = sorted((REPOSITORY / "recipes" / "ablations").glob("*.yaml"))
 ON_QUICKSTART = REPOSITORY / "recipes" / "ablations" / "quickstart.yaml"

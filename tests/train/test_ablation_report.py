@@ -9,10 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from rounds.data_prep import records
 from rounds.data_prep.records import Message, Question
-from rounds.train import figures, store
-from rounds.train.cluster import Row
+from rounds.train.config.cluster import Row
+from rounds.train.engine import store
+from rounds.train.reports import figures
 from rounds.train.stages import ablation_report
 
 ITEMS = 80

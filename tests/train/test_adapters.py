@@ -14,13 +14,17 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Conversation, Pair
-from rounds.train import adapters, models, pipeline, policy, recipe
-from rounds.train.cluster import Row
-from rounds.train.recipe import DpoLoss, Lora, Training
+from rounds.train.config import recipe
+from rounds.train.config.cluster import Row
+from rounds.train.config.recipe import DpoLoss, Lora, Training
+from rounds.train.engine import policy
+from rounds.train.plan import pipeline
 from rounds.train.stages import base
-from safetensors.torch import load_file
+from rounds.train.weights import adapters, models
 
 Run = Callable[..., tuple[Path, dict]]
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
+
 from rounds.data_prep.errors import UserError
-from rounds.train import benchmarks, needs, recipe
-from rounds.train.pipeline import Plan, build_plan
+from rounds.train.config import recipe
+from rounds.train.offline import needs
+from rounds.train.plan import held_out
+from rounds.train.plan.pipeline import Plan, build_plan
 
 Planned = Callable[..., Plan]
 HUB = {"kind": "hub", "id": "org/model", "revision": "0" * 40}
@@ -62,8 +65,8 @@ def test_a_benchmark_is_no_source_of_the_recipe(planned: Planned):
 def test_a_recipe_of_local_files_says_what_it_is_not_compared_with(planned: Planned):
     plan = planned()
     assert held(plan) == set()
-    assert plan.held_out.missing == benchmarks.BENCHMARKS
-    lines = benchmarks.told(plan.held_out, ["data.sft"], [])
+    assert plan.held_out.missing == held_out.BENCHMARKS
+    lines = held_out.told(plan.held_out, ["data.sft"], [])
     assert (
         len(lines) == 1 and lines[0].startswith("warning: not compared with medqa, medmcqa") and "`path:`" in lines[0]
     )
@@ -72,7 +75,7 @@ def test_a_recipe_of_local_files_says_what_it_is_not_compared_with(planned: Plan
 def test_the_recipe_can_name_its_benchmarks(planned: Planned):
     assert held(planned(benchmarks=["medqa"])) == {"medqa.test"}
     none = planned(benchmarks=[])
-    assert held(none) == set() and not benchmarks.told(none.held_out, ["data.sft"], [])
+    assert held(none) == set() and not held_out.told(none.held_out, ["data.sft"], [])
     with pytest.raises(UserError, match=r"benchmarks: no registered set 'medqq'.*did you mean 'medqa'"):
         planned(benchmarks=["medqq"])
     with pytest.raises(UserError, match="no registered set 'medquad' with a split for evaluation only"):
@@ -130,7 +133,7 @@ def test_what_lm_evals_own_tasks_ask_is_held_out_whatever_the_benchmarks(planned
     assert held(plan) == names
     assert plan.held_out.unknown_tasks == (() if names else (task,))
     assert bool(names) != any(
-        task in line for line in benchmarks.told(plan.held_out, ["data.sft"], []) if "warning" in line
+        task in line for line in held_out.told(plan.held_out, ["data.sft"], []) if "warning" in line
     )
 
 
@@ -138,13 +141,13 @@ def test_what_lm_evals_own_tasks_ask_is_held_out_whatever_the_benchmarks(planned
 def test_every_medical_subject_of_mmlu_has_a_task_that_is_known():
     from rounds.data_prep.sources.mmlu_medical import SUBJECTS
 
-    pattern = dict(benchmarks._ASKED_BY)["mmlu_medical"]
+    pattern = dict(held_out._ASKED_BY)["mmlu_medical"]
     assert all(pattern.fullmatch(f"mmlu_{subject}") for subject in SUBJECTS)
 
 
 def test_a_set_without_the_filter_is_told(planned: Planned):
     plan = planned(filters=["exact_dedup"])
-    assert benchmarks.told(plan.held_out, [], ["data.sft"]) == ["warning: no filter `decontaminate` for data.sft"]
+    assert held_out.told(plan.held_out, [], ["data.sft"]) == ["warning: no filter `decontaminate` for data.sft"]
 
 
 # Licences.

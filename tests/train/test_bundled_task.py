@@ -7,8 +7,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from rounds.train import store
-from rounds.train.cluster import Row
+
+from rounds.train.config.cluster import Row
+from rounds.train.engine import store
 from rounds.train.stages import evaluate
 
 ENDINGS = ["Aspirin", "Heparin", "Metformin", "Naloxone"]

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from rounds.data_prep.errors import UserError
-from rounds.data_prep.records import Message, Pair
-from rounds.train import chat
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.records import Message, Pair
+from rounds.train.tokens import chat
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LLAMA3 = (REPOSITORY / "recipes" / "chat_templates" / "llama3.jinja").read_text()

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import yaml
+
 from rounds.data_prep.errors import UserError
-from rounds.train import cluster
-from rounds.train.cluster import Cluster, Row
-from rounds.train.sizes import micro_batches
+from rounds.train.config import cluster
+from rounds.train.config.cluster import Cluster, Row
+from rounds.train.engine.batches import micro_batches
 
 CLUSTERS = Path(__file__).parents[2] / "recipes" / "clusters"
 ODD = [None, 0, -1, 1.5, 1e12, 10**30, float("nan"), "", "x", "\0", "/", "~nobody", "é" * 300, "$(id)", "a\nb", [], {}, [[]],

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from rounds.train import contrasts
-from rounds.train.contrasts import Contrast, contrast, holm, judged
 from scipy import stats
+
+from rounds.train.reports import contrasts
+from rounds.train.reports.contrasts import Contrast, contrast, holm, judged
 
 
 def each_alone(item: str) -> str:

@@ -9,12 +9,16 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from rounds.data_prep.errors import UserError
-from rounds.data_prep.records import Conversation, Message, Pair, Question
-from rounds.train import chat, lm_eval_bridge, models, policy, store
-from rounds.train.cluster import Row
 from tokenizers import processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.records import Conversation, Message, Pair, Question
+from rounds.train.config.cluster import Row
+from rounds.train.engine import policy, store
+from rounds.train.evaluation import lm_eval
+from rounds.train.tokens import chat
+from rounds.train.weights import models
 
 Run = Callable[..., tuple[Path, dict]]
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -519,7 +523,7 @@ def test_in_bf16_only_the_weights_are_rounded(policy_folder: Path):
 
 def test_in_bf16_the_sum_over_a_long_choice_is_not_rounded(policy_folder: Path, tokenizer, tmp_path: Path):
     model = models.load_to_score(policy.read(policy_folder), CPU.model_copy(update={"precision": "bf16"}))
-    lm = lm_eval_bridge.wrap(model, tokenizer, 2, 256, tmp_path)
+    lm = lm_eval.wrap(model, tokenizer, 2, 256, tmp_path)
     prompt, answer = (
         tokenizer("What does it do?").input_ids,
         tokenizer("It opens the airways of the lung. " * 3).input_ids,

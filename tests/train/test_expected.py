@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from rounds.train import expected, recipe, store
-from rounds.train.pipeline import Plan, build_plan
+
+from rounds.train.config import recipe
+from rounds.train.engine import store
+from rounds.train.forecast import row_counts
+from rounds.train.plan.pipeline import Plan, build_plan
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -16,8 +19,8 @@ def plan_of(name: str, root: Path, *overrides: str) -> Plan:
 
 
 def steps_of(plan: Plan, root: Path, *names: str) -> list[int]:
-    sizes = expected.sizes(plan, root)
-    return [expected.steps(sizes[name].rows, plan.stage(name).params["training"]) for name in names]
+    sizes = row_counts.sizes(plan, root)
+    return [row_counts.steps(sizes[name].rows, plan.stage(name).params["training"]) for name in names]
 
 
 @pytest.mark.parametrize(
@@ -58,19 +61,19 @@ def test_the_papers_settings(tmp_path: Path):
 
 def test_the_papers_sft_steps_follow_from_its_rows_and_mean_length():
     """1,296,471 samples of 538 tokens in two epochs of 32 x 8,192, as the paper packs them: chunks without a gap."""
-    rows = round(1_296_471 * expected.MEAN_TOKENS / 8192)
+    rows = round(1_296_471 * row_counts.MEAN_TOKENS / 8192)
     for batch, published in ((32, 5321), (48, 3549)):
-        found = expected.steps(rows, {"global_batch_size": batch, "num_train_epochs": 2})
+        found = row_counts.steps(rows, {"global_batch_size": batch, "num_train_epochs": 2})
         assert found == pytest.approx(published, rel=1e-3)
 
 
 def test_a_finished_stage_counts_more_than_what_is_published(tmp_path: Path):
     plan = plan_of("med42-v2-8b", tmp_path)
-    assert not expected.sizes(plan, tmp_path)["dpo.second"].counted
+    assert not row_counts.sizes(plan, tmp_path)["dpo.second"].counted
     folder = store.folder(tmp_path, plan.stage("tokenize.second"))
     folder.mkdir(parents=True)
     (folder / "done.json").write_text(json.dumps({"status": "done", "counts": {"pairs": 513}}))
-    sizes = expected.sizes(plan, tmp_path)
+    sizes = row_counts.sizes(plan, tmp_path)
     assert (sizes["dpo.second"].rows, sizes["dpo.second"].counted) == (513, True)
     assert steps_of(plan, tmp_path, "dpo.second") == [3]
 
@@ -78,7 +81,7 @@ def test_a_finished_stage_counts_more_than_what_is_published(tmp_path: Path):
 def test_a_mix_is_sized_by_its_fractions_and_limits(tmp_path: Path):
     plan = plan_of("med42-v2-8b", tmp_path, "rounds.first.data=[{name: ultrafeedback, keep_fraction: 0.5, max_rows: 100}, "
                    "{name: snorkel_1, keep_fraction: 0.1}]")  # fmt: skip
-    size = expected.sizes(plan, tmp_path)["data.first"]
+    size = row_counts.sizes(plan, tmp_path)["data.first"]
     assert size.rows == 100 + 1977
     assert size.answer_tokens == pytest.approx((100 * 275 + 1977 * 375) / 2077)
 
@@ -88,5 +91,5 @@ def test_what_nobody_knows_has_no_size(tmp_path: Path):
     rows.write_text('{"question": "Is it?", "answer": "Yes."}\n')
     plan = plan_of("med42-v2-8b", tmp_path, f"sources.own={{source: file, path: {rows}, format: question_answer, licence: ours}}",
                    "sft.data=[own]")  # fmt: skip
-    sizes = expected.sizes(plan, tmp_path)
+    sizes = row_counts.sizes(plan, tmp_path)
     assert "sft" not in sizes and "dpo.first" in sizes

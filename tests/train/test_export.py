@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from rounds.train.stages import export
 
 TINY = {"kind": "tiny"}

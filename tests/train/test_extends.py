@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from rounds.data_prep.errors import UserError
-from rounds.train import cluster, recipe, yaml_file
 
+from rounds.data_prep.errors import UserError
+from rounds.train.config import cluster, recipe, yaml_file
 from tests.train.test_recipe import VALID
 
 

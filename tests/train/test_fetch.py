@@ -18,10 +18,14 @@ import pytest
 import yaml
 from fake_hub import FakeHub
 from rich.console import Console
+
 from rounds.data_prep import sources
 from rounds.data_prep.errors import UserError
-from rounds.train import cluster, display, fetching, offline
-from rounds.train.needs import Need
+from rounds.train.config import cluster
+from rounds.train.display import scores as display
+from rounds.train.offline import fetch as fetching
+from rounds.train.offline import folder as offline_folder
+from rounds.train.offline.needs import Need
 
 MODEL, COMMIT = "made/tiny-llama", "a" * 40
 CLUSTER = Path(__file__).parent / "mini_cluster.yaml"
@@ -403,11 +407,11 @@ def test_the_datasets_of_a_task_are_found_through_groups_and_tags() -> None:
 def test_an_asset_serves_the_needs_that_it_includes() -> None:
     need = Need("dataset", "org/set", "c" * 40, ("a/*",), ("source.a",))
     asset = {"kind": "dataset", "name": "org/set", "revision": "c" * 40}
-    assert offline.find([{**asset, "patterns": ["a/*", "b/*"]}], need)
-    assert offline.find([{**asset, "patterns": []}], need)
-    assert not offline.find([{**asset, "patterns": ["b/*"]}], need)
-    assert not offline.find([{**asset, "patterns": ["a/*"]}], replace(need, patterns=()))
-    assert not offline.find([{**asset, "revision": "d" * 40, "patterns": []}], need)
+    assert offline_folder.find([{**asset, "patterns": ["a/*", "b/*"]}], need)
+    assert offline_folder.find([{**asset, "patterns": []}], need)
+    assert not offline_folder.find([{**asset, "patterns": ["b/*"]}], need)
+    assert not offline_folder.find([{**asset, "patterns": ["a/*"]}], replace(need, patterns=()))
+    assert not offline_folder.find([{**asset, "revision": "d" * 40, "patterns": []}], need)
 
 
 def test_the_table_of_sources_tells_rows_commit_and_doubt() -> None:

@@ -5,13 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from rounds.data_prep.errors import UserError
-from rounds.train import cluster, evaluation_tokens, expected, fit, forecast, memory, recipe, shape, skeleton
-from rounds.train.cluster import Cluster, Row
-from rounds.train.memory import Setting
-from rounds.train.pipeline import build_plan
-from rounds.train.recipe import Hub, Lora, Tiny, Training
-from rounds.train.shape import Shape
+from rounds.train.config import cluster, recipe
+from rounds.train.config.cluster import Cluster, Row
+from rounds.train.config.recipe import Hub, Lora, Tiny, Training
+from rounds.train.forecast import advice, evaluation_tokens, forecast, memory, model_shape, row_counts, skeleton
+from rounds.train.forecast.memory import Setting
+from rounds.train.forecast.model_shape import Shape
+from rounds.train.plan.pipeline import build_plan
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 ZERO = {stage: json.loads((RECIPES / "deepspeed" / f"zero{stage}.json").read_text()) for stage in (2, 3)}
@@ -45,7 +47,7 @@ def paper(root: Path, name: str, **row: object) -> list[forecast.Forecast]:
 @pytest.fixture(scope="module")
 def eight(root: Path) -> Shape:
     """Llama-3-8B's shape."""
-    return shape.of(recipe.load(RECIPES / "med42-v2-8b.yaml").base, root)[0]
+    return model_shape.of(recipe.load(RECIPES / "med42-v2-8b.yaml").base, root)[0]
 
 
 @pytest.mark.parametrize(
@@ -73,17 +75,17 @@ def test_every_recipe_with_a_hub_model_has_a_config_to_plan_with():
 
 def test_a_shape_is_counted_once_and_remembered(tmp_path: Path):
     base = Tiny(kind="tiny")
-    first = shape.of(base, tmp_path)
+    first = model_shape.of(base, tmp_path)
     remembered = json.loads((tmp_path / "shapes.json").read_text())
     (digest,) = remembered
     (tmp_path / "shapes.json").write_text(json.dumps({digest: {**remembered[digest], "parameters": 7}}))
-    assert shape.of(base, tmp_path)[0].parameters == 7
+    assert model_shape.of(base, tmp_path)[0].parameters == 7
     assert first[0].parameters == 1_721_664
 
 
 def test_a_model_without_a_config_is_one_message(tmp_path: Path):
     with pytest.raises(UserError, match=r"nobody/knows.*neither in the hub's cache nor in recipes/configs"):
-        shape.of(Hub(kind="hub", id="nobody/knows", revision="0" * 40), tmp_path)
+        model_shape.of(Hub(kind="hub", id="nobody/knows", revision="0" * 40), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +103,7 @@ def test_each_recipe_fits_the_hardware_and_takes_the_hours_that_its_head_says(
     assert not any(each.advice for each in (sft, *dpo))
     assert sft.hours == pytest.approx(sft_hours, rel=0.05)
     assert sum(each.hours or 0 for each in dpo) == pytest.approx(dpo_hours, rel=0.1)
-    assert max(each.need.peak for each in (sft, *dpo)) / fit.GIB == pytest.approx(gib, rel=0.05)
+    assert max(each.need.peak for each in (sft, *dpo)) / advice.GIB == pytest.approx(gib, rel=0.05)
 
 
 def test_a_reference_is_scored_in_the_shards_of_training(root: Path):
@@ -129,7 +131,9 @@ def test_what_does_not_fit_is_told_with_a_change_that_makes_it_fit(root: Path):
 def test_what_does_not_fit_anywhere_is_told_so(root: Path, eight: Shape):
     training = Training(learning_rate=1e-6, global_batch_size=1, max_length=131_072)
     row = Row(gpu="rtx4090-24", precision="bf16", micro_batch_size=1)
-    assert "a larger GPU or a smaller model" in fit.advice("sft", training, eight, row, fit.Place(many_nodes=True))
+    assert "a larger GPU or a smaller model" in advice.advice(
+        "sft", training, eight, row, advice.Place(many_nodes=True)
+    )
 
 
 LARGE = Training(learning_rate=1e-6, global_batch_size=128, max_length=2048)
@@ -138,7 +142,8 @@ LARGE = Training(learning_rate=1e-6, global_batch_size=128, max_length=2048)
 def test_on_one_machine_no_nodes_are_advised_but_more_of_its_gpus():
     row = Row(processes=2)
     here, cluster = (
-        [" ".join(words) for words, _, _ in fit._alternatives(LARGE, row, fit.Place(many))] for many in (False, True)
+        [" ".join(words) for words, _, _ in advice._alternatives(LARGE, row, advice.Place(many))]
+        for many in (False, True)
     )
     assert any("processes: 8" in words for words in here) and any("nodes: 8" in words for words in cluster)
     assert not any("nodes" in words or "processes: 16" in words for words in here)
@@ -155,14 +160,14 @@ def test_offload_says_what_it_takes_of_the_host_and_is_not_advised_where_that_is
     row = Row.model_validate({"gpu": "a100-40", "precision": "bf16", "micro_batch_size": 1, "activation_checkpointing": True,
                               "slurm": slurm})  # fmt: skip
     alone = LARGE.model_copy(update={"global_batch_size": 1})  # more GPUs would not divide it
-    assert says in fit.advice("sft", alone, eight, row, fit.Place(many_nodes=True))
+    assert says in advice.advice("sft", alone, eight, row, advice.Place(many_nodes=True))
 
 
 def test_a_row_that_offloads_more_than_its_host_has_does_not_fit(eight: Shape):
     zero = {**ZERO[2], "zero_optimization": {**ZERO[2]["zero_optimization"], "offload_optimizer": {"device": "cpu"}}}
     row = Row.model_validate({"gpu": "h100-80", "precision": "bf16", "micro_batch_size": 1, "activation_checkpointing": True,
                               "processes": 8, "deepspeed": zero, "slurm": {"memory": "64G"}})  # fmt: skip
-    told = fit.advice("sft", LARGE, eight, row, fit.Place(many_nodes=True))
+    told = advice.advice("sft", LARGE, eight, row, advice.Place(many_nodes=True))
     assert told.startswith(
         "does not fit: offload needs 120 GiB of a node's own memory, and a job of this row asks for 64: try"
     )
@@ -179,7 +184,7 @@ def test_a_reference_that_fits_no_device_is_told_what_would_do(root: Path):
 
 def test_weights_in_4_bits_and_zero_3_are_not_advised_together(eight: Shape):
     row = Row(gpu="rtx4090-24", precision="bf16", micro_batch_size=1, deepspeed=ZERO[3])
-    for _, training, changed in fit._alternatives(LARGE, row, fit.Place(many_nodes=True)):
+    for _, training, changed in advice._alternatives(LARGE, row, advice.Place(many_nodes=True)):
         assert not (training.lora and training.lora.load_in_4bit and changed.zero_stage == 3)
 
 
@@ -233,7 +238,7 @@ def test_adapter_parameters_are_those_that_peft_makes(tmp_path: Path):
 
     config = LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
                          num_key_value_heads=2, vocab_size=300)  # fmt: skip
-    made = shape.from_counts(skeleton.count(json.loads(config.to_json_string(use_diff=False))))
+    made = model_shape.from_counts(skeleton.count(json.loads(config.to_json_string(use_diff=False))))
     with torch.device("meta"):
         for targets in ("all-linear", ["q_proj", "down_proj"]):
             model = get_peft_model(LlamaForCausalLM(config), LoraConfig(r=4, target_modules=targets))
@@ -245,7 +250,7 @@ def test_adapter_parameters_are_those_that_peft_makes(tmp_path: Path):
 def test_evaluations_are_forecast_with_all_that_the_recipe_measures(root: Path):
     file = RECIPES / "med42-v2-70b.yaml"
     plan = build_plan(recipe.load(file), root, file.parent)
-    known = expected.sizes(plan, root)
+    known = row_counts.sizes(plan, root)
     stage = next(stage for stage in plan.stages if stage.name == "evaluate.third")
     reading = evaluation_tokens.of(stage, known)
     pairs, talks = known["source.ultrafeedback_test"], known["source.ultrachat_test"]

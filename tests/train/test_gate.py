@@ -10,12 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
+
 from rounds.data_prep.errors import UserError
-from rounds.train import policy, store
-from rounds.train.recipe import Rule
+from rounds.train.config.recipe import Rule
+from rounds.train.engine import policy, store
 from rounds.train.stages.evaluate import Items, mean_and_stderr
 from rounds.train.stages.gate import judge, paired_difference
-from scipy import stats
 
 Run = Callable[..., tuple[Path, dict]]
 Scores = Callable[[str, dict[str, list[float]]], Path]
@@ -195,7 +196,7 @@ def gate(rules: list[dict], on_reject: str = "continue") -> dict:
 @pytest.fixture
 def decide(tmp_path: Path, inputs: dict[str, Path]) -> Callable[[dict], tuple[Path, dict]]:
     """Run the gate."""
-    from rounds.train.cluster import Row
+    from rounds.train.config.cluster import Row
     from rounds.train.stages import gate as stage
 
     def run(params: dict) -> tuple[Path, dict]:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rounds.train.graph import KEY_LENGTH, Asset, Stage, canonical_json, parents_first
+
+from rounds.train.engine.graph import KEY_LENGTH, Asset, Stage, canonical_json, parents_first
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),

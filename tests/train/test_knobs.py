@@ -9,14 +9,17 @@ from typing import Any, get_args
 import pytest
 from peft import LoraConfig
 from pydantic import BaseModel
-from rounds.train import adapters, recipe, training
-from rounds.train.cluster import Row
-from rounds.train.pipeline import Plan, build_plan
-from rounds.train.recipe import BATCH_LOSSES, QUANTISATION, Local, Lora, Round, Sft, Training
 from transformers import BitsAndBytesConfig
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 from trl import DPOConfig, SFTConfig
+
+from rounds.train.config import recipe
+from rounds.train.config.cluster import Row
+from rounds.train.config.recipe import BATCH_LOSSES, QUANTISATION, Local, Lora, Round, Sft, Training
+from rounds.train.plan.pipeline import Plan, build_plan
+from rounds.train.training import train as training
+from rounds.train.weights import adapters
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from rounds.train import store
+
+from rounds.train.engine import store
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.xdist_group("ranks")
@@ -25,7 +26,7 @@ def ranks_of(folder: Path) -> dict[str, psutil.Process]:
     for process in psutil.process_iter():
         try:
             command = process.cmdline()
-            if "rounds.train.worker" in command and command[-1].startswith(str(folder)):
+            if "rounds.train.engine.worker" in command and command[-1].startswith(str(folder)):
                 found[process.environ().get("RANK", "")] = process
         except psutil.Error:
             continue

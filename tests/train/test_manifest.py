@@ -7,13 +7,17 @@ from typing import Any
 
 import pytest
 import yaml
-from rounds.data_prep.records import Conversation, Pair, read_records
-from rounds.train import preview, recipe, statistics, store, worker
-from rounds.train.cli import app
-from rounds.train.cluster import Row
-from rounds.train.graph import parents_first
-from rounds.train.pipeline import Plan, build_plan
 from typer.testing import CliRunner
+
+from rounds.data_prep.records import Conversation, Pair, read_records
+from rounds.train.cli import app
+from rounds.train.config import recipe
+from rounds.train.config.cluster import Row
+from rounds.train.display import rows as row_display
+from rounds.train.display import training_sets
+from rounds.train.engine import store, worker
+from rounds.train.engine.graph import parents_first
+from rounds.train.plan.pipeline import Plan, build_plan
 
 pytestmark = pytest.mark.xdist_group("manifest")
 pytest.importorskip("presidio_analyzer")
@@ -219,7 +223,7 @@ def test_rounds_that_share_rows_and_not_max_length_are_each_told_with_their_own_
     assert {name: told[name]["trained_rows"] for name in counts} == {
         name: each["pairs"] for name, each in counts.items()
     }
-    assert statistics.sets(plan, root) == told
+    assert training_sets.sets(plan, root) == told
 
 
 def test_stats_tell_what_is_expected_before_anything_is_done(tmp_path: Path):
@@ -243,17 +247,17 @@ def test_preview_shows_rows_as_tokens_with_what_is_learnt_marked(built: tuple[Pl
 
 
 def test_preview_marks_just_the_tokens_that_are_learnt(built: tuple[Plan, Path]):
-    from rounds.train import chat
+    from rounds.train.tokens import chat
 
     plan, root = built
-    using = preview.tokenizer(plan, root)
+    using = row_display.tokenizer(plan, root)
     assert not isinstance(using, str)
-    for record in preview.rows(plan, root, "facts", 5).records:
+    for record in row_display.rows(plan, root, "facts", 5).records:
         assert isinstance(record, Conversation)
         encoded = chat.encode_conversations(using, [record.messages])[0]
         assert not isinstance(encoded, str)
-        text = preview.shown(record, using, marked=False)
-        green = "".join(text.plain[span.start : span.end] for span in text.spans if span.style == preview.LEARNT)
+        text = row_display.shown(record, using, marked=False)
+        green = "".join(text.plain[span.start : span.end] for span in text.spans if span.style == row_display.LEARNT)
         learnt = [token for token, learns in zip(encoded.input_ids, encoded.answer_mask, strict=True) if learns]
         assert green == using.decode(learnt)
         assert text.plain.partition("\n")[2] == using.decode(encoded.input_ids)
@@ -261,20 +265,22 @@ def test_preview_marks_just_the_tokens_that_are_learnt(built: tuple[Plan, Path])
 
 def test_preview_tells_of_rows_that_are_too_long_to_train_on_and_cuts_pairs_as_training_does(built: tuple[Plan, Path]):
     plan, root = built
-    using = preview.tokenizer(plan, root)
-    facts, pairs = (preview.rows(plan, root, name, 1) for name in ("facts", "pairs"))
-    assert (facts.max_length, pairs.max_length) == (128, 128) and preview.rows(plan, root, "exam", 1).max_length is None
-    assert "longer_than_max_length" in preview.shown(facts.records[0], using, True, 20).plain
+    using = row_display.tokenizer(plan, root)
+    facts, pairs = (row_display.rows(plan, root, name, 1) for name in ("facts", "pairs"))
+    assert (facts.max_length, pairs.max_length) == (128, 128) and row_display.rows(
+        plan, root, "exam", 1
+    ).max_length is None
+    assert "longer_than_max_length" in row_display.shown(facts.records[0], using, True, 20).plain
     (pair,) = pairs.records
     assert isinstance(pair, Pair)
     long = replace(pair, chosen="Yes, and here is why, said once more. " * 40)
-    whole, cut = (preview.shown(long, using, True, limit).plain for limit in (None, 128))
+    whole, cut = (row_display.shown(long, using, True, limit).plain for limit in (None, 128))
     assert "<|eot_id|>»" in whole.partition("rejected")[0] and "<|eot_id|>»" not in cut.partition("rejected")[0]
 
 
 def test_preview_without_any_finished_stage_reads_the_source_and_masks_it(built: tuple[Plan, Path], tmp_path: Path):
     plan, _ = built
-    found = preview.rows(plan, tmp_path, "notes", 1)
-    text = preview.shown(found.records[0], preview.tokenizer(plan, tmp_path), marked=True).plain
+    found = row_display.rows(plan, tmp_path, "notes", 1)
+    text = row_display.shown(found.records[0], row_display.tokenizer(plan, tmp_path), marked=True).plain
     assert "source.notes is not finished" in found.found
     assert "[user] Patient: [NAME], MRN [RECORD_NUMBER]" in text and "«[assistant] Call the surgeon today.\n»" in text

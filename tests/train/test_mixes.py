@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 from rich.console import Console
-from rounds.train import expected, recipe
+
 from rounds.train.commands import options
 from rounds.train.commands.plan import plan as plan_command
-from rounds.train.pipeline import Plan, build_plan
+from rounds.train.config import recipe
+from rounds.train.forecast import row_counts
+from rounds.train.plan.pipeline import Plan, build_plan
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 GENERAL = ("slim_orca_t0", "slim_orca_flan", "slim_orca_cot", "ultrachat")
@@ -20,7 +22,7 @@ LISTED = {"medmcqa": 180_462, "medical_flashcards": 30_106, "cord19": 17_721, "h
 
 def rows_of(file: Path, root: Path) -> tuple[Plan, dict[str, int]]:
     plan = build_plan(recipe.load(file), root, RECIPES)
-    return plan, expected.mixes(plan, root)["data.sft"]
+    return plan, row_counts.mixes(plan, root)["data.sft"]
 
 
 def test_the_listed_mix_takes_the_rows_of_the_table(tmp_path: Path):

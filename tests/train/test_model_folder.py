@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rounds.data_prep.errors import UserError
-from rounds.train import model_config, models
-from rounds.train.cluster import Row
-from rounds.train.recipe import Local
-from rounds.train.stages import base
 from transformers import AutoTokenizer
+
+from rounds.data_prep.errors import UserError
+from rounds.train.config.cluster import Row
+from rounds.train.config.recipe import Local
+from rounds.train.plan import model_config
+from rounds.train.stages import base
+from rounds.train.weights import models
 
 
 @pytest.fixture
@@ -86,7 +88,7 @@ def test_tokens_that_will_be_written_need_an_embedding(
 
 def test_weights_that_the_model_does_not_use_are_told(folder: Path, caplog: pytest.LogCaptureFixture):
     config(num_hidden_layers=1)(folder)
-    with caplog.at_level(logging.WARNING, "rounds.train.models"):
+    with caplog.at_level(logging.WARNING, "rounds.train.weights.models"):
         models.open_folder(str(folder))
     assert "does not use 9 of the weights, such as model.layers.1" in caplog.text
 

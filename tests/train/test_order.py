@@ -4,12 +4,13 @@ import pytest
 from accelerate.data_loader import BatchSamplerShard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rounds.data_prep.errors import UserError
-from rounds.train.cluster import Cluster, Row
-from rounds.train.graph import Stage
-from rounds.train.order import GlobalBatches, steps_per_epoch
-from rounds.train.sizes import check, micro_batches
 from torch.utils.data import BatchSampler
+
+from rounds.data_prep.errors import UserError
+from rounds.train.config.cluster import Cluster, Row
+from rounds.train.engine.batches import check, micro_batches
+from rounds.train.engine.graph import Stage
+from rounds.train.tokens.order import GlobalBatches, steps_per_epoch
 
 
 def through_accelerate(order: GlobalBatches, micro: int, ranks: int) -> list[set[int]]:

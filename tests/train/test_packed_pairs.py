@@ -15,15 +15,18 @@ import torch.nn.functional as F
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rounds.data_prep.errors import UserError
-from rounds.data_prep.records import Pair
-from rounds.train import models, packed_pairs, policy, prefix_attention
-from rounds.train.cluster import PairBatching, Row
-from rounds.train.recipe import Training
-from rounds.train.stages.dpo import StoredReferenceTrainer
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from trl import DPOConfig
 from trl.trainer.utils import hash_module
+
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.records import Pair
+from rounds.train.config.cluster import PairBatching, Row
+from rounds.train.config.recipe import Training
+from rounds.train.engine import policy
+from rounds.train.stages.dpo import StoredReferenceTrainer
+from rounds.train.tokens import packed_pairs
+from rounds.train.weights import models, packed_attention
 
 Run = Callable[..., tuple[Path, dict]]
 MODES: tuple[PairBatching, ...] = ("padded", "packed", "shared_prefix")
@@ -241,13 +244,13 @@ def test_a_model_that_cannot_take_packed_rows_is_padded_or_refused():
     config = MistralConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, head_dim=8,
                            num_key_value_heads=2, vocab_size=20, sliding_window=8)  # fmt: skip
     model = MistralForCausalLM(config)
-    assert prefix_attention.choose("auto", model) == prefix_attention.choose("padded", model) == "padded"
+    assert packed_attention.choose("auto", model) == packed_attention.choose("padded", model) == "padded"
     with pytest.raises(
         UserError, match="pair_batching: packed does not work for MistralForCausalLM: not every layer attends"
     ):
-        prefix_attention.choose("packed", model)
+        packed_attention.choose("packed", model)
     config.sliding_window = None
-    assert prefix_attention.choose("auto", MistralForCausalLM(config)) == "shared_prefix"
+    assert packed_attention.choose("auto", MistralForCausalLM(config)) == "shared_prefix"
 
 
 def test_the_ranges_for_variable_length_kernels_describe_the_same_attention():
@@ -258,7 +261,7 @@ def test_the_ranges_for_variable_length_kernels_describe_the_same_attention():
         row = packed_pairs.pack(pairs, share)
         torch.manual_seed(0)
         query, key, value = (torch.randn(1, 2, row.input_ids.shape[1], 8) for _ in range(3))
-        wanted = prefix_attention._by_segment(query, key, value, None, 0.0, row)
+        wanted = packed_attention._by_segment(query, key, value, None, 0.0, row)
         ranges, found = row.ranges, []
         keys = torch.arange(row.input_ids.shape[1]) if ranges.keys is None else ranges.keys
         assert (ranges.keys is None) is not share

@@ -9,13 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from rounds.data_prep.errors import UserError
-from rounds.data_prep.records import Conversation, Message
-from rounds.train import prefix_attention
-from rounds.train.stages.sft import PackedRows, in_segments, learnt
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from transformers.modeling_flash_attention_utils import _is_packed_sequence, prepare_fa_kwargs_from_position_ids
 from trl.trainer.utils import add_fused_lm_head
+
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.records import Conversation, Message
+from rounds.train.stages.sft import PackedRows, in_segments, learnt
+from rounds.train.weights import packed_attention
 
 Run = Callable[..., tuple[Path, dict]]
 PAD = 1
@@ -88,7 +89,7 @@ def test_so_it_does_under_a_sliding_window(packed: tuple[list[dict], dict], atte
                            num_attention_heads=2, num_key_value_heads=1, sliding_window=16, initializer_range=0.3)  # fmt: skip
     config._attn_implementation = attention
     model: Any = MistralForCausalLM(config).eval()
-    assert prefix_attention.obstacle(model)
+    assert packed_attention.obstacle(model)
     assert largest_difference(model, packed[0]) < 1e-5
 
 
@@ -120,7 +121,9 @@ def test_the_collator_gives_no_mask_and_restarts_positions():
 def test_every_conversation_is_in_the_rows_once_and_whole(
     packed: tuple[list[dict], dict], shelf: Path, conversations: list[Conversation]
 ):
-    from rounds.train import chat, models, policy
+    from rounds.train.engine import policy
+    from rounds.train.tokens import chat
+    from rounds.train.weights import models
 
     rows, counts = packed
     tokenizer = models.load_tokenizer(policy.read(shelf / "base"))
@@ -186,7 +189,8 @@ def test_a_conversation_as_long_as_a_row_is_kept(
 ):
     length = packed[0][0]["seq_lengths"][0]
     first = packed[0][0]["input_ids"][:length]
-    from rounds.train import models, policy
+    from rounds.train.engine import policy
+    from rounds.train.weights import models
 
     text = models.load_tokenizer(policy.read(shelf / "base")).decode(first)
     assert isinstance(text, str)
@@ -237,7 +241,7 @@ def test_a_row_in_segments_gives_each_conversation_the_numbers_and_gradients_tha
         )
     dense = PackedRows(PAD)(rows)
     by_mask = scores_and_gradient(model, dense)
-    prefix_attention.install(model)
+    packed_attention.install(model)
     found, gradient = scores_and_gradient(model, in_segments(rows))
     assert torch.allclose(found, torch.cat([scores for scores, _ in wanted]), atol=1e-5)
     assert torch.allclose(found, by_mask[0], atol=1e-5)

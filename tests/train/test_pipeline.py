@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from rounds.data_prep.errors import UserError
-from rounds.train import recipe
-from rounds.train.graph import Asset, Stage
-from rounds.train.pipeline import Plan, build_plan
+from rounds.train.config import recipe
+from rounds.train.engine.graph import Asset, Stage
+from rounds.train.plan.pipeline import Plan, build_plan
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
@@ -400,8 +401,8 @@ PLAN_BLOCKED = (
     BLOCKED
     + """
 from pathlib import Path
-from rounds.train import recipe
-from rounds.train.pipeline import build_plan
+from rounds.train.config import recipe
+from rounds.train.plan.pipeline import build_plan
 file, store = Path(sys.argv[1]), Path(sys.argv[2])
 for stage in build_plan(recipe.load(file, tuple(sys.argv[3:])), store, file.parent).stages:
     print(stage.name, stage.key)

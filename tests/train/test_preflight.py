@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+
 from rounds.data_prep.errors import UserError
-from rounds.train import disk
-from rounds.train.cluster import Cluster, Row
-from rounds.train.graph import Asset, Stage
+from rounds.train.config.cluster import Cluster, Row
+from rounds.train.engine.graph import Asset, Stage
+from rounds.train.engine.policy import MODEL_FILES
+from rounds.train.forecast import disk
 from rounds.train.launch import preflight
-from rounds.train.policy import MODEL_FILES
 from rounds.train.stages import preflight as stage
 
 ASKED = {"row": "train", "gpus": 0, "gpu_type": None, "need_bytes": 1000, "paths": [], "asks": []}

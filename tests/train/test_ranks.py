@@ -18,13 +18,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file
+
 from rounds.data_prep import records
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Conversation, Pair
-from rounds.train import training, worker
-from rounds.train.cluster import Row
-from rounds.train.recipe import Training
-from safetensors.torch import load_file
+from rounds.train.config.cluster import Row
+from rounds.train.config.recipe import Training
+from rounds.train.engine import worker
+from rounds.train.training import train as training
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ZERO = {n: json.loads((REPOSITORY / "recipes" / "deepspeed" / f"zero{n}.json").read_text()) for n in (2, 3)}

@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from rounds.train import scores
+
+from rounds.train.evaluation import paired
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -76,9 +77,9 @@ def test_the_recipe_for_own_data_trains_a_real_model(smollm2, tmp_path):
     assert run.returncode == 0, run.stdout + run.stderr
     stages = json.loads((tmp_path / "store" / "runs" / "medquad-smollm2.json").read_text())["stages"]
     folders = {name: tmp_path / "store" / entry["folder"] for name, entry in stages.items()}
-    base, tuned = (scores.read_items(folders[f"evaluate.{name}"])["conversations/loss"] for name in ("base", "sft"))
-    difference, stderr, _ = scores.paired_difference(base, tuned)
+    base, tuned = (paired.read_items(folders[f"evaluate.{name}"])["conversations/loss"] for name in ("base", "sft"))
+    difference, stderr, _ = paired.paired_difference(base, tuned)
     assert difference < -2 * stderr, "the loss on held-out answers falls, beyond noise"
-    assert len(scores.read_items(folders["evaluate.graded"])["pubmedqa/acc"]) == 12
+    assert len(paired.read_items(folders["evaluate.graded"])["pubmedqa/acc"]) == 12
     first = json.loads((folders["dpo.graded"] / "metrics.jsonl").read_text().splitlines()[0])
     assert first["loss"] == pytest.approx(math.log(2), abs=2e-3)

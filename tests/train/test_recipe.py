@@ -8,10 +8,11 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from rounds.data_prep.errors import UserError
-from rounds.train import recipe
-from rounds.train.pipeline import build_plan
-from rounds.train.recipe import Recipe
+from rounds.train.config import recipe
+from rounds.train.config.recipe import Recipe
+from rounds.train.plan.pipeline import build_plan
 
 VALID = """\
 name: small

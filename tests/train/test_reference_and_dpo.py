@@ -12,13 +12,16 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from rounds.data_prep.errors import UserError
-from rounds.data_prep.records import Pair
-from rounds.train import models, policy, scoring, training
-from rounds.train.cluster import Row
-from rounds.train.recipe import Training
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
+
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.records import Pair
+from rounds.train.config.cluster import Row
+from rounds.train.config.recipe import Training
+from rounds.train.engine import policy
+from rounds.train.training import train as training
+from rounds.train.weights import models, pair_logprobs
 
 Run = Callable[..., tuple[Path, dict]]
 CPU = Row(device="cpu", threads=1)
@@ -245,14 +248,14 @@ def test_a_scored_block_is_not_scored_again(run_stage: Run, shelf: Path, tokens:
 
 
 def test_a_block_of_another_node_that_shows_late_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    scores = [scoring.Scores(-1.0, -2.0, -0.5, -1.5)]
-    scoring._write(tmp_path, 0, [0], scores)
+    scores = [pair_logprobs.Scores(-1.0, -2.0, -0.5, -1.5)]
+    pair_logprobs._write(tmp_path, 0, [0], scores)
     (tmp_path / "000000.parquet").rename(tmp_path / "elsewhere")
     threading.Timer(0.3, (tmp_path / "elsewhere").rename, [tmp_path / "000000.parquet"]).start()
-    assert scoring._joined(tmp_path, 1, 1) == scores
-    monkeypatch.setattr(scoring, "_LAG_SECONDS", 0)
+    assert pair_logprobs._joined(tmp_path, 1, 1) == scores
+    monkeypatch.setattr(pair_logprobs, "_LAG_SECONDS", 0)
     with pytest.raises(UserError, match=r"does not see .*000001.parquet, which another rank has written"):
-        scoring._joined(tmp_path, 2, 1)
+        pair_logprobs._joined(tmp_path, 2, 1)
 
 
 def test_log_probabilities_of_the_first_tokens_are_kept_apart(

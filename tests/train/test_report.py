@@ -10,8 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from rounds.train import figures, scores
-from rounds.train.cluster import Row
+
+from rounds.train.config.cluster import Row
+from rounds.train.evaluation import paired
+from rounds.train.reports import figures
 from rounds.train.stages import report
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "use", "path", "rect"}
@@ -247,9 +249,9 @@ def test_lower_is_better_where_the_metric_says_so(whole: tuple[Run, str]):
 
 def test_a_round_is_compared_with_the_policy_it_started_from(whole: tuple[Run, str]):
     run, _ = whole
-    stages = {name: scores.Finished(name, folder, json.loads((folder / "stage.json").read_text()),
+    stages = {name: paired.Finished(name, folder, json.loads((folder / "stage.json").read_text()),
                                     json.loads((folder / "done.json").read_text())) for name, folder in run.inputs.items()}  # fmt: skip
-    steps = {step.name: step for step in scores.find_steps(run.recipe, stages)}
+    steps = {step.name: step for step in paired.find_steps(run.recipe, stages)}
     starts = {name: step.start.name if step.start else None for name, step in steps.items()}
     assert starts == {"base": None, "sft": "base", "one": "sft", "two": "one", "three": "one", "four": "one"}
     assert [steps[name].status for name in ("sft", "one", "two", "four")] == [
@@ -379,21 +381,21 @@ def test_rounds_may_share_one_training_set(tmp_path: Path):
 
 
 def test_few_items_and_lone_metrics_give_no_verdict():
-    assert scores.compare("t/acc", {"a": 0.0}, {"a": 1.0}, True).verdict == "too few items"
-    few = {str(n): float(n % 2) for n in range(scores.MIN_ITEMS)}
-    assert scores.compare("t/acc", few, few, True).verdict == "within noise"
-    assert scores.conclude([]) == "not measured"
-    assert scores.conclude([scores.compare("t/acc", {"a": 0.0}, {"a": 1.0}, True)]) == "too few items to say"
+    assert paired.compare("t/acc", {"a": 0.0}, {"a": 1.0}, True).verdict == "too few items"
+    few = {str(n): float(n % 2) for n in range(paired.MIN_ITEMS)}
+    assert paired.compare("t/acc", few, few, True).verdict == "within noise"
+    assert paired.conclude([]) == "not measured"
+    assert paired.conclude([paired.compare("t/acc", {"a": 0.0}, {"a": 1.0}, True)]) == "too few items to say"
 
 
 def test_an_interval_that_contains_zero_is_within_noise():
     old = {str(n): 0.0 for n in range(100)}
     for better, verdict in ((3, "within noise"), (5, "better")):
         new = {item: float(int(item) < better) for item in old}
-        found = scores.compare("t/acc", old, new, True)
+        found = paired.compare("t/acc", old, new, True)
         assert found.verdict == verdict and (found.low <= 0) == (verdict == "within noise")
-        assert scores.compare("t/loss", old, new, False).verdict == {"better": "worse"}.get(verdict, verdict)
-    assert scores.compare("answers/tokens", old, dict.fromkeys(old, 1.0), True).verdict == "rose"
+        assert paired.compare("t/loss", old, new, False).verdict == {"better": "worse"}.get(verdict, verdict)
+    assert paired.compare("answers/tokens", old, dict.fromkeys(old, 1.0), True).verdict == "rose"
 
 
 def test_figures_follow_the_page_and_keep_names_as_text():

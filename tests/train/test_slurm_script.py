@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from rounds.data_prep.errors import UserError
-from rounds.train import cluster
-from rounds.train.cluster import Cluster
-from rounds.train.graph import Stage
+from rounds.train.config import cluster
+from rounds.train.config.cluster import Cluster
+from rounds.train.config.slurm import Resources
+from rounds.train.engine.graph import Stage
 from rounds.train.launch import script
-from rounds.train.resources import Resources
 
 GOLDEN = Path(__file__).parent / "golden"
 RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "clusters"

@@ -4,11 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
-from rounds.train import cli, pipeline, recipe, store
-from rounds.train.graph import Stage
+from typer.testing import CliRunner
+
+from rounds.train import cli
+from rounds.train.config import recipe
+from rounds.train.engine import store
+from rounds.train.engine.graph import Stage
 from rounds.train.launch import slurm, state
 from rounds.train.launch.queue import Job
-from typer.testing import CliRunner
+from rounds.train.plan import pipeline
 
 TORCHRUN = """
   host      : gpu-07

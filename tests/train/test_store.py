@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from rounds.data_prep.errors import UserError
-from rounds.train import store
-from rounds.train.graph import Stage
+from rounds.train.engine import store
+from rounds.train.engine.graph import Stage
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -97,7 +98,7 @@ def test_nothing_at_the_path_is_a_user_error(tmp_path: Path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from rounds.train import store
+from rounds.train.engine import store
 with store.claim(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(120)

@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Pair
-from rounds.train.chat import EncodedPair
 from rounds.train.stages.tokenize import fit
+from rounds.train.tokens.chat import EncodedPair
 
 Run = Callable[..., tuple[Path, dict]]
 

@@ -4,7 +4,8 @@ import logging
 from pathlib import Path
 
 import pytest
-from rounds.train import tracking
+
+from rounds.train.engine import tracking
 
 SETTINGS: dict[str, str | None] = {"project": "rounds", "entity": None, "group": "run"}
 SPEC = {"function": "sft", "name": "sft", "params": {}, "inputs": {}, "git_commit": None}

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Conversation, Pair
-from rounds.train import policy, ranks, training
-from rounds.train.cluster import Row
-from rounds.train.recipe import Training
+from rounds.train.config.cluster import Row
+from rounds.train.config.recipe import Training
+from rounds.train.engine import policy, ranks
+from rounds.train.training import train as training
 
 Run = Callable[..., tuple[Path, dict]]
 KNOBS = {"learning_rate": 5e-3, "num_train_epochs": 1.0, "global_batch_size": 2, "max_length": 96}

@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rounds.data_prep.errors import UserError
-from rounds.train import cli, recipe
-from rounds.train.recipe import Recipe
-from rounds.train.variants import Ablation, Variant, edited
 from typer.testing import CliRunner
+
+from rounds.data_prep.errors import UserError
+from rounds.train import cli
+from rounds.train.config import recipe
+from rounds.train.config.ablation import Ablation, Variant, edited
+from rounds.train.config.recipe import Recipe
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "recipes" / "quickstart.yaml"
 

@@ -5,14 +5,19 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from rounds.data_prep.errors import UserError
-from rounds.train import ablation, cluster, display, display_ablation, sizes, store, tracking
-from rounds.train.ablation import AblationPlan
-from rounds.train.cluster import Cluster
 from rounds.train.commands import jobs, options
 from rounds.train.commands.options import AblationFile, ClusterFile, Overrides, StoreRoot, store_of, told
-from rounds.train.graph import Stage
+from rounds.train.config import cluster
+from rounds.train.config.cluster import Cluster
+from rounds.train.display import ablation as ablation_display
+from rounds.train.display import scores as display
+from rounds.train.engine import batches, store, tracking
+from rounds.train.engine.graph import Stage
 from rounds.train.launch import compare
+from rounds.train.plan import ablation
+from rounds.train.plan.ablation import AblationPlan
 
 
 @told
@@ -52,7 +57,7 @@ def ablate(
         lost = {stage.key: f"{stage.name} is not finished" for stage in _todo(made, root)}
         _end(made, file, root, Cluster(), lost, time.monotonic())
         return
-    sizes.check(_todo(made, root), machine)
+    batches.check(_todo(made, root), machine)
     if machine.kind == "slurm":
         assert cluster_file
         plan = made.as_plan()
@@ -63,7 +68,7 @@ def ablate(
         look = options.command_line("status", file, overrides, cluster_file, root)
         options.console.print(f"look: {look}", highlight=False, markup=False, soft_wrap=True)
     elif dry_run:
-        display_ablation.plan(options.console, made, root)
+        ablation_display.plan(options.console, made, root)
     else:
         began = time.monotonic()
         _end(made, file, root, machine, _run(made, file, root, machine, made.stages), began)
@@ -83,7 +88,7 @@ def _end(made: AblationPlan, file: Path, root: Path, machine: Cluster, lost: dic
         raise UserError("\n".join(failed.values()))
     if lost:
         compare.note(store.prepare(root, whole), made.stages[-1])
-    display_ablation.summary(options.console, made, root, seconds=time.monotonic() - began)
+    ablation_display.summary(options.console, made, root, seconds=time.monotonic() - began)
     if lost:
         raise typer.Exit(1)
 

@@ -3,9 +3,10 @@
 from typing import Annotated
 
 import typer
-from rounds.train import store
+
 from rounds.train.commands import options
 from rounds.train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
+from rounds.train.engine import store
 from rounds.train.launch import slurm
 
 

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rounds.train import store
+
 from rounds.train.commands import options
 from rounds.train.commands.options import Overrides, RecipeFile, StoreRoot, plan_of, told
+from rounds.train.engine import store
 
 app = typer.Typer(help="Look at the rows of a recipe.", no_args_is_help=True, rich_markup_mode="markdown")
 
@@ -29,7 +30,7 @@ def preview(
     """
     root = root or store.default_root()
     plan = plan_of(file, overrides, root)
-    from rounds.train import preview as rendered
+    from rounds.train.display import rows as rendered
 
     found = rendered.rows(plan, root, source, count)
     using = rendered.tokenizer(plan, root)
@@ -64,18 +65,18 @@ def stats(
     """
     root = root or store.default_root()
     plan = plan_of(file, overrides, root)
-    from rounds.train import statistics
+    from rounds.train.display import training_sets
 
-    options.console.print(statistics.table(plan, root))
-    made = statistics.sets(plan, root)
-    if lacking := [name for name in statistics.names(plan) if name not in made]:
+    options.console.print(training_sets.table(plan, root))
+    made = training_sets.sets(plan, root)
+    if lacking := [name for name in training_sets.names(plan) if name not in made]:
         options.console.print(f"not made yet, so at most as many rows as are published: {', '.join(lacking)}. "
                               f"rounds run {file} makes them", style="yellow", highlight=False)  # fmt: skip
     found = {name: each for name, each in made.items() if each["histogram"]}
     for name, each in found.items():
-        options.console.print(statistics.histogram(name, each))
+        options.console.print(training_sets.histogram(name, each))
     if save and not found:
         options.console.print("no lengths yet: they are counted when a set is made into tokens", style="yellow")
     elif save:
-        statistics.save(found, save)
+        training_sets.save(found, save)
         options.console.print(f"saved {save}", highlight=False)

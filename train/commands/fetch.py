@@ -5,10 +5,13 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+
 from rounds.data_prep.errors import UserError
-from rounds.train import fetching, needs, offline, store
 from rounds.train.commands import options
 from rounds.train.commands.options import Overrides, RecipeFile, told
+from rounds.train.engine import store
+from rounds.train.offline import fetch as fetching
+from rounds.train.offline import folder, needs
 
 
 @told
@@ -54,7 +57,7 @@ def fetch(
         raise UserError(
             "all is fetched, but not all of it can be used: mend the recipe (see the lines with PROBLEM), then fetch again"
         )
-    options.console.print(f"\nlisted in {to / offline.LIST}. Next: rounds run {file} --offline {to}", highlight=False)
+    options.console.print(f"\nlisted in {to / folder.LIST}. Next: rounds run {file} --offline {to}", highlight=False)
 
 
 def _table(found: dict[needs.Need, fetching.Estimate]) -> Table:

@@ -5,13 +5,15 @@ from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
+
 from rounds.data_prep.errors import UserError
-from rounds.train import offline, tracking
-from rounds.train.cluster import Cluster
 from rounds.train.commands import options
-from rounds.train.graph import Stage
+from rounds.train.config.cluster import Cluster
+from rounds.train.engine import tracking
+from rounds.train.engine.graph import Stage
 from rounds.train.launch import preflight, queue, slurm
-from rounds.train.pipeline import Plan
+from rounds.train.offline import folder
+from rounds.train.plan.pipeline import Plan
 
 
 def wanted(
@@ -24,7 +26,7 @@ def wanted(
         recipe=str(file.resolve()),
         cluster=str(cluster_file.resolve()),
         wandb=tracking.settings(made.recipe.wandb, made.recipe.name),
-        variables=offline.environment(machine.fetched, root) if machine.offline else {},
+        variables=folder.environment(machine.fetched, root) if machine.offline else {},
         more=more,
     )
 

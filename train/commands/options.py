@@ -10,10 +10,14 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+
 from rounds.data_prep.errors import UserError
-from rounds.train import ablation, cluster, needs, offline, pipeline, recipe, store
-from rounds.train.graph import Asset
-from rounds.train.pipeline import Plan
+from rounds.train.config import cluster, recipe
+from rounds.train.engine import store
+from rounds.train.engine.graph import Asset
+from rounds.train.offline import folder, needs
+from rounds.train.plan import ablation, pipeline
+from rounds.train.plan.pipeline import Plan
 
 # Square brackets and colons are the user's own words, never markup; in a log nothing is to be cut at 80 columns.
 console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False)
@@ -107,7 +111,7 @@ def go_offline(
         stages = store.unfinished(root, plan_of(file, overrides, root).stages)
     words = [word for override in overrides or () for word in ("--set", override)]
     command = shlex.join(["rounds", "fetch", str(file), *words, "--to", str(machine.fetched or "FOLDER")])
-    offline.check(
+    folder.check(
         needs.of(stages), machine.fetched, root, command, missing_paths=missing, fresh=fresh, watch=console.print
     )
-    os.environ.update(offline.environment(machine.fetched, root))
+    os.environ.update(folder.environment(machine.fetched, root))

@@ -4,21 +4,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rounds.train import (
-    ablation,
-    benchmarks,
-    cluster,
-    display,
-    display_ablation,
-    display_forecast,
-    expected,
-    forecast,
-    sizes,
-    yaml_file,
-)
+
 from rounds.train.commands import options
 from rounds.train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
-from rounds.train.pipeline import Plan
+from rounds.train.config import cluster, yaml_file
+from rounds.train.display import ablation as ablation_display
+from rounds.train.display import forecast as forecast_display
+from rounds.train.display import scores as display
+from rounds.train.engine import batches
+from rounds.train.forecast import forecast, row_counts
+from rounds.train.plan import ablation, held_out
+from rounds.train.plan.pipeline import Plan
 
 
 @told
@@ -47,11 +43,11 @@ def plan(
     root = store_of(root, cluster_file)
     if ablation.is_ablation(file) and not keys:
         variants = ablation.build_plan(file, root, tuple(overrides or ()))
-        display_ablation.plan(options.console, variants, root, _gpu_hours(variants.as_plan(), cluster_file, root))
+        ablation_display.plan(options.console, variants, root, _gpu_hours(variants.as_plan(), cluster_file, root))
         return
     made = plan_of(file, overrides, root)
     machines = cluster.load(cluster_file)
-    sizes.check(made.stages, machines)
+    batches.check(made.stages, machines)
     if keys:
         for stage in made.stages:
             print(stage.name, stage.key)
@@ -59,13 +55,13 @@ def plan(
     for under in yaml_file.extended(file):
         options.console.print(f"extends {under}", highlight=False)
     options.console.print(display.plan_table(made, root))
-    for name, rows in expected.mixes(made, root).items():
+    for name, rows in row_counts.mixes(made, root).items():
         if len(rows) > 1:
             options.console.print(f"{name}: {_shares(rows)}", highlight=False, markup=False)
     for line in _notes(made):
         options.console.print(line, style="yellow" if line.startswith("warning") else "", highlight=False, markup=False)
     if cluster_file is not None:
-        display_forecast.plan(options.console, made, machines, root)
+        forecast_display.plan(options.console, made, machines, root)
 
 
 def _gpu_hours(made: Plan, cluster_file: Path | None, root: Path) -> dict[str, float | None] | None:
@@ -88,4 +84,4 @@ def _notes(made: Plan) -> list[str]:
     data = {stage.name: stage for stage in made.stages if stage.function == "data"}
     compared = [name for name, stage in data.items()
                 if any(use["name"] == "decontaminate" for use in stage.params["filters"])]  # fmt: skip
-    return benchmarks.told(made.held_out, compared, [name for name in data if name not in compared])
+    return held_out.told(made.held_out, compared, [name for name in data if name not in compared])

@@ -7,12 +7,14 @@ from typing import Annotated
 import typer
 from rich.table import Table
 from rich.text import Text
+
 from rounds.data_prep.errors import UserError
-from rounds.train import cluster, sizes, store
-from rounds.train.cluster import Cluster
 from rounds.train.commands import options
 from rounds.train.commands.options import ClusterFile, Overrides, StoreRoot, plan_of, store_of, told
-from rounds.train.graph import Stage
+from rounds.train.config import cluster
+from rounds.train.config.cluster import Cluster
+from rounds.train.engine import batches, store
+from rounds.train.engine.graph import Stage
 from rounds.train.launch import preflight as checks
 from rounds.train.launch import slurm, state
 from rounds.train.launch.state import ENDED_BADLY
@@ -40,7 +42,7 @@ def preflight(
     root.mkdir(parents=True, exist_ok=True)
     machine = cluster.load(cluster_file)
     planned = plan_of(file, overrides, root).stages if file else ()
-    sizes.check(planned, machine)
+    batches.check(planned, machine)
     made = checks.stages(planned, root, machine)
     (_on_slurm if machine.kind == "slurm" else _here)(made, root, machine, cluster_file)
     options.console.print(_table(made, root))

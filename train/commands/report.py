@@ -4,10 +4,11 @@ import webbrowser
 from typing import Annotated
 
 import typer
+
 from rounds.data_prep.errors import UserError
-from rounds.train import store
 from rounds.train.commands import options
 from rounds.train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
+from rounds.train.engine import store
 
 
 @told

@@ -5,12 +5,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from rounds.data_prep.errors import UserError
-from rounds.train import ablation, cluster, display, display_forecast, sizes, store, tracking
-from rounds.train.cluster import Cluster
 from rounds.train.commands import jobs, options
 from rounds.train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
-from rounds.train.pipeline import Plan
+from rounds.train.config import cluster
+from rounds.train.config.cluster import Cluster
+from rounds.train.display import forecast as forecast_display
+from rounds.train.display import scores as display
+from rounds.train.engine import batches, store, tracking
+from rounds.train.plan import ablation
+from rounds.train.plan.pipeline import Plan
 
 
 @told
@@ -51,7 +56,7 @@ def run(
     options.go_offline(file, overrides, machine, root, check)
     made = plan_of(file, overrides, root)
     todo = store.unfinished(root, made.stages)
-    sizes.check(todo, machine)  # what is done may have run on a cluster of another size
+    batches.check(todo, machine)  # what is done may have run on a cluster of another size
     if machine.kind == "slurm":
         assert cluster_file
         if not dry_run:
@@ -71,7 +76,7 @@ def run(
 
 def _forecast(made: Plan, machine: Cluster, root: Path) -> None:
     try:
-        display_forecast.plan(options.console, made, machine, root)
+        forecast_display.plan(options.console, made, machine, root)
     except UserError as error:  # nothing of the model is here yet, which a run would fetch
         options.console.print(f"no forecast of memory and hours: {error}", style="yellow", markup=False, soft_wrap=True)
 

@@ -3,9 +3,11 @@
 from typing import Annotated
 
 import typer
-from rounds.train import display, store
+
 from rounds.train.commands import options
 from rounds.train.commands.options import StoreRoot, told
+from rounds.train.display import scores as display
+from rounds.train.engine import store
 
 
 @told

@@ -1,8 +1,8 @@
 """`rounds sources`: the registered sets of rows."""
 
-from rounds.train import display
 from rounds.train.commands import options
 from rounds.train.commands.options import told
+from rounds.train.display import scores as display
 
 
 @told

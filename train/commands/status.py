@@ -10,12 +10,15 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
-from rounds.train import ablation, display, store
+
 from rounds.train.commands import options
 from rounds.train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
-from rounds.train.graph import Stage
+from rounds.train.display import scores as display
+from rounds.train.engine import store
+from rounds.train.engine.graph import Stage
 from rounds.train.launch import slurm, state
 from rounds.train.launch.state import ENDED_BADLY, State
+from rounds.train.plan import ablation
 
 _SECONDS_BETWEEN_LOOKS = 10.0
 _METRICS = re.compile(r"\{'\w+': .*\}$")

@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 from rounds.data_prep.errors import UserError
-from rounds.train import ablation, store, worker
-from rounds.train.graph import Stage
+from rounds.train.engine import store, worker
+from rounds.train.engine.graph import Stage
+from rounds.train.plan import ablation
 
 
 def main(job: worker.Job) -> None:

@@ -5,7 +5,7 @@ import shutil
 import time
 from pathlib import Path
 
-from rounds.train import store
+from rounds.train.engine import store
 
 _FULL_BYTES = 1 << 20
 _ENDED = re.compile(r"host\s+: (\S+)\s+rank\s+: (\d+) .*\s+exitcode\s+: -(\d+) \(pid: (\d+)\)")

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
 from rounds.data_prep.errors import UserError
-from rounds.train import ranks, store, usable, worker
-from rounds.train.cluster import Cluster
-from rounds.train.graph import Asset, Stage
+from rounds.train.config.cluster import Cluster
+from rounds.train.engine import ranks, store, worker
+from rounds.train.engine.graph import Asset, Stage
 from rounds.train.launch import failures
+from rounds.train.weights import requirements
 
 POLL_SECONDS = 0.2
 _PRELOAD = ["rounds.train.launch.preload"]
@@ -101,7 +103,7 @@ def _check(stages: Sequence[Stage], root: Path, cluster: Cluster) -> None:
         if stage.function in ranks.TOGETHER and row.nodes > 1:
             wrong.append(f"{stage.name}: its cluster row says nodes: {row.nodes}; this machine is one node: use a SLURM cluster file, "
                          "or set nodes: 1")  # fmt: skip
-    asks = usable.asks(todo, cluster)
+    asks = requirements.asks(todo, cluster)
     if asks:
         receiving, sending = context.Pipe(duplex=False)
         process = context.Process(target=_look, args=(asks, sending), name="look")
@@ -117,12 +119,12 @@ def _check(stages: Sequence[Stage], root: Path, cluster: Cluster) -> None:
         raise UserError("\n".join(wrong))
 
 
-def _look(asks: list[usable.Ask], sending: Any) -> None:
+def _look(asks: list[requirements.Ask], sending: Any) -> None:
     """In a process of its own, since the launcher has no torch: send what cannot be had here."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     wrong = []
     for ask in asks:
-        lacks = [*usable.unusable(ask), usable.too_few_gpus(ask)]
+        lacks = [*requirements.unusable(ask), requirements.too_few_gpus(ask)]
         wrong += [f"{', '.join(ask.stages)}: {reason}" for reason in lacks if reason]
     sending.send(wrong)
     sending.close()
@@ -211,7 +213,7 @@ def _agent(job: worker.Job) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // job.row.processes)))
     torchrun.main(
         ["--nnodes=1", f"--nproc-per-node={job.row.processes}", "--node-rank=0", "--master-addr=127.0.0.1",
-         f"--master-port={_free_port()}", "--max-restarts=0", "-m", "rounds.train.worker", str(job.folder / "job.json")]
+         f"--master-port={_free_port()}", "--max-restarts=0", "-m", "rounds.train.engine.worker", str(job.folder / "job.json")]
     )  # fmt: skip
 
 

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from rounds.train import disk, store, usable
-from rounds.train.cluster import Cluster, RowName
-from rounds.train.graph import Asset, Stage
-from rounds.train.resources import Resources
+from rounds.train.config.cluster import Cluster, RowName
+from rounds.train.config.slurm import Resources
+from rounds.train.engine import store
+from rounds.train.engine.graph import Asset, Stage
+from rounds.train.forecast import disk
+from rounds.train.weights import requirements
 
 
 def stages(run: Sequence[Stage], root: Path, machine: Cluster, lanes: int | None = None) -> list[Stage]:
@@ -28,10 +30,10 @@ def stages(run: Sequence[Stage], root: Path, machine: Cluster, lanes: int | None
 def _stage(row: RowName, paths: list[str], need: int | None, machine: Cluster, todo: Sequence[Stage]) -> Stage:
     name = f"preflight.{row}"
     asked = machine.row(row, name).slurm
-    asks = usable.asks([stage for stage in todo if stage.row == row], machine)
+    asks = requirements.asks([stage for stage in todo if stage.row == row], machine)
     if not todo and row != "cpu":  # no recipe is at hand
         function = "sft" if row == "train" else "evaluate"
-        asks = [usable.Ask(stages=(f"row `{row}`",), function=function, row=machine.row(row, name))]
+        asks = [requirements.Ask(stages=(f"row `{row}`",), function=function, row=machine.row(row, name))]
     params = {
         "row": row,
         "gpus": asked.gpus,

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from rounds.data_prep.errors import UserError
-from rounds.train import ranks
-from rounds.train.cluster import Row
-from rounds.train.graph import Stage
-from rounds.train.resources import Resources
 
-_TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+from rounds.data_prep.errors import UserError
+from rounds.train.config.cluster import Row
+from rounds.train.config.slurm import Resources
+from rounds.train.engine import ranks
+from rounds.train.engine.graph import Stage
+
 _QUIET = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -140,7 +140,7 @@ def _mounts(resources: Resources, folder: Path) -> list[str]:
 
 
 def _module(stage: Stage) -> str:
-    return "rounds.train.launch.compare" if stage.function in COMPARES else "rounds.train.worker"
+    return "rounds.train.launch.compare" if stage.function in COMPARES else "rounds.train.engine.worker"
 
 
 def _command(resources: Resources, folder: Path, processes: int, together: bool, module: str) -> list[str]:
@@ -159,7 +159,7 @@ def _command(resources: Resources, folder: Path, processes: int, together: bool,
 
 @functools.cache
 def _template() -> Any:
-    loader = FileSystemLoader(_TEMPLATES)
+    loader = FileSystemLoader(Path(__file__).resolve().parent)
     environment = Environment(
         loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )

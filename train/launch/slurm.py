@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from rounds.data_prep.errors import UserError
-from rounds.train import ranks, resources, store, worker
-from rounds.train.cluster import Cluster, Row
-from rounds.train.graph import Asset, Stage
+from rounds.train.config import slurm
+from rounds.train.config.cluster import Cluster, Row
+from rounds.train.engine import ranks, store, worker
+from rounds.train.engine.graph import Asset, Stage
 from rounds.train.launch import preflight, queue, script
 from rounds.train.launch.queue import Job
 
@@ -285,7 +286,7 @@ def row_of(stage: Stage, cluster: Cluster) -> Row:
     if stage.function == "preflight" and not any(fits(pattern, stage) for pattern in cluster.stages):
         quick = {"time": _PREFLIGHT_TIME, "signal_seconds": 60}
         row = row.model_copy(update={"slurm": row.slurm.model_copy(update=quick)})
-    resources.check(row.slurm, f"stage {stage.name}", ranks.processes(stage.function, row)[1])
+    slurm.check(row.slurm, f"stage {stage.name}", ranks.processes(stage.function, row)[1])
     return row
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rounds.data_prep import progress
-from rounds.train import store
-from rounds.train.graph import Stage
+from rounds.train.engine import store
+from rounds.train.engine.graph import Stage
 from rounds.train.launch import failures, queue, script, slurm
 from rounds.train.launch.queue import Job
 

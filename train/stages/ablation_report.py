@@ -14,11 +14,13 @@ from statistics import median
 from typing import Any
 
 from markupsafe import Markup
+
 from rounds.data_prep.schema import Section
-from rounds.train import figures, pages, store
-from rounds.train.cluster import Row
-from rounds.train.contrasts import ALPHA, Contrast, contrast, judged
-from rounds.train.scores import MIN_ITEMS, NEUTRAL, is_main, read_items, read_questions
+from rounds.train.config.cluster import Row
+from rounds.train.engine import store
+from rounds.train.evaluation.paired import MIN_ITEMS, NEUTRAL, is_main, read_items, read_questions
+from rounds.train.reports import figures, pages
+from rounds.train.reports.contrasts import ALPHA, Contrast, contrast, judged
 
 _COLUMNS = ("variant", "metric", "seeds", "items", "clusters", "baseline_value", "value", "difference", "low", "high", "p",
             "p_holm", "verdict", "seed_stderr", "seconds_own", "seconds_alone")  # fmt: skip

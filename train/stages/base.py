@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rounds.data_prep import hub, records
-from rounds.data_prep.errors import UserError
-from rounds.data_prep.schema import Section
-from rounds.train import chat, models, policy
-from rounds.train.cluster import Row
-from rounds.train.recipe import Base, Hub, Tiny
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from rounds.data_prep import hub, records
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.schema import Section
+from rounds.train.config.cluster import Row
+from rounds.train.config.recipe import Base, Hub, Tiny
+from rounds.train.engine import policy
+from rounds.train.tokens import chat
+from rounds.train.weights import models
 
 logger = logging.getLogger(__name__)
 

@@ -17,12 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 from peft import PeftModel
+from trl import DPOConfig, DPOTrainer
+
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.schema import Section
-from rounds.train import adapters, models, packed_pairs, policy, prefix_attention, ranks, scoring, store, training
-from rounds.train.cluster import PairBatching, Row
-from rounds.train.recipe import BATCH_LOSSES, DpoLoss, Lora, Training
-from trl import DPOConfig, DPOTrainer
+from rounds.train.config.cluster import PairBatching, Row
+from rounds.train.config.recipe import BATCH_LOSSES, DpoLoss, Lora, Training
+from rounds.train.engine import policy, ranks, store
+from rounds.train.tokens import packed_pairs
+from rounds.train.training import train as training
+from rounds.train.weights import adapters, models, packed_attention, pair_logprobs
 
 LN2_LOSSES = {"sigmoid", "sigmoid_norm", "robust"}
 """Loss types that equal ln 2 where policy and reference agree."""
@@ -100,11 +104,11 @@ class StoredReferenceTrainer(training.StageTrainer, DPOTrainer):
             super().__init__(model=model, **kwargs)
         model = self.accelerator.unwrap_model(self.model)
         model = model.get_base_model() if isinstance(model, PeftModel) else model
-        self.pair_batching = prefix_attention.choose(pair_batching, model)
+        self.pair_batching = packed_attention.choose(pair_batching, model)
         if self.pair_batching != "padded":
             # Put in place afterwards: where TRL makes the collator, it also writes the padding token into the model's config.
             self.data_collator = packed_pairs.PairCollator(share_prefix=self.pair_batching == "shared_prefix")
-            prefix_attention.install(model)
+            packed_attention.install(model)
         if not BATCH_LOSSES & set(self.loss_types):  # else it matters which pairs share a micro-batch
             rows: Any = self.train_dataset
             costs = packed_pairs.costs(rows.data.table, self.pair_batching)
@@ -207,7 +211,7 @@ def _check_sample(asked: Params, inputs: dict[str, Path], machine: Row, out: Pat
     places = sorted(random.Random(asked.seed).sample(range(len(table)), min(_SAMPLE, len(table))))
     stored = pq.read_table(inputs["reference"] / "logps.parquet").take(places).to_pylist()
     described = adapters.merged_on_disk(policy.read(inputs["reference_policy"]), machine, lora, out / "cache")
-    if scoring.in_shards(machine):
+    if pair_logprobs.in_shards(machine):
         found = _score_sample(described, table, places, machine, lora, out)
     else:
         with ranks.first():
@@ -228,10 +232,10 @@ def _check_sample(asked: Params, inputs: dict[str, Path], machine: Row, out: Pat
 
 def _score_sample(
     described: policy.Policy, pairs: pa.Table, places: list[int], machine: Row, lora: Lora | None, out: Path
-) -> list[scoring.Scores]:
-    with scoring.Sharding(machine) as sharding, models.autocast(machine):
-        score = scoring.prepare(adapters.load_scorer(described, machine, lora, out / "cache"), machine, sharding)
-        return scoring.in_batches(score, pairs, places, machine)
+) -> list[pair_logprobs.Scores]:
+    with pair_logprobs.Sharding(machine) as sharding, models.autocast(machine):
+        score = pair_logprobs.prepare(adapters.load_scorer(described, machine, lora, out / "cache"), machine, sharding)
+        return pair_logprobs.in_batches(score, pairs, places, machine)
 
 
 def _with_reference(pairs: Path, reference: Path, ld_alpha: float | None, out: Path) -> Dataset:

@@ -22,12 +22,16 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from rounds.data_prep import progress, records
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.schema import Section
-from rounds.train import chat, lm_eval_bridge, logprobs, models, policy, questions, scores, store, tracking
-from rounds.train.cluster import Row
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from rounds.train.config.cluster import Row
+from rounds.train.engine import policy, store, tracking
+from rounds.train.evaluation import lm_eval, paired, questions
+from rounds.train.tokens import chat
+from rounds.train.weights import logprobs, models
 
 Prompts = dict[tuple[records.Message, ...], str]
 """Prompts, and the question that each asks."""
@@ -36,7 +40,7 @@ T = TypeVar("T", chat.EncodedPair, chat.Encoded)
 
 
 class Params(Section):
-    tasks: tuple[lm_eval_bridge.Task, ...]
+    tasks: tuple[lm_eval.Task, ...]
     num_answers: int
     max_new_tokens: int
     max_length: int
@@ -83,7 +87,7 @@ class Items:
 
     def _direction(self, metric: str) -> bool | None:
         """Tell which direction is better; None for what is measured to understand a policy, not to rank it."""
-        return None if metric in scores.NEUTRAL else metric not in self.lower_is_better
+        return None if metric in paired.NEUTRAL else metric not in self.lower_is_better
 
     def write(self, path: Path) -> None:
         """Write one row per metric and item."""
@@ -99,7 +103,7 @@ def mean_and_stderr(values: list[float], asked: list[str]) -> dict[str, Any]:
 
     `asked` names the question of each value.
     """
-    mean, stderr, number = scores.clustered(values, asked)
+    mean, stderr, number = paired.clustered(values, asked)
     return {"value": mean, "stderr": stderr if number > 1 else None, "n": len(values), "questions": number}
 
 
@@ -140,19 +144,19 @@ def _window(model: PreTrainedModel, max_length: int) -> int:
 
 
 def _tasks(
-    subject: Subject, tasks: Sequence[lm_eval_bridge.Task], inputs: dict[str, Path], out: Path, items: Items
+    subject: Subject, tasks: Sequence[lm_eval.Task], inputs: dict[str, Path], out: Path, items: Items
 ) -> tuple[list[str], dict[str, int]]:
     """Ask lm-eval's tasks. Returns the metrics without items, where one that lm-eval has no number for has no score, and how
     many control tokens in its texts were broken up, by task."""
-    lm = lm_eval_bridge.wrap(subject.model, subject.tokenizer, subject.batch_size, subject.window, out)
+    lm = lm_eval.wrap(subject.model, subject.tokenizer, subject.batch_size, subject.window, out)
     sources = {task.source: inputs[f"task.{task.source}"] for task in tasks if task.source}
     asked = {f"{task.name}/{row}": question for task in tasks if task.source
              for row, question in questions.of_folder(sources[task.source]).items()}  # fmt: skip
     aggregate_only = []
-    for given in lm_eval_bridge.run_tasks(lm, tasks, sources, out):
+    for given in lm_eval.run_tasks(lm, tasks, sources, out):
         if not given.higher_is_better:
             items.lower_is_better.add(given.metric)
-        if isinstance(given, lm_eval_bridge.Value):
+        if isinstance(given, lm_eval.Value):
             items.add(given.metric, given.item, given.value, asked.get(given.item))
             continue
         aggregate_only.append(given.metric)

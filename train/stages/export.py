@@ -17,11 +17,14 @@ from typing import Any
 import torch
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from rounds.data_prep.schema import Section
-from rounds.train import chat, models, policy, store
-from rounds.train.cluster import Row
-from rounds.train.scores import Finished, Step, find_steps
 from transformers import GenerationConfig
+
+from rounds.data_prep.schema import Section
+from rounds.train.config.cluster import Row
+from rounds.train.engine import policy, store
+from rounds.train.evaluation.paired import Finished, Step, find_steps
+from rounds.train.tokens import chat
+from rounds.train.weights import models
 
 logger = logging.getLogger(__name__)
 DATA_CARD = ("DATA_CARD.md", "manifest.json")
@@ -74,7 +77,7 @@ def card(asked: Params, inputs: Mapping[str, Path]) -> str:
     measured = [step for step in steps if step.scores]
     rows = store.read_json(inputs["manifest"] / "manifest.json")
     assert rows
-    environment = Environment(loader=PackageLoader("rounds.train", "templates"), undefined=StrictUndefined, trim_blocks=True,
+    environment = Environment(loader=PackageLoader("rounds.train", "reports"), undefined=StrictUndefined, trim_blocks=True,
                               lstrip_blocks=True)  # fmt: skip
     environment.filters["cell"] = _cell
     text = environment.get_template("model_card.md.jinja").render(

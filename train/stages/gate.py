@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+
 from rounds.data_prep.errors import UserError, nearest
-from rounds.train import policy, store, tracking
-from rounds.train.cluster import Row
-from rounds.train.recipe import Gate, Rule
-from rounds.train.scores import paired_difference, read_questions
+from rounds.train.config.cluster import Row
+from rounds.train.config.recipe import Gate, Rule
+from rounds.train.engine import policy, store, tracking
+from rounds.train.evaluation.paired import paired_difference, read_questions
 
 
 def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[str, Any]:

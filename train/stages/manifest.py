@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from rounds.data_prep import licences
 from rounds.data_prep.schema import Section
-from rounds.train import store
-from rounds.train.cluster import Row
-from rounds.train.lengths import edge
+from rounds.train.config.cluster import Row
+from rounds.train.engine import store
+from rounds.train.tokens.lengths import edge
 
 SCHEMA = 1
 """Raised when a field of manifest.json changes its meaning or goes."""
@@ -192,7 +193,7 @@ def _warnings(asked: Params, sources: Mapping[str, Any], sets: Mapping[str, Any]
 
 
 def _card(made: Mapping[str, Any]) -> str:
-    environment = Environment(loader=PackageLoader("rounds.train", "templates"), undefined=StrictUndefined, trim_blocks=True,
+    environment = Environment(loader=PackageLoader("rounds.train", "reports"), undefined=StrictUndefined, trim_blocks=True,
                               lstrip_blocks=True)  # fmt: skip
     environment.filters["cell"] = lambda value: " ".join(str(value).split()).replace("|", "\\|")
     environment.filters["bars"] = _bars

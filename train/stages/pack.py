@@ -17,13 +17,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
+from trl import pack_dataset
+
 from rounds.data_prep import progress, records
 from rounds.data_prep.pool import in_order
 from rounds.data_prep.schema import Section
-from rounds.train import chat, models, policy
-from rounds.train.cluster import Row
-from rounds.train.lengths import Lengths, bucket, none_left
-from trl import pack_dataset
+from rounds.train.config.cluster import Row
+from rounds.train.engine import policy
+from rounds.train.tokens import chat
+from rounds.train.tokens.lengths import Lengths, bucket, none_left
+from rounds.train.weights import models
 
 _BATCH = 1000
 # Conversations are packed a window at a time, so that memory does not grow with their number. At the end of a window

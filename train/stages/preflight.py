@@ -17,11 +17,13 @@ from typing import Any
 
 import torch
 from rich.filesize import decimal
+from torch import distributed
+
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.schema import Section
-from rounds.train import ranks, store, usable
-from rounds.train.cluster import Row
-from torch import distributed
+from rounds.train.config.cluster import Row
+from rounds.train.engine import ranks, store
+from rounds.train.weights import requirements
 
 MAX_SKEW_SECONDS = 5.0
 """More than any clock that is kept by NTP or PTP is off; claims and progress in the store are told apart by time."""
@@ -43,7 +45,7 @@ class Params(Section):
     """Room that the plan takes in the store; None is not known."""
     paths: tuple[str, ...]
     """The recipe's own files and folders, and what was fetched for a run without the hub."""
-    asks: tuple[usable.Ask, ...]
+    asks: tuple[requirements.Ask, ...]
     """What the stages that run on such nodes need to be installed, each as its own row says."""
 
 
@@ -198,9 +200,9 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _kernels(asks: tuple[usable.Ask, ...]) -> tuple[str, list[str]]:
+def _kernels(asks: tuple[requirements.Ask, ...]) -> tuple[str, list[str]]:
     """Attention, Liger and bitsandbytes must be on every node, or training fails when its data are long made."""
-    mine = [f"{', '.join(ask.stages)}: {reason}" for ask in asks for reason in usable.unusable(ask)]
+    mine = [f"{', '.join(ask.stages)}: {reason}" for ask in asks for reason in requirements.unusable(ask)]
     used = sorted({ask.row.attn_implementation for ask in asks} | {"liger" for ask in asks if ask.row.use_liger_kernel}
                   | {"bitsandbytes" for ask in asks if ask.load_in_4bit})  # fmt: skip
     told: dict[str, list[str]] = {}

@@ -14,11 +14,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from rounds.data_prep import progress
 from rounds.data_prep.schema import Section
-from rounds.train import adapters, models, policy, ranks, scoring, store
-from rounds.train.cluster import Row
-from rounds.train.recipe import Lora
+from rounds.train.config.cluster import Row
+from rounds.train.config.recipe import Lora
+from rounds.train.engine import policy, ranks, store
+from rounds.train.weights import adapters, models, pair_logprobs
 
 
 class Params(Section):
@@ -37,14 +39,14 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
             progress.write(out, done, len(pairs), "pairs")
 
     described = adapters.merged_on_disk(policy.read(inputs["policy"]), machine, lora, out / "cache")
-    sharding = scoring.Sharding(machine)
-    score = scoring.prepare(adapters.load_scorer(described, machine, lora, out / "cache"), machine, sharding)
+    sharding = pair_logprobs.Sharding(machine)
+    score = pair_logprobs.prepare(adapters.load_scorer(described, machine, lora, out / "cache"), machine, sharding)
     with models.autocast(machine):
-        scores = scoring.in_blocks(score, pairs, machine, out / "cache", tell)
+        scores = pair_logprobs.in_blocks(score, pairs, machine, out / "cache", tell)
     if ranks.rank() == 0:
         columns = map(list, zip(*scores, strict=True))
-        names = scoring.SCHEMA.names[1:]
-        table = pa.table({"id": pairs["id"], **dict(zip(names, columns, strict=True))}, scoring.SCHEMA)
+        names = pair_logprobs.SCHEMA.names[1:]
+        table = pa.table({"id": pairs["id"], **dict(zip(names, columns, strict=True))}, pair_logprobs.SCHEMA)
         pq.write_table(table, out / "logps.parquet.partial")
         (out / "logps.parquet.partial").rename(out / "logps.parquet")
     return {

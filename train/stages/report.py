@@ -15,11 +15,11 @@ from typing import Any
 
 import yaml
 from markupsafe import Markup
+
 from rounds.data_prep.schema import Section
-from rounds.train import figures, pages, store
-from rounds.train.cluster import Row
-from rounds.train.lengths import edge
-from rounds.train.scores import (
+from rounds.train.config.cluster import Row
+from rounds.train.engine import store
+from rounds.train.evaluation.paired import (
     NEUTRAL,
     Z95,
     Finished,
@@ -31,6 +31,8 @@ from rounds.train.scores import (
     judge,
     policy_of,
 )
+from rounds.train.reports import figures, pages
+from rounds.train.tokens.lengths import edge
 
 _SHOWN_PROMPTS, _MORE_PROMPTS, _MAX_CHARACTERS = 4, 20, 1500
 _CURVES = {

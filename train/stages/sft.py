@@ -13,12 +13,15 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from rounds.data_prep.schema import Section
-from rounds.train import adapters, models, policy, prefix_attention, ranks, training
-from rounds.train.cluster import Row
-from rounds.train.packed_row import PackedRow, Segment
-from rounds.train.recipe import Training
 from trl import SFTConfig, SFTTrainer
+
+from rounds.data_prep.schema import Section
+from rounds.train.config.cluster import Row
+from rounds.train.config.recipe import Training
+from rounds.train.engine import policy, ranks
+from rounds.train.tokens.packed_row import PackedRow, Segment
+from rounds.train.training import train as training
+from rounds.train.weights import adapters, models, packed_attention
 
 
 class Params(Section):
@@ -66,9 +69,9 @@ class PackedTrainer(training.StageTrainer, SFTTrainer):
         super().__init__(*args, **kwargs)
         model: Any = self.accelerator.unwrap_model(self.model)
         model = model.get_base_model() if isinstance(model, PeftModel) else model
-        if model.config._attn_implementation == "sdpa" and not prefix_attention.obstacle(model):
+        if model.config._attn_implementation == "sdpa" and not packed_attention.obstacle(model):
             self.data_collator = in_segments
-            prefix_attention.install(model)
+            packed_attention.install(model)
         rows: Any = self.train_dataset
         table = rows.data.table
         self.row_sizes = {

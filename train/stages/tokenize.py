@@ -18,12 +18,15 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from rounds.data_prep import progress, records
 from rounds.data_prep.pool import in_order
 from rounds.data_prep.schema import Section
-from rounds.train import chat, models, policy
-from rounds.train.cluster import Row
-from rounds.train.lengths import Lengths, none_left
+from rounds.train.config.cluster import Row
+from rounds.train.engine import policy
+from rounds.train.tokens import chat
+from rounds.train.tokens.lengths import Lengths, none_left
+from rounds.train.weights import models
 
 _BATCH = 500
 _MIN_ANSWER_TOKENS = 32

@@ -76,7 +76,7 @@ srun --kill-on-bad-exit=1 --wait=0 --export=ALL --cpus-per-task="$SLURM_CPUS_PER
     exec "$PYTHON" \
         -m torch.distributed.run --nnodes="$SLURM_NNODES" --nproc-per-node=4 --node-rank="$SLURM_NODEID" \
         --master-addr="$HEAD" --master-port="$PORT" --max-restarts=0 \
-        -m rounds.train.worker "$STAGE/job.json"' &
+        -m rounds.train.engine.worker "$STAGE/job.json"' &
 step=$!
 
 code=0

@@ -69,7 +69,7 @@ fi
 # in peace after 300 s (exit_barrier_timeout, which ends no rank); by a site's WaitTime rank 0 would be ended soon after that.
 srun --kill-on-bad-exit=1 --wait=0 --export=ALL --cpus-per-task="$SLURM_CPUS_PER_TASK" --nodes=1 --ntasks-per-node=1 bash -euc '
     exec "$PYTHON" \
-        -m rounds.train.worker "$STAGE/job.json"' &
+        -m rounds.train.engine.worker "$STAGE/job.json"' &
 step=$!
 
 code=0

@@ -1,0 +1,1 @@
+"""What a person writes: recipes, cluster files, ablation files; read, checked, and told where they are wrong."""

@@ -1,0 +1,201 @@
+"""YAML to a checked section: overrides applied, and every mistake told with file, line, field and the nearest name."""
+
+import typing
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from rounds.data_prep.errors import UserError, nearest
+from rounds.data_prep.schema import Section
+from rounds.train.config import yaml_layers
+from rounds.train.config.yaml_layers import position
+
+S = TypeVar("S", bound=Section)
+_SHARED_FIELDS = ("chat_template", "deepspeed", "system_prompt")
+"""Files that may be the project's own, under recipes/, where there is none of that name beside the recipe."""
+_PATH_FIELDS = ("path", "fetched", "base", *_SHARED_FIELDS)
+"""Fields that hold a local path where they hold text; a recipe's own `base` is a section."""
+PROJECT_RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+
+
+def load(path: Path, section: type[S], overrides: Iterable[str] = ()) -> S:
+    """Read `path`, laid over the files that it `extends`, as `section`. See `train.recipe.load` for how paths and overrides
+    are treated."""
+    layers = yaml_layers.read(path, absolute)
+    data = yaml_layers.merged(layers)
+    overrides = tuple(overrides)
+    for override in overrides:
+        _override(data, override)
+    try:
+        return section.model_validate(data)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        # An element that is wrong also makes its list "too short": only the deeper mistake is the person's.
+        deeper = [e for e in found if e["type"] != "too_short" or not any(_inside(o["loc"], e["loc"]) for o in found)]
+        raise UserError(
+            _told(deeper, section, lambda loc: yaml_layers.locate(layers, data, loc), data, overrides)
+        ) from None
+
+
+def fields(path: Path) -> dict[str, Any]:
+    """Return what a file holds, unchecked: enough to tell one kind of file from another."""
+    return yaml_layers.merged(yaml_layers.read(path, absolute))
+
+
+def explain(error: ValidationError, section: type[Section], where: str) -> str:
+    """Tell the mistakes in a section that stands by itself, such as the settings of one filter."""
+    return _told(error.errors(include_url=False), section, lambda _: where, None, ())
+
+
+def extended(path: Path) -> list[Path]:
+    """List the files that `path` extends, directly or through others, top to bottom."""
+    return [layer.path for layer in yaml_layers.read(path, absolute)[1:]]
+
+
+Locate = Callable[[tuple], str]
+"""From the location of a field to "FILE:LINE"."""
+
+
+def _told(found: Iterable[Any], section: type[Section], locate: Locate, data: Any, overrides: tuple[str, ...]) -> str:
+    """Give each mistake one line, and none twice."""
+    return "\n".join(dict.fromkeys(_explain(entry, section, locate, data, overrides) for entry in found))
+
+
+class FieldError(ValueError):
+    """A mistake that a validator of a whole section finds in one field below it, at `loc`."""
+
+    def __init__(self, message: str, *loc: str | int) -> None:
+        super().__init__(message)
+        self.loc = loc
+
+
+def find(name: str, beside: Path) -> Path | None:
+    """Find a file that recipes share, such as `eval_tasks/free_answer.yaml`: beside the recipe, above it, or ours."""
+    for folder in (beside, beside.parent, PROJECT_RECIPES):
+        try:
+            if (folder / name).is_file():
+                return (folder / name).resolve()
+        except (OSError, ValueError):  # a name that no file can have
+            return None
+    return None
+
+
+def _inside(loc: tuple, outer: tuple) -> bool:
+    return len(loc) > len(outer) and loc[: len(outer)] == outer
+
+
+def absolute(data: Any, folder: Path) -> Any:
+    """Make the local paths in some data absolute: they are given relative to `folder`."""
+    if isinstance(data, dict):
+        return {
+            k: _resolve(k, v, folder) if k in _PATH_FIELDS and isinstance(v, str) else absolute(v, folder)
+            for k, v in data.items()
+        }
+    return [absolute(value, folder) for value in data] if isinstance(data, list) else data
+
+
+def _resolve(field: str, value: str, folder: Path) -> str:
+    if field in _SHARED_FIELDS and (shared := find(value, folder)):
+        return str(shared)
+    try:
+        return str((folder / Path(value).expanduser()).resolve())
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{field}: {value!r} is no path: {error}") from None
+
+
+def _override(data: dict, text: str) -> None:
+    """Set one field: `a.b.c=value`. A list is entered by position, or by the `name` of its element."""
+    dotted, equals, raw = text.partition("=")
+    if not equals:
+        raise UserError(f"--set {text}: expected path.to.field=value")
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError:
+        raise UserError(f"--set {text}: {raw!r} is not valid YAML") from None
+    *parents, last = dotted.split(".")
+    try:
+        value = absolute({last: value}, Path.cwd())[last]
+    except UserError as error:
+        raise UserError(f"--set {text}: {error}") from None
+    node: Any = data
+    for depth, part in enumerate(parents):
+        node = _enter(node, part, f"--set {text}: {'.'.join(parents[: depth + 1])}")
+    if isinstance(node, list):
+        node[position(node, last, f"--set {text}")] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise UserError(f"--set {text}: {'.'.join(parents)} is {node!r}, which has no fields")
+
+
+def _enter(node: Any, part: str, where: str) -> Any:
+    if isinstance(node, list):
+        return node[position(node, part, where)]
+    if not isinstance(node, dict):
+        raise UserError(f"{where}: the field above it is {node!r}, which has no fields")
+    if not isinstance(node.get(part), dict | list):
+        node[part] = {}  # a section that the file leaves at its default
+    return node[part]
+
+
+def _explain(error: Any, section: type[BaseModel], locate: Locate, data: Any, overrides: tuple[str, ...]) -> str:
+    loc = (*error["loc"], *getattr(error.get("ctx", {}).get("error"), "loc", ()))
+    field = ".".join(str(part) for part in loc) or "the whole"
+    set_here = [override for override in overrides if _sets(override, loc, data)]
+    where = f"--set {set_here[-1]}: {field}" if set_here else f"{locate(loc)}: {field}"
+    kind, found = error["type"], error["input"]
+    if kind == "extra_forbidden":
+        return f"{where}: unknown field. {nearest(str(loc[-1]), _fields_at(section, loc[:-1]))}"
+    if kind == "missing":
+        return f"{where}: required field is missing"
+    if kind in ("literal_error", "union_tag_invalid"):
+        expected = error["ctx"].get("expected") or error["ctx"].get("expected_tags")
+        wanted = [word.strip(" '") for word in expected.replace(" or ", ", ").split(",")]
+        return (
+            f"{where}: found {error['ctx'].get('tag', found)!r}; {nearest(str(error['ctx'].get('tag', found)), wanted)}"
+        )
+    message = error["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return f"{where}: {message}"
+    return f"{where}: {message.replace('valid tuple', 'list')}; found {found!r} ({type(found).__name__})"
+
+
+def _sets(override: str, loc: tuple, data: Any) -> bool:
+    """Tell whether an override gave the field that a mistake is in; lists are entered by position or by name."""
+    node, dotted = data, override.partition("=")[0].split(".")
+    for part, given in zip(loc, dotted, strict=False):
+        names, item = {str(part)}, None
+        if isinstance(node, list) and isinstance(part, int) and part < len(node):
+            item = node[part]
+            names |= {str(item.get("name"))} if isinstance(item, dict) else set()
+        elif isinstance(node, dict):
+            item = node.get(part)
+        if given not in names:
+            return False
+        node = item
+    return len(loc) >= len(dotted)
+
+
+def _fields_at(model: Any, loc: tuple) -> list[str]:
+    """List the field names of the section that a location in the error points into."""
+    for part in loc:
+        candidates = _sections(model)
+        if isinstance(part, str):
+            fields = [c.model_fields[part].annotation for c in candidates if part in c.model_fields]
+            tagged = [
+                c
+                for c in candidates
+                if part in typing.get_args(getattr(c.model_fields.get("kind"), "annotation", None))
+            ]
+            model = next(iter(fields or tagged), model)
+    return [name for candidate in _sections(model) for name in candidate.model_fields]
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """Find the sections inside a type such as `tuple[Annotated[Round, ...], ...] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for argument in typing.get_args(annotation) for section in _sections(argument)]

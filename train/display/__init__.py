@@ -1,0 +1,1 @@
+"""What the terminal shows: plans, progress, scores, rows, forecasts."""

@@ -1,0 +1,80 @@
+"""How a recipe's global batch is divided over the ranks of a cluster row. No torch: planning refuses what cannot be."""
+
+from collections.abc import Iterable
+
+from rounds.data_prep.errors import UserError
+from rounds.train.config.cluster import Cluster, Row
+from rounds.train.engine.graph import Stage
+
+FOUR_BIT_IN_SHARDS = (
+    "lora.load_in_4bit and ZeRO-3 do not go together here: each device holds all 4-bit weights. Use deepspeed/zero2.json, or no "
+    "DeepSpeed, in the cluster's `train` row"
+)
+
+BF16_UNSHARDED = (
+    "a DeepSpeed file of stage 0 trains wrongly in bf16: DeepSpeed 0.19.8 begins with an optimizer step on empty gradients, after which "
+    "Adam's first updates come out too small (by a seventh, measured). Leave `deepspeed` out of the cluster's `train` row, which spreads "
+    "as little, or take stage 1 or 2"
+)
+
+
+def check(stages: Iterable[Stage], cluster: Cluster) -> None:
+    """Refuse a cluster file that a training stage cannot run by, whatever the machine: whose ranks do not divide its batch, that would
+    shard weights in 4 bits, or that DeepSpeed does not train right by. Raises `UserError`, a line for each."""
+    wrong = []
+    for stage in stages:
+        if "training" in stage.params:
+            training, row = stage.params["training"], cluster.row(stage.row, stage.name)
+            try:
+                micro_batches(training["global_batch_size"], row, training.get("per_device_train_batch_size"))
+            except UserError as error:
+                wrong.append(f"{stage.name}: {error}")
+            if (training.get("lora") or {}).get("load_in_4bit") and row.zero_stage == 3:
+                wrong.append(f"{stage.name}: {FOUR_BIT_IN_SHARDS}")
+            if row.deepspeed is not None and row.zero_stage == 0 and row.precision == "bf16":
+                wrong.append(f"{stage.name}: {BF16_UNSHARDED}")
+    if wrong:
+        raise UserError("\n".join(wrong))
+
+
+def micro_batches(global_batch_size: int, row: Row, fixed: int | None = None) -> tuple[int, int]:
+    """Return (micro-batch, accumulation) with micro-batch x accumulation x ranks = the global batch.
+
+    The micro-batch is `fixed`, the recipe's own, or else the largest that divides and is no larger than the row's. Raises
+    `UserError` where the ranks do not divide the batch, naming the nearest numbers that do.
+    """
+    ranks = row.world_size
+    if global_batch_size % ranks:
+        raise UserError(
+            f"global_batch_size {global_batch_size} does not divide over {row.nodes} nodes x {row.processes} processes = {ranks} "
+            f"ranks: {_nearest(global_batch_size, row)}"
+        )
+    share = global_batch_size // ranks
+    if fixed is not None and share % fixed:
+        raise UserError(
+            f"per_device_train_batch_size {fixed} does not divide a rank's share, {share} of {global_batch_size} pairs over {ranks} "
+            f"ranks: take fewer nodes or processes in the cluster file, or in the recipe one of {_divisors(share)}"
+        )
+    if fixed is not None:
+        return fixed, share // fixed
+    micro = max(n for n in range(1, min(row.micro_batch_size, share) + 1) if share % n == 0)
+    return micro, share // micro
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
+
+
+def _nearest(global_batch_size: int, row: Row) -> str:
+    ranks = row.world_size
+    below, above = global_batch_size // ranks * ranks, -(-global_batch_size // ranks) * ranks
+    batches = " or ".join(str(n) for n in (below, above) if n)
+    fits = [(nodes, processes) for nodes in range(1, row.nodes + 1) for processes in range(1, row.processes + 1)
+            if global_batch_size % (nodes * processes) == 0]  # fmt: skip
+    nodes, processes = max(fits, key=lambda each: (each[0] * each[1], each[1]))
+    told = [
+        f"{name}: {n}"
+        for name, n, had in (("nodes", nodes, row.nodes), ("processes", processes, row.processes))
+        if n != had
+    ]
+    return f"set global_batch_size to {batches}, or in the cluster file {', '.join(told)}"

@@ -1,0 +1,252 @@
+"""Run one stage: claim its folder, call its function, write `done.json` last.
+
+The same entry serves every launcher: it needs the stage's folder, prepared by `store.prepare`, and a cluster row. A launcher
+that starts a fresh interpreter calls `python -m rounds.train.engine.worker JOB.json`, where the file holds a `Job`; torchrun starts the same
+line as every rank. Rank 0 then claims the folder and writes to it; the others only compute, and log to `logs/rank-N.txt`.
+"""
+
+import contextlib
+import importlib
+import json
+import logging
+import os
+import resource
+import shutil
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.schema import Section
+from rounds.train.config.cluster import Row
+from rounds.train.engine import policy, ranks, store, tracking
+
+logger = logging.getLogger("rounds")
+
+_DATA_STAGES = {"source": "rounds.data_prep.build", "data": "rounds.data_prep.build"}
+_SECONDS_BETWEEN_LOOKS = 0.5
+
+
+class Job(Section):
+    """What a launcher tells a worker besides the stage itself; none of it can change the answer."""
+
+    folder: Path
+    row: Row
+    wandb: dict[str, str | None] | None = None
+    """Project, entity and group; None records nothing."""
+
+
+def function_of(name: str) -> Callable[[dict, dict[str, Path], Path, Row], dict]:
+    """Import the code of a stage: train/stages/NAME.py, or the data stages of data_prep."""
+    if name in _DATA_STAGES:
+        return getattr(importlib.import_module(_DATA_STAGES[name]), name)
+    return importlib.import_module(f"rounds.train.stages.{name}").run
+
+
+def run(job: Job) -> None:
+    """Compute the stage unless it is done; when another run holds it, wait and take its answer.
+
+    On failure `failed.json` says why, and the exception goes on to the caller. As a rank other than 0 it computes along.
+    """
+    others = ranks.Others() if ranks.world_size() > 1 else None
+    if others and ranks.rank() > 0:
+        if others.wait():
+            _compute_along(job, others)
+        return
+    with store.claim(job.folder):
+        record = None if store.done(job.folder) else _claimed(job, others)
+        if record is None:
+            if others:
+                others.tell(go=False)
+            return
+        _remove_side_folders(job.folder)
+        files = store.result_files(job.folder)
+        _share(files, job.folder / "stage.json")
+        digests = {str(path.relative_to(job.folder)): store.file_digest(path) for path in files}
+        store.write_json(job.folder / "done.json", {**record, "finished": time.time(), "digests": digests})
+        logger.info("done in %.1f s: %s", record["seconds"], json.dumps(record.get("counts", {}))[:2000])
+
+
+def _share(files: list[Path], like: Path) -> None:
+    """Let whoever may read `like` read these files too: safetensors 0.8 writes weights that only their owner may read, and a store
+    is shared by a group."""
+    readable = like.stat().st_mode & 0o666
+    for path in files:
+        with contextlib.suppress(PermissionError):  # linked from a stage that another person ran
+            path.chmod(path.stat().st_mode | readable)
+
+
+def _claimed(job: Job, others: ranks.Others | None) -> dict[str, Any]:
+    """Compute a stage that this process holds, and return what `done.json` will say."""
+    for name in ("failed.json", "progress.json"):
+        (job.folder / name).unlink(missing_ok=True)
+    spec = store.spec(job.folder)
+    inputs = store.inputs(job.folder)
+    started, worked = time.time(), _processor_seconds()
+    try:
+        record = _skip(spec, inputs)
+        if others:
+            others.tell(go=record is None)
+        if record and spec["function"] in ranks.TRAINING:
+            policy.write_same(job.folder, inputs["policy"])  # what follows, a gate or the export, goes on with that
+        if record is None:
+            _check_inputs(spec, inputs, job)
+            if others:
+                others.join(job.row)
+            elif spec["function"] in ranks.TOGETHER:
+                ranks.join_alone(job.row)
+            record = {"counts": _compute(spec, inputs, job)}
+    except ranks.Stopped:
+        raise
+    except Exception as error:  # not an interruption: that is no failure, and the next run goes on
+        _record_failure(job, error)
+        raise
+    seconds = {"seconds": round(time.time() - started, 3), "cpu_seconds": round(_processor_seconds() - worked, 3)}
+    return {"status": "done", **record, **seconds}
+
+
+def _processor_seconds() -> float:
+    """Return the processor time of this process and of those that it started and waited for: what a stage cost, however busy
+    the machine was. Of several ranks, rank 0's."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def _compute_along(job: Job, others: ranks.Others) -> None:
+    """Do a rank's share of a stage that rank 0 holds."""
+    try:
+        others.join(job.row)
+        _compute(store.spec(job.folder), store.inputs(job.folder), job.model_copy(update={"wandb": None}))
+    except ranks.Stopped:
+        raise
+    except Exception as error:
+        _record_failure(job, error)
+        raise
+
+
+def _check_inputs(spec: dict, inputs: dict[str, Path], job: Job) -> None:
+    for name, folder in inputs.items():
+        entry = spec["inputs"][name]
+        if "stage" in entry and not store.done(folder):
+            raise UserError(f"input {name} ({folder.name}) is not finished; run the recipe again")
+        if (
+            "path" in entry
+            and store.asset(job.folder.parent, folder, tuple(entry["patterns"])).digest != entry["digest"]
+        ):
+            raise UserError(f"input {name}: {folder} has changed since the run was planned; run the recipe again")
+
+
+def _compute(spec: dict, inputs: dict[str, Path], job: Job) -> dict[str, Any]:
+    where = f", rank {ranks.rank()} of {ranks.world_size()} on {ranks.node()}" if ranks.world_size() > 1 else ""
+    logger.info("stage %s (%s) starts%s", spec["name"], job.folder.name, where)
+    with tracking.job(job.wandb, spec, job.folder):
+        return function_of(spec["function"])(spec["params"], inputs, job.folder, job.row)
+
+
+def _skip(spec: dict, inputs: dict[str, Path]) -> dict[str, Any] | None:
+    """A stage behind a gate that ended the rounds has nothing to do; it is finished as skipped, not failed."""
+    if spec["after_stop"]:
+        return None
+    for name, folder in inputs.items():
+        record = (store.done(folder) if "stage" in spec["inputs"][name] else None) or {}
+        if record.get("status") == "skipped":
+            return {"status": "skipped", "because": record["because"]}
+        if record.get("counts", {}).get("stops_rounds"):
+            gate = store.spec(folder)["name"]
+            return {"status": "skipped", "because": f"the rounds ended at {gate}: {record['counts']['decision']}"}
+    return None
+
+
+def _record_failure(job: Job, error: Exception) -> None:
+    """Say why in `failed.json`. Of several ranks the first cause stays: the others mostly fail because of it."""
+    known, lost = isinstance(error, UserError), ranks.is_lost_contact(error)
+    first_line = str(error).splitlines()[0] if str(error) else "no message"
+    text = str(error) if known else _out_of_memory(error) or f"{type(error).__name__}: {first_line}"
+    failure: dict[str, Any] = {"message": text, "user_error": known, "time": time.time()}
+    if ranks.world_size() > 1:
+        failure |= {"log": str(log_of(job.folder)), "lost_contact": lost}
+        failure["message"] = text if known else f"rank {ranks.rank()} on {ranks.node()}: {text}"
+    path = job.folder / "failed.json"
+    before = store.read_json(path)
+    if before and (lost or not (before.get("lost_contact") or "state" in before)):
+        return  # "state": by the batch script, when the time was nearly over
+    try:
+        store.write_json(path, failure)
+    except OSError:  # the disk is full, perhaps: the caller still hears of the first error
+        logger.error("could not write %s", path)
+
+
+def _out_of_memory(error: Exception) -> str | None:
+    cuda, text = type(error).__name__ == "OutOfMemoryError", str(error)
+    if not (cuda or isinstance(error, MemoryError) or "DefaultCPUAllocator" in text):
+        return None
+    return (
+        f"out of {'GPU ' if cuda else ''}memory: lower micro_batch_size, set activation_checkpointing: true, or shard more "
+        f"(deepspeed, more processes) in the cluster file ({text.splitlines()[0][:200] if text else 'no message'})"
+    )
+
+
+def log_of(folder: Path) -> Path:
+    """Return the file that this rank's output goes to."""
+    return folder / "log.txt" if ranks.rank() == 0 else folder / "logs" / f"rank-{ranks.rank()}.txt"
+
+
+def _remove_side_folders(folder: Path) -> None:
+    for name in ("checkpoints", "cache"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def main(job: Job) -> None:
+    """Entry of a fresh process: everything printed goes to the stage's log, and the exit code tells the outcome."""
+    log = log_of(job.folder)
+    log.parent.mkdir(exist_ok=True)
+    write_to(log)
+    if ranks.world_size() == 1 and job.row.device_map is None:
+        # One process uses one GPU: of several, Trainer would make replicas.
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    try:
+        run(job)
+        ranks.leave()
+    except ranks.Stopped as stopped:
+        logger.info("%s", stopped)
+        _exit(ranks.EXIT_STOPPED)
+    except BaseException as error:
+        logger.error("%s", error if isinstance(error, UserError) else traceback.format_exc())
+        _exit(1)
+
+
+def _exit(code: int) -> None:
+    """End this process. A rank does not tidy up: taking down a group whose other ranks are gone can hang."""
+    if ranks.world_size() == 1:
+        sys.exit(code)
+    logging.shutdown()
+    os._exit(code)
+
+
+def write_to(log: Path) -> None:
+    """Send this process's output, its libraries' and its children's to the log file."""
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(target, stream)
+    os.close(target)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+
+
+def end_with_parent() -> None:
+    """Leave at once when the process that started this one is gone: an orphan would hold the stage against the next run."""
+    parent = os.getppid()
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        os._exit(1)
+
+    threading.Thread(target=look, daemon=True).start()
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    main(Job.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8")))

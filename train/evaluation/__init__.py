@@ -1,0 +1,1 @@
+"""How a policy is measured: lm-eval, one row per item, paired differences."""

@@ -1,0 +1,61 @@
+"""How much an evaluation reads and writes, before it runs: tokens scored in all, and answers written one token at a time.
+
+Sources count as `train.expected` knows them. lm-eval's own tasks are counted by the sizes of their published test splits, with
+every choice of a question as one pass over question and choice. No torch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rounds.train.config.recipe import TaskUse
+from rounds.train.engine.graph import Stage
+from rounds.train.forecast.row_counts import Size
+
+QUESTION_TOKENS = 250
+"""Tokens of a question with one choice: MedQA's test questions, the longest of these sets, have about 220 with Llama-3's tokenizer;
+chat template included."""
+_CHOICES = 4
+_PUBLISHED = {
+    "pubmedqa": (500, 3), "medmcqa": (4183, 4), "medqa_4options": (1273, 4), "headqa_en": (2742, 4), "mmlu_anatomy": (135, 4),
+    "mmlu_clinical_knowledge": (265, 4), "mmlu_college_biology": (144, 4), "mmlu_college_medicine": (173, 4),
+    "mmlu_medical_genetics": (100, 4), "mmlu_professional_medicine": (272, 4), "toxigen": (940, 2),
+}  # fmt: skip
+"""Questions and choices of lm-eval's tasks. Any other is taken as MedQA's size."""
+_WRITTEN = 48
+"""Tokens that a task of ours that writes its answer may take (recipes/eval_tasks/free_answer.yaml)."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Tokens that are scored, and answers that are written with the most tokens of one."""
+
+    scored: float
+    answers: int
+    answer_tokens: int
+
+
+def of(stage: Stage, known: Mapping[str, Size]) -> Reading:
+    """Return how much an `evaluate` stage reads and writes."""
+    params, scored, answers, written = stage.params, 0.0, 0, 0
+    sides_of = {name: 2 for name in stage.inputs if name.startswith("preferences.")} | {"conversations": 1}
+    heldout = [(_size(stage, name, known), sides) for name, sides in sides_of.items()]
+    for task in params["tasks"]:
+        use = TaskUse.model_validate({name: value for name, value in task.items() if name in TaskUse.model_fields})
+        size = _size(stage, f"task.{use.source}", known)
+        count, choices = (size.rows, _CHOICES) if size else _PUBLISHED.get(use.task, _PUBLISHED["medqa_4options"])
+        count = min(count, use.limit or count)
+        if "generate_until" in (task["yaml"] or ""):
+            answers, written = answers + count, _WRITTEN
+        else:
+            scored += count * choices * QUESTION_TOKENS
+    for size, sides in heldout:
+        if size:
+            scored += size.rows * sides * (size.prompt_tokens + size.answer_tokens)
+    if any(size for size, _ in heldout):
+        answers, written = answers + params["num_answers"], max(written, params["max_new_tokens"])
+    return Reading(scored, answers, written)
+
+
+def _size(stage: Stage, name: str, known: Mapping[str, Size]) -> Size | None:
+    parent = stage.inputs.get(name)
+    return known.get(parent.name) if isinstance(parent, Stage) else None

@@ -1,0 +1,145 @@
+"""How many rows, tokens and steps each stage has or will have, before anything is fetched. Reads no data and no torch.
+
+Finished stages are counted. For the others the sizes follow from those that the sources publish, as if no filter dropped a
+row, so they are upper bounds; tokens of a source that states none are taken from the paper's mean.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rounds.data_prep import sources
+from rounds.data_prep.mix import counts as mix_counts
+from rounds.data_prep.schema import MixItem, SourceUse
+from rounds.train.engine import store
+from rounds.train.engine.graph import Stage
+from rounds.train.plan.pipeline import Plan
+
+MEAN_TOKENS = 538
+"""Tokens of a conversation whose source states no mean: those of Med42-v2, 5,321 steps of 32 x 8,192 tokens in two epochs over
+1,296,471 samples (arXiv 2408.06142, tables 2 and 5)."""
+FILL = 0.99
+"""Share of a packed row that best-fit packing fills where conversations are much shorter than a row."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Rows of a stage's result, and the mean tokens of a row's prompt and of one of its answers."""
+
+    rows: int
+    prompt_tokens: float = 0
+    answer_tokens: float = 0
+    counted: bool = True
+    """False where the figure follows from published sizes instead of a finished stage."""
+    assumed_share: float = 0.0
+    """Share of the rows whose mean tokens are assumed."""
+
+    @property
+    def tokens(self) -> float:
+        """All tokens of the conversations, or of prompts with one answer each."""
+        return self.rows * (self.prompt_tokens + self.answer_tokens)
+
+
+_UNKNOWN = Size(0, MEAN_TOKENS / 2, MEAN_TOKENS / 2, False, 1.0)
+
+
+def sizes(plan: Plan, root: Path) -> dict[str, Size]:
+    """Return the size of every stage for which one is known, by the stage's name."""
+    found: dict[str, Size] = {}
+    for stage in plan.stages:  # parents come first
+        counts = (store.done(store.folder(root, stage)) or {}).get("counts", {})
+        parents = {name: found[parent.name] for name, parent in stage.inputs.items()
+                   if isinstance(parent, Stage) and parent.name in found}  # fmt: skip
+        size = _size(stage, counts, parents)
+        if size is not None:
+            found[stage.name] = size
+    return found
+
+
+def mixes(plan: Plan, root: Path) -> dict[str, dict[str, int]]:
+    """Return for every data stage how many rows of each source are, or will be, in its mix, where that is known."""
+    known, found = sizes(plan, root), {}
+    for stage in plan.stages:
+        if stage.function == "data":
+            counts = (store.done(store.folder(root, stage)) or {}).get("counts", {})
+            parents = {name: known[parent.name] for name, parent in stage.inputs.items()
+                       if isinstance(parent, Stage) and parent.name in known}  # fmt: skip
+            rows = counts.get("out") or _rows_of(stage.params["mix"], parents)
+            found |= {stage.name: rows} if rows else {}
+    return found
+
+
+def steps(rows: int, training: Mapping[str, Any]) -> int:
+    """Optimizer steps as transformers' Trainer counts them: the last batch of an epoch is filled up to a whole one."""
+    per_epoch = -(-rows // training["global_batch_size"])
+    return -(-int(per_epoch * training["num_train_epochs"] * 1000) // 1000)
+
+
+def _size(stage: Stage, counts: Mapping[str, Any], parents: Mapping[str, Size]) -> Size | None:
+    if stage.function == "source":
+        return _source(stage.params["use"], counts)
+    if stage.function == "data":
+        return _mixed(stage.params["mix"], counts, parents)
+    if stage.function == "pack" and "data" in parents:
+        return _packed(stage.params["max_length"], counts, parents["data"])
+    if stage.function in ("tokenize", "reference"):
+        before = parents.get("data") or parents.get("pairs")
+        return before and _counted(before, counts.get("pairs"))
+    return parents.get("rows") or parents.get("pairs") if stage.function in ("sft", "dpo") else None
+
+
+def _counted(size: Size, rows: int | None) -> Size:
+    return size if rows is None else Size(rows, size.prompt_tokens, size.answer_tokens, True, size.assumed_share)
+
+
+def _source(use: Mapping[str, Any], counts: Mapping[str, Any]) -> Size | None:
+    asked = SourceUse.model_validate(use)
+    source = sources.load(asked.source)
+    known = source.sizes.get(asked.split)
+    limits = [limit for limit in (known, asked.max_rows) if limit is not None]
+    rows = counts.get("records", min(limits, default=None))
+    if rows is None:
+        return None
+    tokens = source.mean_tokens.get(asked.split)
+    prompt, answer = tokens or (MEAN_TOKENS / 2, MEAN_TOKENS / 2)
+    return Size(rows, prompt, answer, "records" in counts, 0.0 if tokens else 1.0)
+
+
+def _mixed(mix: list[dict[str, Any]], counts: Mapping[str, Any], parents: Mapping[str, Size]) -> Size | None:
+    rows = _rows_of(mix, parents)
+    if rows is None:
+        return None
+    total = sum(rows.values())
+    parts = [(count, parents.get(f"source.{name}", _UNKNOWN)) for name, count in rows.items()]
+
+    def mean(values: list[float]) -> float:
+        return sum(rows * value for (rows, _), value in zip(parts, values, strict=True)) / max(total, 1)
+
+    return _counted(
+        Size(
+            total,
+            mean([source.prompt_tokens for _, source in parts]),
+            mean([source.answer_tokens for _, source in parts]),
+            False,
+            mean([source.assumed_share for _, source in parts]),
+        ),
+        counts.get("records"),
+    )
+
+
+def _rows_of(mix: list[dict[str, Any]], parents: Mapping[str, Size]) -> dict[str, int] | None:
+    """Return how many rows a mix takes of each source, or None; of a source of unknown size as many as it may at most."""
+    items = [MixItem.model_validate(item) for item in mix]
+    known = {item.name: parents[f"source.{item.name}"].rows if f"source.{item.name}" in parents else item.max_rows
+             for item in items}  # fmt: skip
+    rows = {name: count for name, count in known.items() if count is not None}
+    return mix_counts(rows, items) if len(rows) == len(items) else None
+
+
+def _packed(max_length: int, counts: Mapping[str, Any], data: Size) -> Size:
+    """Packed rows; all tokens of a row count as its answer."""
+    if "rows" in counts:
+        return Size(counts["rows"], 0, counts["tokens"] / max(counts["rows"], 1))
+    rows = -(-int(data.tokens) // int(max_length * FILL))
+    return Size(rows, 0, max_length * FILL, False, data.assumed_share)

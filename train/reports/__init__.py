@@ -1,0 +1,1 @@
+"""What a finished run says: which policy came from which, figures, pages and cards."""

@@ -1,0 +1,1 @@
+"""From messages to rows of tokens: chat templates, lengths, packing, the order of rows."""

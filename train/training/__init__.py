@@ -1,0 +1,1 @@
+"""What SFT and DPO share: the trainer's arguments, watching, checkpoints, saving."""

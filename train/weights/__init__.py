@@ -1,0 +1,1 @@
+"""Models in memory: loading, adapters, log-probabilities, attention over packed rows."""

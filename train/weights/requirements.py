@@ -1,0 +1,92 @@
+"""What a cluster row asks for and a machine cannot give: a GPU, FlashAttention, Liger's kernels, weights in 4 bits, DeepSpeed.
+
+Asked before the first stage of a run starts (train/launch/local.py) and by preflight on every node: a stage that found it out by
+itself would do so after hours of those before it. What to ask is found without torch; only the answer imports it.
+"""
+
+import contextlib
+import io
+from collections.abc import Iterable
+
+from pydantic import ValidationError
+
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.schema import Section
+from rounds.train.config.cluster import Cluster, Row
+from rounds.train.engine import ranks
+from rounds.train.engine.graph import Stage
+
+_LOAD_MODELS = (*ranks.TRAINING, "reference", "evaluate")
+
+
+class Ask(Section):
+    """What stages alike in this need of the machine that runs them."""
+
+    stages: tuple[str, ...]
+    function: str
+    row: Row
+    load_in_4bit: bool = False
+
+
+def asks(stages: Iterable[Stage], cluster: Cluster) -> list[Ask]:
+    """Return what the stages that load a model ask for, each once."""
+    found: list[Ask] = []
+    for stage in stages:
+        if stage.function not in _LOAD_MODELS:
+            continue
+        lora = stage.params.get("training", stage.params).get("lora") or {}
+        row = cluster.row(stage.row, stage.name)
+        mine = Ask(stages=(), function=stage.function, row=row, load_in_4bit=lora.get("load_in_4bit", False))
+        known = next((n for n, each in enumerate(found) if each.model_copy(update={"stages": ()}) == mine), None)
+        if known is None:
+            found.append(mine.model_copy(update={"stages": (stage.name,)}))
+        else:
+            found[known] = mine.model_copy(update={"stages": (*found[known].stages, stage.name)})
+    return found
+
+
+def unusable(ask: Ask) -> list[str]:
+    """Say all that cannot be had here of what stages ask for; nothing where they can run."""
+    from rounds.train.weights import adapters, models
+
+    row = ask.row
+    try:
+        models.device_of(row)
+    except UserError as error:
+        return [str(error)]  # without the GPU the rest would only say so again
+    found = [models.attention_obstacle(row)]
+    if ask.function in ranks.TRAINING:
+        found.append(models.liger_obstacle(row))
+    if ask.function in ranks.TOGETHER:
+        found.append(_deepspeed_obstacle(row))
+    if ask.load_in_4bit:
+        found.append(adapters.four_bit_obstacle(row))
+    return [reason for reason in found if reason]
+
+
+def _deepspeed_obstacle(row: Row) -> str | None:
+    """Say what DeepSpeed would refuse of a row's file; what it does not know beside `zero_optimization` it passes over."""
+    if row.deepspeed is None:
+        return None
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it says which accelerator it found
+            from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    except ImportError as error:
+        return f"the row's `deepspeed` needs the package deepspeed, which cannot be imported here: {error}"
+    try:
+        DeepSpeedZeroConfig.model_validate(row.deepspeed["zero_optimization"])
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}; found {e['input']!r}" for e in error.errors()]
+        return f"the DeepSpeed file's zero_optimization: {'. '.join(wrong)}. DeepSpeed's fields: www.deepspeed.ai/docs/config-json"
+    return None
+
+
+def too_few_gpus(ask: Ask) -> str | None:
+    """Say why a row's processes cannot have a GPU each on this machine, or return None."""
+    import torch
+
+    wanted = ranks.processes(ask.function, ask.row)[1]
+    seen = torch.cuda.device_count()
+    if ask.row.device == "cpu" or not torch.cuda.is_available() or wanted <= seen:
+        return None
+    return f"processes: {wanted}, and torch sees {seen} GPUs here: lower it, or set device: cpu"
