@@ -105,3 +105,17 @@ class MixItem(Section):
 
 Filters = tuple[Annotated[FilterUse, BeforeValidator(_named)], ...]
 Mix = Annotated[tuple[Annotated[MixItem, BeforeValidator(_named)], ...], Field(min_length=1)]
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=60)]
+
+
+Count = Annotated[int, Field(gt=0)]
+
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+def listed(value: Any) -> Any:
+    """Let a recipe write one name, or none, where a list of names would do."""
+    return [] if value is None else [value] if isinstance(value, str) else value

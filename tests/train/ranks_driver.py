@@ -19,7 +19,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from rounds.data_prep.errors import UserError
 from rounds.train.config.cluster import Row
 from rounds.train.engine import ranks, worker
-from rounds.train.training import train as training
+from rounds.train.training import checkpoints
 
 
 def main(cases: list[dict]) -> None:
@@ -60,7 +60,7 @@ def _cut(out: Path, step: int) -> None:
     """Leave the checkpoint of a step as the last whole one, the one after it half written, and no policy."""
     for checkpoint in (out / "checkpoints").glob("checkpoint-*"):
         if int(checkpoint.name.rpartition("-")[2]) > step:
-            (checkpoint / training.COMPLETE).unlink()
+            (checkpoint / checkpoints.COMPLETE).unlink()
     for name in ("model", "adapter"):
         shutil.rmtree(out / name, ignore_errors=True)
     for name in ("policy.json", "metrics.jsonl", "ended.txt"):

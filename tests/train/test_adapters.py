@@ -20,7 +20,7 @@ from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Conversation, Pair
 from rounds.train.config import recipe
 from rounds.train.config.cluster import Row
-from rounds.train.config.recipe import DpoLoss, Lora, Training
+from rounds.train.config.training import DpoLoss, Lora, Training
 from rounds.train.engine import policy
 from rounds.train.plan import pipeline
 from rounds.train.stages import base

@@ -22,7 +22,7 @@ from rich.console import Console
 from rounds.data_prep import sources
 from rounds.data_prep.errors import UserError
 from rounds.train.config import cluster
-from rounds.train.display import scores as display
+from rounds.train.display import sources as source_display
 from rounds.train.offline import fetch as fetching
 from rounds.train.offline import folder as offline_folder
 from rounds.train.offline.needs import Need
@@ -423,7 +423,7 @@ def test_the_table_of_sources_tells_rows_commit_and_doubt() -> None:
 
 def rounds_table() -> str:
     console = Console(width=200, file=io.StringIO())
-    console.print(display.sources_table())
+    console.print(source_display.sources_table())
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 

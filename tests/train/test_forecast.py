@@ -9,7 +9,8 @@ import pytest
 from rounds.data_prep.errors import UserError
 from rounds.train.config import cluster, recipe
 from rounds.train.config.cluster import Cluster, Row
-from rounds.train.config.recipe import Hub, Lora, Tiny, Training
+from rounds.train.config.recipe import Hub, Tiny
+from rounds.train.config.training import Lora, Training
 from rounds.train.forecast import advice, evaluation_tokens, forecast, memory, model_shape, row_counts, skeleton
 from rounds.train.forecast.memory import Setting
 from rounds.train.forecast.model_shape import Shape

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from rounds.data_prep.errors import UserError
-from rounds.train.config.recipe import Rule
+from rounds.train.config.evaluation import Rule
 from rounds.train.engine import policy, store
-from rounds.train.stages.evaluate import Items, mean_and_stderr
+from rounds.train.evaluation.items import Items, mean_and_stderr
 from rounds.train.stages.gate import judge, paired_difference
 
 Run = Callable[..., tuple[Path, dict]]

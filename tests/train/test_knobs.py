@@ -16,9 +16,10 @@ from trl import DPOConfig, SFTConfig
 
 from rounds.train.config import recipe
 from rounds.train.config.cluster import Row
-from rounds.train.config.recipe import BATCH_LOSSES, QUANTISATION, Local, Lora, Round, Sft, Training
+from rounds.train.config.recipe import Local
+from rounds.train.config.training import BATCH_LOSSES, QUANTISATION, Lora, Round, Sft, Training
 from rounds.train.plan.pipeline import Plan, build_plan
-from rounds.train.training import train as training
+from rounds.train.training import arguments
 from rounds.train.weights import adapters
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -73,7 +74,7 @@ CPU = Row(device="cpu", threads=1)
 def test_the_arguments_build_both_configs(tmp_path: Path, optim: str, schedule: str):
     asked = Training(**KNOBS, optim=optim, lr_scheduler_type=schedule, weight_decay=0.1, warmup_steps=3)  # type: ignore[arg-type]
     for config in (SFTConfig, DPOConfig):
-        made = config(**training.arguments(asked, CPU, 9, tmp_path))
+        made = config(**arguments.arguments(asked, CPU, 9, tmp_path))
         assert (made.optim, made.lr_scheduler_type, made.learning_rate) == (optim, schedule, 1e-3)
         assert (made.weight_decay, made.warmup_steps, made.seed, made.data_seed) == (0.1, 3, 9, 9)
         assert made.per_device_train_batch_size * made.gradient_accumulation_steps == 6
@@ -85,7 +86,9 @@ def test_every_loss_type_of_trl_is_accepted(tmp_path: Path, loss_type: str):
     own = {"per_device_train_batch_size": 2} if loss_type in BATCH_LOSSES else {}
     item = Round(name="r", data=({"name": "a"},), **KNOBS, **own, loss_type=(loss_type,), label_smoothing=0.1)  # type: ignore[arg-type]
     made = DPOConfig(
-        loss_type=list(item.loss_type), label_smoothing=0.1, **training.arguments(item_training(item), CPU, 0, tmp_path)
+        loss_type=list(item.loss_type),
+        label_smoothing=0.1,
+        **arguments.arguments(item_training(item), CPU, 0, tmp_path),
     )
     assert made.loss_type == [loss_type]
 

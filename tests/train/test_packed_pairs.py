@@ -22,7 +22,7 @@ from trl.trainer.utils import hash_module
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Pair
 from rounds.train.config.cluster import PairBatching, Row
-from rounds.train.config.recipe import Training
+from rounds.train.config.training import Training
 from rounds.train.engine import policy
 from rounds.train.stages.dpo import StoredReferenceTrainer
 from rounds.train.tokens import packed_pairs

@@ -24,9 +24,9 @@ from rounds.data_prep import records
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Conversation, Pair
 from rounds.train.config.cluster import Row
-from rounds.train.config.recipe import Training
+from rounds.train.config.training import Training
 from rounds.train.engine import worker
-from rounds.train.training import train as training
+from rounds.train.training import checkpoints
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ZERO = {n: json.loads((REPOSITORY / "recipes" / "deepspeed" / f"zero{n}.json").read_text()) for n in (2, 3)}
@@ -327,9 +327,9 @@ def test_zero_2_goes_on_with_another_number_of_ranks(shelf: Path):
 def test_shards_that_other_ranks_cannot_read_exactly_are_refused(tmp_path: Path, wrote: dict, here: dict, says: str):
     checkpoint = tmp_path / "checkpoints" / "checkpoint-4"
     checkpoint.mkdir(parents=True)
-    (checkpoint / training.COMPLETE).write_text(json.dumps({"step": 4, **wrote}))
+    (checkpoint / checkpoints.COMPLETE).write_text(json.dumps({"step": 4, **wrote}))
     with pytest.raises(UserError, match=says):
-        training._fit_shards(None, checkpoint, Row.model_validate(here))  # type: ignore[arg-type]
+        checkpoints._fit_shards(None, checkpoint, Row.model_validate(here))  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -18,9 +18,10 @@ from trl import DPOConfig, DPOTrainer
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Pair
 from rounds.train.config.cluster import Row
-from rounds.train.config.recipe import Training
+from rounds.train.config.training import Training
 from rounds.train.engine import policy
-from rounds.train.training import train as training
+from rounds.train.training import arguments as trainer_arguments
+from rounds.train.training import trainer
 from rounds.train.weights import models, pair_logprobs
 
 Run = Callable[..., tuple[Path, dict]]
@@ -283,7 +284,7 @@ class StockInOurOrder(DPOTrainer):
     """TRL's trainer, which sees the rows in the order of `train.order`, and nothing else of ours."""
 
     arrange = None
-    _get_train_sampler = training.StageTrainer._get_train_sampler
+    _get_train_sampler = trainer.StageTrainer._get_train_sampler
 
 
 @pytest.mark.parametrize("loss_type", [["sigmoid"], ["ipo"], ["sigmoid", "sft"]], ids="+".join)
@@ -299,9 +300,9 @@ def test_losses_are_those_of_a_stock_trainer_with_a_reference_model(
 
     rows = [{"prompt": turn("user", pair.prompt[0].content), "chosen": turn("assistant", pair.chosen),
              "rejected": turn("assistant", pair.rejected)} for pair in pairs]  # fmt: skip
-    training.prepare(CPU, 5)
+    trainer_arguments.prepare(CPU, 5)
     start = policy.read(other)
-    arguments = training.arguments(Training.model_validate(knobs()), CPU, 5, shelf / "stock")
+    arguments = trainer_arguments.arguments(Training.model_validate(knobs()), CPU, 5, shelf / "stock")
     stock = StockInOurOrder(
         model=models.load_model(start, CPU),
         ref_model=models.load_model(policy.read(shelf / "base"), CPU),

@@ -14,6 +14,7 @@ import pytest
 from rounds.train.config.cluster import Row
 from rounds.train.evaluation import paired
 from rounds.train.reports import figures
+from rounds.train.reports import steps as run_steps
 from rounds.train.stages import report
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "use", "path", "rect"}
@@ -249,9 +250,9 @@ def test_lower_is_better_where_the_metric_says_so(whole: tuple[Run, str]):
 
 def test_a_round_is_compared_with_the_policy_it_started_from(whole: tuple[Run, str]):
     run, _ = whole
-    stages = {name: paired.Finished(name, folder, json.loads((folder / "stage.json").read_text()),
+    stages = {name: run_steps.Finished(name, folder, json.loads((folder / "stage.json").read_text()),
                                     json.loads((folder / "done.json").read_text())) for name, folder in run.inputs.items()}  # fmt: skip
-    steps = {step.name: step for step in paired.find_steps(run.recipe, stages)}
+    steps = {step.name: step for step in run_steps.find_steps(run.recipe, stages)}
     starts = {name: step.start.name if step.start else None for name, step in steps.items()}
     assert starts == {"base": None, "sft": "base", "one": "sft", "two": "one", "three": "one", "four": "one"}
     assert [steps[name].status for name in ("sft", "one", "two", "four")] == [

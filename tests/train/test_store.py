@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rounds.data_prep.errors import UserError
-from rounds.train.engine import store
+from rounds.train.engine import claims, digests, runs, store
 from rounds.train.engine.graph import Stage
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -30,13 +30,13 @@ def model_folder(place: Path) -> Path:
 
 def test_a_digest_is_of_the_content_wherever_it_lies(tmp_path: Path):
     one, two = model_folder(tmp_path / "one"), model_folder(tmp_path / "deep" / "two")
-    assert store.asset(tmp_path / "s1", one).digest == store.asset(tmp_path / "s2", two).digest
+    assert digests.asset(tmp_path / "s1", one).digest == digests.asset(tmp_path / "s2", two).digest
     assert (
-        store.asset(tmp_path / "s1", one / "config.json").digest
-        == store.asset(tmp_path / "s1", two / "config.json").digest
+        digests.asset(tmp_path / "s1", one / "config.json").digest
+        == digests.asset(tmp_path / "s1", two / "config.json").digest
     )
     one.rename(tmp_path / "moved")
-    assert store.asset(tmp_path / "s1", tmp_path / "moved").digest == store.asset(tmp_path / "s1", two).digest
+    assert digests.asset(tmp_path / "s1", tmp_path / "moved").digest == digests.asset(tmp_path / "s1", two).digest
 
 
 def changes() -> dict[str, Callable[[Path], object]]:
@@ -53,44 +53,44 @@ def changes() -> dict[str, Callable[[Path], object]]:
 @pytest.mark.parametrize("change", changes().values(), ids=changes().keys())
 def test_any_change_is_a_new_digest(tmp_path: Path, change: Callable[[Path], object]):
     folder = model_folder(tmp_path / "model")
-    before = store.asset(tmp_path / "store", folder).digest
+    before = digests.asset(tmp_path / "store", folder).digest
     change(folder)
-    assert store.asset(tmp_path / "store", folder).digest != before
+    assert digests.asset(tmp_path / "store", folder).digest != before
 
 
 def test_what_git_keeps_beside_a_model_is_not_in_its_digest(tmp_path: Path):
     folder = model_folder(tmp_path / "model")
-    before = store.asset(tmp_path / "store", folder).digest
+    before = digests.asset(tmp_path / "store", folder).digest
     (folder / ".git").mkdir()
     (folder / ".git" / "HEAD").write_text("ref")
-    assert store.asset(tmp_path / "store", folder).digest == before
+    assert digests.asset(tmp_path / "store", folder).digest == before
 
 
 def test_a_model_that_lies_under_a_folder_called_git_still_has_a_content(tmp_path: Path):
     one = model_folder(tmp_path / ".git" / "one")
-    before = store.asset(tmp_path / "store", one).digest
+    before = digests.asset(tmp_path / "store", one).digest
     (one / "config.json").write_text("[]")
-    assert store.asset(tmp_path / "store", one).digest != before
+    assert digests.asset(tmp_path / "store", one).digest != before
 
 
 def test_the_memory_of_digests_gives_the_same_digest(tmp_path: Path):
     folder = model_folder(tmp_path / "model")
-    first = store.asset(tmp_path / "store", folder)
+    first = digests.asset(tmp_path / "store", folder)
     assert (tmp_path / "store" / "digests.json").is_file()
-    assert store.asset(tmp_path / "store", folder) == first == store.asset(tmp_path / "fresh", folder)
+    assert digests.asset(tmp_path / "store", folder) == first == digests.asset(tmp_path / "fresh", folder)
 
 
 def test_a_broken_memory_of_digests_only_costs_the_memory(tmp_path: Path):
     folder = model_folder(tmp_path / "model")
-    wanted = store.asset(tmp_path / "store", folder).digest
+    wanted = digests.asset(tmp_path / "store", folder).digest
     for content in ('{"a": "b', "", "[]", "null"):
         (tmp_path / "store" / "digests.json").write_text(content)
-        assert store.asset(tmp_path / "store", folder).digest == wanted
+        assert digests.asset(tmp_path / "store", folder).digest == wanted
 
 
 def test_nothing_at_the_path_is_a_user_error(tmp_path: Path):
     with pytest.raises(UserError, match="no such file or folder"):
-        store.asset(tmp_path, tmp_path / "none")
+        digests.asset(tmp_path, tmp_path / "none")
 
 
 # Claims
@@ -121,23 +121,23 @@ def held(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen]]:
 
 def test_a_second_process_is_kept_out_and_told_by_whom(held: tuple[Path, subprocess.Popen]):
     folder, process = held
-    assert store.is_held(folder)
+    assert claims.is_held(folder)
     with (
         pytest.raises(UserError, match=f"dpo-0123 is being computed by process {process.pid} on"),
-        store.claim(folder, wait=False),
+        claims.claim(folder, wait=False),
     ):
         pytest.fail("two hold the stage")
-    assert store.is_held(folder), "a refused claim must not free the stage"
-    assert f"process {process.pid}" in store.holder(folder)
+    assert claims.is_held(folder), "a refused claim must not free the stage"
+    assert f"process {process.pid}" in claims.holder(folder)
 
 
 def test_a_holder_that_was_killed_is_taken_over(held: tuple[Path, subprocess.Popen]):
     folder, process = held
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert not store.is_held(folder)
-    with store.claim(folder, wait=False):
-        assert f"process {os.getpid()}" in store.holder(folder)
+    assert not claims.is_held(folder)
+    with claims.claim(folder, wait=False):
+        assert f"process {os.getpid()}" in claims.holder(folder)
     assert not (folder / "holder.json").exists()
 
 
@@ -149,22 +149,22 @@ def test_a_waiting_claim_gets_the_stage_when_the_holder_dies(held: tuple[Path, s
     try:
         process.kill()
         assert other.stdout and other.stdout.readline() == "held\n"
-        assert store.is_held(folder)
+        assert claims.is_held(folder)
     finally:
         other.kill()
         other.communicate()
 
 
 def test_a_claim_is_freed_by_an_exception(tmp_path: Path):
-    with pytest.raises(RuntimeError), store.claim(tmp_path):
+    with pytest.raises(RuntimeError), claims.claim(tmp_path):
         raise RuntimeError
-    assert not store.is_held(tmp_path)
-    with store.claim(tmp_path, wait=False):
+    assert not claims.is_held(tmp_path)
+    with claims.claim(tmp_path, wait=False):
         pass
 
 
 def test_asking_whether_a_stage_is_held_leaves_no_trace(tmp_path: Path):
-    assert not store.is_held(tmp_path)
+    assert not claims.is_held(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -199,7 +199,7 @@ def stages(tmp_path: Path) -> tuple[Stage, Stage]:
     """A stage on a local file, and one on that stage."""
     rows = tmp_path / "rows.jsonl"
     rows.write_text("{}")
-    first = Stage("source.rows", "source", {"use": {"split": "train"}}, {"path": store.asset(tmp_path / "s", rows)})
+    first = Stage("source.rows", "source", {"use": {"split": "train"}}, {"path": digests.asset(tmp_path / "s", rows)})
     return first, Stage("data.sft", "data", {"seed": 0}, {"source.rows": first}, after_stop=True)
 
 
@@ -225,7 +225,7 @@ def test_preparing_again_refreshes_local_paths_and_nothing_else(tmp_path: Path, 
     store.prepare(root, first)
     assert (folder / "stage.json").stat().st_mtime_ns == before
     moved = shutil.move(tmp_path / "rows.jsonl", tmp_path / "elsewhere.jsonl")
-    again = Stage(first.name, first.function, first.params, {"path": store.asset(root, Path(moved))})
+    again = Stage(first.name, first.function, first.params, {"path": digests.asset(root, Path(moved))})
     assert store.prepare(root, again) == folder
     assert store.inputs(folder) == {"path": tmp_path / "elsewhere.jsonl"}
 
@@ -262,45 +262,45 @@ def run(tmp_path: Path) -> tuple[Path, Stage, Stage]:
     one, two = (Stage("dpo.second", "dpo", {"beta": beta}) for beta in (0.1, 0.2))
     for name, stage in (("one", one), ("two", two)):
         store.prepare(root, stage)
-        store.remember_run(root, name, f"{name}.yaml", [stage])
+        runs.remember_run(root, name, f"{name}.yaml", [stage])
     shared = Stage("sft", "sft", {})
     store.prepare(root, shared)
-    store.remember_run(root, "three", "three.yaml", [shared])
+    runs.remember_run(root, "three", "three.yaml", [shared])
     return root, one, two
 
 
 def test_a_stage_is_found_by_name_key_prefix_folder_and_path(run: tuple[Path, Stage, Stage]):
     root, one, _ = run
     wanted = root / one.folder_name
-    assert store.find(root, one.key) == wanted
-    assert store.find(root, one.folder_name) == wanted
-    assert store.find(root, one.folder_name[:-2]) == wanted
-    assert store.find(root, str(wanted)) == wanted
-    assert store.find(root, "sft").name.startswith("sft-")
-    assert store.find(root, one.key[:8]) == wanted
+    assert runs.find(root, one.key) == wanted
+    assert runs.find(root, one.folder_name) == wanted
+    assert runs.find(root, one.folder_name[:-2]) == wanted
+    assert runs.find(root, str(wanted)) == wanted
+    assert runs.find(root, "sft").name.startswith("sft-")
+    assert runs.find(root, one.key[:8]) == wanted
 
 
 def test_a_name_that_fits_more_than_one_stage_lists_them(run: tuple[Path, Stage, Stage]):
     root, one, two = run
     for wanted in ("dpo.second", "dpo", "dpo-"):
         with pytest.raises(UserError, match="fits 2 stages") as error:
-            store.find(root, wanted)
+            runs.find(root, wanted)
         assert one.folder_name in str(error.value) and two.folder_name in str(error.value)
 
 
 @pytest.mark.parametrize("wanted", ["dpo.third", "zzzz", "/no/such/folder", "..", "runs"])
 def test_a_stage_that_is_not_there_is_a_user_error(run: tuple[Path, Stage, Stage], wanted: str):
     with pytest.raises(UserError, match="no stage"):
-        store.find(run[0], wanted)
+        runs.find(run[0], wanted)
 
 
 def test_a_store_that_is_not_there_is_a_user_error(tmp_path: Path):
     with pytest.raises(UserError, match="no stage"):
-        store.find(tmp_path / "none", "sft")
+        runs.find(tmp_path / "none", "sft")
 
 
 def test_the_last_run_of_a_recipe_is_remembered(run: tuple[Path, Stage, Stage]):
     root, one, _ = run
-    entry = store.last_run(root, "one")["dpo.second"]
+    entry = runs.last_run(root, "one")["dpo.second"]
     assert (entry["folder"], entry["params"], entry["version"]) == (one.folder_name, {"beta": 0.1}, 1)
-    assert store.last_run(root, "never") == {}
+    assert runs.last_run(root, "never") == {}

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Pair
-from rounds.train.stages.tokenize import fit
 from rounds.train.tokens.chat import EncodedPair
+from rounds.train.tokens.pair_budget import fit
 
 Run = Callable[..., tuple[Path, dict]]
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Conversation, Pair
 from rounds.train.config.cluster import Row
-from rounds.train.config.recipe import Training
+from rounds.train.config.training import Training
 from rounds.train.engine import policy, ranks
-from rounds.train.training import train as training
+from rounds.train.training import arguments, checkpoints
 
 Run = Callable[..., tuple[Path, dict]]
 KNOBS = {"learning_rate": 5e-3, "num_train_epochs": 1.0, "global_batch_size": 2, "max_length": 96}
@@ -94,7 +94,7 @@ def test_a_resumed_run_ends_with_the_very_weights_of_an_undisturbed_one(
     for checkpoint in (out / "checkpoints").glob("checkpoint-*"):
         number = int(checkpoint.name.rpartition("-")[2])
         if number == 8:
-            (checkpoint / training.COMPLETE).unlink()
+            (checkpoint / checkpoints.COMPLETE).unlink()
             next(checkpoint.glob("*.safetensors")).write_bytes(b"half")
         elif number > 8:
             shutil.rmtree(checkpoint)
@@ -155,7 +155,7 @@ def test_the_micro_batch_does_not_change_a_dpo_round(run_stage: Run, scored: dic
 @given(batch=st.integers(1, 300), limit=st.integers(1, 64))
 def test_micro_batch_times_accumulation_is_the_recipes_batch(batch: int, limit: int):
     asked = Training.model_validate({**KNOBS, "global_batch_size": batch})
-    found = training.arguments(asked, machine(micro=limit), 0, Path("out"))
+    found = arguments.arguments(asked, machine(micro=limit), 0, Path("out"))
     micro, accumulation = found["per_device_train_batch_size"], found["gradient_accumulation_steps"]
     assert micro * accumulation == batch
     assert micro <= limit
@@ -164,8 +164,10 @@ def test_micro_batch_times_accumulation_is_the_recipes_batch(batch: int, limit: 
 
 def test_the_machine_decides_no_knob_of_the_recipe():
     asked = Training.model_validate(KNOBS)
-    one = training.arguments(asked, Row(device="cpu", micro_batch_size=1, threads=1), 3, Path("a"))
-    two = training.arguments(asked, Row(device="cpu", micro_batch_size=2, precision="bf16", save_steps=3), 3, Path("b"))
+    one = arguments.arguments(asked, Row(device="cpu", micro_batch_size=1, threads=1), 3, Path("a"))
+    two = arguments.arguments(
+        asked, Row(device="cpu", micro_batch_size=2, precision="bf16", save_steps=3), 3, Path("b")
+    )
     may_differ = {"output_dir", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "save_steps"}
     assert {name for name in one if one[name] != two[name]} <= may_differ
     assert one["learning_rate"] == KNOBS["learning_rate"] and one["seed"] == one["data_seed"] == 3
@@ -183,7 +185,7 @@ def test_a_row_that_saves_by_the_clock_saves_by_steps_only_if_it_says_so(run_sta
 def test_kernels_that_cannot_run_here_are_refused(tmp_path: Path):
     knobs = Training.model_validate({"learning_rate": 1e-3, "global_batch_size": 6, "max_length": 64})
     with pytest.raises(UserError, match="use_liger_kernel: true, which needs a GPU and the package liger-kernel"):
-        training.arguments(knobs, Row(device="cpu", use_liger_kernel=True), 0, tmp_path)
+        arguments.arguments(knobs, Row(device="cpu", use_liger_kernel=True), 0, tmp_path)
 
 
 def test_flash_attention_is_refused_where_it_cannot_run(run_stage: Run, shelf: Path, rows: Path):
@@ -195,21 +197,21 @@ def test_flash_attention_is_refused_where_it_cannot_run(run_stage: Run, shelf: P
 
 
 def test_a_checkpoint_counts_only_with_its_mark(tmp_path: Path):
-    assert training.last_checkpoint(tmp_path / "none") is None
+    assert checkpoints.last_checkpoint(tmp_path / "none") is None
     for step in (4, 8, 12, 100):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    assert training.last_checkpoint(tmp_path) is None
+    assert checkpoints.last_checkpoint(tmp_path) is None
     for step in (4, 8, 12):
-        (tmp_path / f"checkpoint-{step}" / training.COMPLETE).write_text("{}")
-    assert training.last_checkpoint(tmp_path) == tmp_path / "checkpoint-12"
+        (tmp_path / f"checkpoint-{step}" / checkpoints.COMPLETE).write_text("{}")
+    assert checkpoints.last_checkpoint(tmp_path) == tmp_path / "checkpoint-12"
     weights = tmp_path / "checkpoint-12" / "model.safetensors"
     weights.write_bytes(bytes(10))
-    (tmp_path / "checkpoint-12" / training.COMPLETE).write_text('{"files": {"model.safetensors": 10}}')
-    assert training.last_checkpoint(tmp_path) == tmp_path / "checkpoint-12"
+    (tmp_path / "checkpoint-12" / checkpoints.COMPLETE).write_text('{"files": {"model.safetensors": 10}}')
+    assert checkpoints.last_checkpoint(tmp_path) == tmp_path / "checkpoint-12"
     weights.write_bytes(bytes(9))
-    assert training.last_checkpoint(tmp_path) == tmp_path / "checkpoint-8", "a file was cut"
-    (tmp_path / "checkpoint-8" / training.COMPLETE).write_bytes(b"")
-    assert training.last_checkpoint(tmp_path) == tmp_path / "checkpoint-4", "the mark itself was cut"
+    assert checkpoints.last_checkpoint(tmp_path) == tmp_path / "checkpoint-8", "a file was cut"
+    (tmp_path / "checkpoint-8" / checkpoints.COMPLETE).write_bytes(b"")
+    assert checkpoints.last_checkpoint(tmp_path) == tmp_path / "checkpoint-4", "the mark itself was cut"
 
 
 def test_a_loss_that_is_no_number_ends_the_stage_with_a_message(run_stage: Run, shelf: Path, rows: Path):
@@ -251,7 +253,7 @@ def test_a_loss_above_the_bound_for_too_long_stops_and_keeps_the_last_good_check
             {"policy": shelf / "base", "rows": rows},
             machine(save_steps=1),
         )
-    last = training.last_checkpoint(shelf / "sft" / "checkpoints")
+    last = checkpoints.last_checkpoint(shelf / "sft" / "checkpoints")
     assert last is not None
     history = json.loads((last / "trainer_state.json").read_text())["log_history"]
     assert history[-1]["loss"] <= 6.2

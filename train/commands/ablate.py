@@ -12,8 +12,8 @@ from rounds.train.commands.options import AblationFile, ClusterFile, Overrides, 
 from rounds.train.config import cluster
 from rounds.train.config.cluster import Cluster
 from rounds.train.display import ablation as ablation_display
-from rounds.train.display import scores as display
-from rounds.train.engine import batches, store, tracking
+from rounds.train.display import progress
+from rounds.train.engine import batches, runs, store, tracking
 from rounds.train.engine.graph import Stage
 from rounds.train.launch import compare
 from rounds.train.plan import ablation
@@ -62,7 +62,7 @@ def ablate(
         assert cluster_file
         plan = made.as_plan()
         if not dry_run:
-            store.remember_run(root, made.name, str(file), list(made.stages))
+            runs.remember_run(root, made.name, str(file), list(made.stages))
         purpose = jobs.wanted(file, plan, root, machine, cluster_file)
         jobs.submit(made.stages, root, machine, purpose, dry_run, lanes)
         look = options.command_line("status", file, overrides, cluster_file, root)
@@ -100,6 +100,6 @@ def _run(made: AblationPlan, file: Path, root: Path, machine: Cluster, stages: t
     from rounds.train.launch import local
 
     plan = made.as_plan()
-    store.remember_run(root, made.name, str(file), list(made.stages))
-    with display.Live(options.console, plan, root) as live:
+    runs.remember_run(root, made.name, str(file), list(made.stages))
+    with progress.Live(options.console, plan, root) as live:
         return local.run_all(stages, root, machine, tracking.settings(plan.recipe.wandb, made.name), live)

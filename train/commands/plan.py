@@ -10,7 +10,7 @@ from rounds.train.commands.options import ClusterFile, Overrides, RecipeFile, St
 from rounds.train.config import cluster, yaml_file
 from rounds.train.display import ablation as ablation_display
 from rounds.train.display import forecast as forecast_display
-from rounds.train.display import scores as display
+from rounds.train.display import plan as plan_display
 from rounds.train.engine import batches
 from rounds.train.forecast import forecast, row_counts
 from rounds.train.plan import ablation, held_out
@@ -54,7 +54,7 @@ def plan(
         return
     for under in yaml_file.extended(file):
         options.console.print(f"extends {under}", highlight=False)
-    options.console.print(display.plan_table(made, root))
+    options.console.print(plan_display.plan_table(made, root))
     for name, rows in row_counts.mixes(made, root).items():
         if len(rows) > 1:
             options.console.print(f"{name}: {_shares(rows)}", highlight=False, markup=False)

@@ -12,8 +12,9 @@ from rounds.train.commands.options import ClusterFile, Overrides, RecipeFile, St
 from rounds.train.config import cluster
 from rounds.train.config.cluster import Cluster
 from rounds.train.display import forecast as forecast_display
+from rounds.train.display import plan, progress
 from rounds.train.display import scores as display
-from rounds.train.engine import batches, store, tracking
+from rounds.train.engine import batches, runs, store, tracking
 from rounds.train.plan import ablation
 from rounds.train.plan.pipeline import Plan
 
@@ -60,7 +61,7 @@ def run(
     if machine.kind == "slurm":
         assert cluster_file
         if not dry_run:
-            store.remember_run(root, made.recipe.name, str(file), list(made.stages))
+            runs.remember_run(root, made.recipe.name, str(file), list(made.stages))
         if dry_run:
             _forecast(made, machine, root)
         more = ("--offline", str(fetched.resolve())) if fetched else ()
@@ -69,7 +70,7 @@ def run(
             look = options.command_line("status", file, overrides, cluster_file, root)
             options.console.print(f"look: {look}", highlight=False, markup=False, soft_wrap=True)
     elif dry_run:
-        options.console.print(display.plan_table(made, root))
+        options.console.print(plan.plan_table(made, root))
     else:
         _here(file, made, root, machine, len(todo))
 
@@ -84,10 +85,10 @@ def _forecast(made: Plan, machine: Cluster, root: Path) -> None:
 def _here(file: Path, made: Plan, root: Path, machine: Cluster, todo: int) -> None:
     began = time.monotonic()
     if todo:
-        store.remember_run(root, made.recipe.name, str(file), list(made.stages))
+        runs.remember_run(root, made.recipe.name, str(file), list(made.stages))
         from rounds.train.launch import local
 
         settings = tracking.settings(made.recipe.wandb, made.recipe.name)
-        with display.Live(options.console, made, root) as live:
+        with progress.Live(options.console, made, root) as live:
             local.run(made.stages, root, machine, settings, live)
     display.summary(options.console, made, root, ran=todo, seconds=time.monotonic() - began)

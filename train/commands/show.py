@@ -6,8 +6,8 @@ import typer
 
 from rounds.train.commands import options
 from rounds.train.commands.options import StoreRoot, told
-from rounds.train.display import scores as display
-from rounds.train.engine import store
+from rounds.train.display import stage as stage_display
+from rounds.train.engine import runs, store
 
 
 @told
@@ -22,4 +22,4 @@ def show(
 
     rounds show 3fa9c1 --log
     """
-    display.stage(options.console, store.find(root or store.default_root(), stage), whole_log=log)
+    stage_display.stage(options.console, runs.find(root or store.default_root(), stage), whole_log=log)

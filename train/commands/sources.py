@@ -2,7 +2,7 @@
 
 from rounds.train.commands import options
 from rounds.train.commands.options import told
-from rounds.train.display import scores as display
+from rounds.train.display import sources
 
 
 @told
@@ -14,4 +14,4 @@ def list_sources() -> None:
 
         rounds sources
     """
-    options.console.print(display.sources_table())
+    options.console.print(sources.sources_table())

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from rounds.train.commands import options
 from rounds.train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
-from rounds.train.display import scores as display
+from rounds.train.display import progress
 from rounds.train.engine import store
 from rounds.train.engine.graph import Stage
 from rounds.train.launch import slurm, state
@@ -136,12 +136,12 @@ def _result(entry: State) -> str:
         return (
             entry.because
             if record["status"] == "skipped"
-            else f"{display.headline(entry.stage, record)} ({record['seconds']:.0f} s)"
+            else f"{progress.headline(entry.stage, record)} ({record['seconds']:.0f} s)"
         )
     if entry.state == "not known":
         return ""  # said once, below the table
     if entry.progress:
-        return "  ".join(part for part in (display.numbers(entry.progress), entry.because) if part)
+        return "  ".join(part for part in (progress.numbers(entry.progress), entry.because) if part)
     soon = (
         f"expected to start {entry.job.starts}" if entry.job and entry.state == "waiting" and entry.job.starts else ""
     )

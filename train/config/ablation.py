@@ -14,9 +14,8 @@ import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
 from rounds.data_prep.errors import UserError, nearest
-from rounds.data_prep.schema import Section
+from rounds.data_prep.schema import Name, Positive, Section
 from rounds.train.config import yaml_file
-from rounds.train.config.recipe import Name, Positive
 from rounds.train.config.yaml_layers import position
 
 _GONE = object()

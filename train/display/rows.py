@@ -23,8 +23,7 @@ from rounds.train.config.recipe import Hub, Local
 from rounds.train.engine import policy, store
 from rounds.train.engine.graph import Asset, Stage
 from rounds.train.plan.pipeline import Plan
-from rounds.train.stages import tokenize
-from rounds.train.tokens import chat
+from rounds.train.tokens import chat, pair_budget
 from rounds.train.weights import models
 
 LEARNT, READ, WORSE = "bold green", "dim", "red"
@@ -125,7 +124,7 @@ def _pair(pair: Pair, using: PreTrainedTokenizerBase | str, marked: bool, max_le
         return Text("\n").join(texts)
     encoded = chat.encode_pairs(using, [pair])[0]
     if not isinstance(encoded, str) and max_length:
-        encoded = tokenize.fit(encoded, max_length)
+        encoded = pair_budget.fit(encoded, max_length)
     if isinstance(encoded, str):
         return Text(f"{pair.id} (dropped when it is made into tokens: {encoded})", style="yellow")
     prompt, texts = str(using.decode(encoded.prompt_ids)), []

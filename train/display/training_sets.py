@@ -15,7 +15,7 @@ from rounds.data_prep.errors import UserError
 from rounds.train.engine import store
 from rounds.train.forecast import row_counts
 from rounds.train.plan.pipeline import Plan
-from rounds.train.stages.manifest import set_names, training_set
+from rounds.train.reports.training_sets import set_names, training_set
 from rounds.train.tokens.lengths import EDGES, edge
 
 PICTURES = (".png", ".svg", ".pdf")

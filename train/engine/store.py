@@ -12,19 +12,13 @@ store/runs/NAME.json   the stages of a recipe as last run, by name
 
 import contextlib
 import functools
-import hashlib
 import json
 import logging
 import os
-import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from rounds.data_prep.errors import UserError
 from rounds.train.engine.graph import Asset, Stage
@@ -32,7 +26,6 @@ from rounds.train.engine.graph import Asset, Stage
 logger = logging.getLogger("rounds")
 
 DEFAULT_ROOT = "store"
-_LONG_READ = 4 << 30  # bytes; some seconds, at the speed of a disk
 SIDE_FILES = {
     "stage.json",
     "log.txt",
@@ -146,73 +139,6 @@ def inputs(stage_folder: Path) -> dict[str, Path]:
     }
 
 
-@contextlib.contextmanager
-def claim(stage_folder: Path, wait: bool = True) -> Iterator[None]:
-    """Hold a stage against other runs. The operating system frees the claim when the holder dies, however it dies.
-
-    Raises `UserError` naming the holder when `wait` is off and somebody holds it.
-    """
-    lock = FileLock(stage_folder / "lock")
-    try:
-        lock.acquire(timeout=-1 if wait else 0)
-    except Timeout:
-        raise UserError(f"{stage_folder.name} is being computed by {holder(stage_folder)}") from None
-    try:
-        write_json(
-            stage_folder / "holder.json", {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
-        )
-        yield
-    finally:
-        (stage_folder / "holder.json").unlink(missing_ok=True)
-        lock.release()
-
-
-@contextlib.contextmanager
-def turn(root: Path, seconds: float = 600) -> Iterator[None]:
-    """Let one command at a time submit or cancel jobs for this store: two at once would each submit what neither sees queued.
-
-    Raises `UserError` when another is not through after so many seconds.
-    """
-    lock = FileLock(root / "submitting.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logger.warning("another command submits or cancels jobs of %s; waiting for it", root)
-        try:
-            lock.acquire(timeout=seconds)
-        except Timeout:
-            raise UserError(f"another command has been submitting or cancelling jobs of {root} for {seconds / 60:.0f} minutes; "
-                            f"try again when it has ended, or, if none runs any more, remove {root / 'submitting.lock'}") from None  # fmt: skip
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def is_held(stage_folder: Path) -> bool:
-    """Tell whether a living process holds the stage."""
-    if not (stage_folder / "lock").exists():
-        return False
-    lock = FileLock(stage_folder / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    except OSError:  # somebody else's store, which we may only read
-        return (stage_folder / "holder.json").exists()
-    lock.release()
-    return False
-
-
-def holder(stage_folder: Path) -> str:
-    """Say who holds, or last held, a stage."""
-    record = read_json(stage_folder / "holder.json")
-    if record is None:
-        return "another run"
-    since = time.strftime("%H:%M:%S", time.localtime(record["since"]))
-    return f"process {record['pid']} on {record['host']}, since {since}"
-
-
 def result_files(stage_folder: Path) -> list[Path]:
     """List the files that are a stage's result, in a stable order."""
     found = []
@@ -222,107 +148,6 @@ def result_files(stage_folder: Path) -> list[Path]:
         elif entry.is_file() and entry.name not in SIDE_FILES and not entry.name.endswith(".partial"):
             found.append(entry)
     return found
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def asset(root: Path, path: Path, patterns: tuple[str, ...] = ("*",)) -> Asset:
-    """Digest a local file, or a folder with the names and contents of those of its files that fit a pattern.
-
-    Hidden files and folders do not count: downloaders keep their bookkeeping, with times in it, there.
-
-    Digests are remembered in the store by size and modification time, so that planning with a large model is quick the
-    second time. Raises `UserError` when there is nothing at `path`.
-    """
-    try:
-        exists = path.exists()
-    except (OSError, ValueError) as error:  # a name that no file can have
-        raise UserError(f"{str(path)[:200]}: {error}") from None
-    if not exists:
-        raise UserError(f"{path}: no such file or folder")
-    inside = [path] if path.is_file() else sorted(path.rglob("*"))
-    files = [
-        file
-        for file in inside
-        if file.is_file()
-        and not any(part.startswith(".") for part in file.relative_to(path).parts)
-        and (file == path or any(file.match(pattern) for pattern in patterns))
-    ]
-    parts = [
-        f"{file.relative_to(path) if file != path else ''}:{digest}"
-        for file, digest in zip(files, digests(root, files), strict=True)
-    ]
-    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    return Asset(path, digest, patterns)
-
-
-def digests(
-    root: Path, files: Sequence[Path], fresh: bool = False, watch: Callable[[str], None] = lambda line: None
-) -> list[str]:
-    """Return the SHA-256 of each file. They are remembered in the store by size and modification time, so that a large
-    model is read once; `fresh` reads everything again. `watch` is told what is read where that may take a while.
-    """
-    memory = read_json(root / "digests.json") or {}
-    stats = [file.stat() for file in files]
-    stamps = [f"{file.resolve()}:{s.st_size}:{s.st_mtime_ns}" for file, s in zip(files, stats, strict=True)]
-    unknown = {stamp: place for place, stamp in enumerate(stamps) if fresh or stamp not in memory}
-    size = sum(stats[place].st_size for place in unknown.values())
-    if size > _LONG_READ:
-        watch(f"reading {len(unknown)} files, {size / 2**30:.1f} GiB, to check their digests")
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:  # hashing leaves the interpreter to the others
-        read = threads.map(file_digest, [files[place] for place in unknown.values()])
-        known = {**memory, **dict(zip(unknown, read, strict=True))}
-    if known != memory:
-        with contextlib.suppress(OSError):  # a store that cannot be written only costs the memory
-            root.mkdir(parents=True, exist_ok=True)
-            write_json(root / "digests.json", known)
-    return [known[stamp] for stamp in stamps]
-
-
-def remember_run(root: Path, name: str, recipe: str, stages: list[Stage]) -> None:
-    """Note which stages a recipe consists of, so that they can be found by name and a change can be explained."""
-    entries = {
-        stage.name: {"folder": stage.folder_name, "params": dict(stage.params), "version": stage.version,
-                     "inputs": {key: source.key for key, source in stage.inputs.items()}}
-        for stage in stages
-    }  # fmt: skip
-    (root / "runs").mkdir(parents=True, exist_ok=True)
-    write_json(root / "runs" / f"{name}.json", {"recipe": recipe, "time": time.time(), "stages": entries})
-
-
-def last_run(root: Path, name: str) -> dict[str, dict]:
-    """Return the stages of a recipe as last run, by name; empty when it never was."""
-    return (read_json(root / "runs" / f"{name}.json") or {"stages": {}})["stages"]
-
-
-def find(root: Path, wanted: str) -> Path:
-    """Find a stage's folder by path, by folder name or key (or the start of one), or by stage name in any run here.
-
-    Raises `UserError` when nothing or more than one folder fits.
-    """
-    if not wanted:
-        raise UserError("give a stage's name, key, or folder")
-    if (Path(wanted) / "stage.json").is_file():
-        return Path(wanted)
-    named = [last_run(root, run.stem).get(wanted) for run in sorted((root / "runs").glob("*.json"))]
-    fits = {root / entry["folder"] for entry in named if entry}
-    if not fits:
-        folders = sorted(path.parent for path in root.glob("*/stage.json"))
-        fits = {f for f in folders if f.name.startswith(wanted) or f.name.rpartition("-")[2].startswith(wanted)}
-    there = sorted(folder for folder in fits if (folder / "stage.json").is_file())
-    if len(there) == 1:
-        return there[0]
-    if fits and not there:
-        raise UserError(f"{wanted} is planned, as {sorted(f.name for f in fits)[0]}, and has not been started yet")
-    if not there:
-        raise UserError(
-            f"no stage {wanted!r} in {root}: give a stage's name, folder or key; `rounds status RECIPE` lists them"
-        )
-    raise UserError(f"{wanted!r} fits {len(there)} stages: {', '.join(f.name for f in there)}; give one of these")
 
 
 @functools.cache

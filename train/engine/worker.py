@@ -23,7 +23,8 @@ from typing import Any
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.schema import Section
 from rounds.train.config.cluster import Row
-from rounds.train.engine import policy, ranks, store, tracking
+from rounds.train.engine import claims, policy, ranks, store, tracking
+from rounds.train.engine import digests as file_digests
 
 logger = logging.getLogger("rounds")
 
@@ -57,7 +58,7 @@ def run(job: Job) -> None:
         if others.wait():
             _compute_along(job, others)
         return
-    with store.claim(job.folder):
+    with claims.claim(job.folder):
         record = None if store.done(job.folder) else _claimed(job, others)
         if record is None:
             if others:
@@ -66,7 +67,7 @@ def run(job: Job) -> None:
         _remove_side_folders(job.folder)
         files = store.result_files(job.folder)
         _share(files, job.folder / "stage.json")
-        digests = {str(path.relative_to(job.folder)): store.file_digest(path) for path in files}
+        digests = {str(path.relative_to(job.folder)): file_digests.file_digest(path) for path in files}
         store.write_json(job.folder / "done.json", {**record, "finished": time.time(), "digests": digests})
         logger.info("done in %.1f s: %s", record["seconds"], json.dumps(record.get("counts", {}))[:2000])
 
@@ -134,7 +135,7 @@ def _check_inputs(spec: dict, inputs: dict[str, Path], job: Job) -> None:
             raise UserError(f"input {name} ({folder.name}) is not finished; run the recipe again")
         if (
             "path" in entry
-            and store.asset(job.folder.parent, folder, tuple(entry["patterns"])).digest != entry["digest"]
+            and file_digests.asset(job.folder.parent, folder, tuple(entry["patterns"])).digest != entry["digest"]
         ):
             raise UserError(f"input {name}: {folder} has changed since the run was planned; run the recipe again")
 

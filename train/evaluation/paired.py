@@ -1,4 +1,4 @@
-"""The policies of a run: which came from which, what each scored, and whether a training step helped.
+"""Two policies on the same items: the difference of a metric, how sure it is, and a verdict in words.
 
 In: finished stage folders, or the values of one metric under two policies, by item. Out: differences, how sure they are,
 and verdicts in words. Both policies of a comparison were asked the same items, so the standard error is that of the paired
@@ -7,18 +7,15 @@ other words, or are pairs of one prompt, are no independent evidence: errors are
 which for questions of one item each are the usual ones.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
 from rounds.data_prep.errors import UserError
-from rounds.train.engine import store
 
 Verdict = Literal["better", "worse", "within noise", "rose", "fell", "too few items"]
 Conclusion = Literal[
@@ -148,166 +145,3 @@ def _read(folder: Path, column: str) -> dict[str, dict[str, Any]]:
     for metric, item, value in zip(columns["metric"], columns["item"], columns[column], strict=True):
         found.setdefault(metric, {})[item] = value
     return found
-
-
-@dataclass(frozen=True, eq=False)
-class Finished:
-    """A finished stage of the run, as its folder tells."""
-
-    name: str
-    folder: Path
-    spec: dict[str, Any]
-    record: dict[str, Any]
-
-    @property
-    def function(self) -> str:
-        """The stage's function; its name begins with it."""
-        return self.name.partition(".")[0]
-
-    @property
-    def skipped(self) -> bool:
-        """Whether the rounds had ended before this stage."""
-        return self.record.get("status") == "skipped"
-
-    @property
-    def counts(self) -> dict[str, Any]:
-        """What the stage counted; empty when it was skipped."""
-        return self.record.get("counts") or {}
-
-    def input(self, name: str) -> str | None:
-        """Return the folder name of a stage that this one reads."""
-        return self.spec.get("inputs", {}).get(name, {}).get("stage")
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """A policy that the run made, what became of it, and how it was measured."""
-
-    name: str
-    stage: Finished
-    start: "Step | None"
-    """The policy that it was trained from."""
-    status: str
-    """`start`, `trained`, `accepted`, `rejected` or `skipped`."""
-    because: str
-    evaluation: Finished | None
-    training: dict[str, Any] | None
-    """Its section of the recipe."""
-
-    @cached_property
-    def scores(self) -> dict[str, dict[str, Any]]:
-        """Its metrics; empty when it was not measured."""
-        return (store.read_json(self.evaluation.folder / "scores.json") or {}) if self.evaluation else {}
-
-    @cached_property
-    def items(self) -> dict[str, dict[str, float]]:
-        """The values of its metrics, item by item."""
-        known = self.evaluation and (self.evaluation.folder / "items.parquet").is_file()
-        return read_items(self.evaluation.folder) if self.evaluation and known else {}
-
-    @cached_property
-    def questions(self) -> dict[str, dict[str, str]]:
-        """The question that each item of a metric asks."""
-        return read_questions(self.evaluation.folder) if self.evaluation and self.items else {}
-
-    @cached_property
-    def answers(self) -> dict[str, dict[str, Any]]:
-        """Its sample answers by prompt."""
-        return {line["prompt"]: line for line in _json_lines(self.evaluation, "answers.jsonl")}
-
-    @cached_property
-    def metrics(self) -> list[dict[str, Any]]:
-        """What was logged while it was trained, step by step."""
-        return _json_lines(self.stage, "metrics.jsonl")
-
-    def against(self, old: "Step") -> dict[str, Comparison]:
-        """Compare it with another policy on every metric that both were measured on."""
-        return {
-            metric: compare(
-                metric, old.items[metric], items, higher_is_better(self, metric), self.questions.get(metric)
-            )
-            for metric, items in self.items.items()
-            if metric in old.items and items.keys() & old.items[metric].keys()
-        }
-
-
-@dataclass(frozen=True, eq=False)
-class Judged:
-    """Did a training step help, measured against the policy that it started from?"""
-
-    title: str
-    step: Step
-    old: Step
-    comparisons: dict[str, Comparison]
-
-    @property
-    def is_round(self) -> bool:
-        """Whether this is one DPO round, and not SFT or all rounds together."""
-        return self.title == self.step.name and self.step.stage.function == "dpo"
-
-    @property
-    def main(self) -> list[Comparison]:
-        """The comparisons that rank the two policies."""
-        return [c for c in self.comparisons.values() if is_main(c.metric)]
-
-    @property
-    def conclusion(self) -> str:
-        """The verdict in a few words."""
-        return "skipped" if self.step.status == "skipped" else conclude(self.main)
-
-    def having(self, *verdicts: str) -> list[Comparison]:
-        """Return the main comparisons with one of these verdicts."""
-        return [comparison for comparison in self.main if comparison.verdict in verdicts]
-
-
-def find_steps(recipe: Mapping[str, Any], stages: Mapping[str, Finished]) -> list[Step]:
-    """List the policies of a run in order: base, sft, and the rounds'."""
-    by_folder = {stage.folder.name: stage for stage in stages.values()}
-    sections = {"sft": recipe.get("sft"), **{item["name"]: item for item in recipe.get("rounds") or ()}}
-    wanted = [("base", "base"), ("sft", "sft"), *((name, f"dpo.{name}") for name in sections if name != "sft")]
-    steps: dict[str, Step] = {}
-    for name, stage_name in wanted:
-        if stage_name not in stages:
-            continue
-        stage, gate = stages[stage_name], stages.get(f"gate.{name}")
-        evaluation = stages.get(f"evaluate.{name}")
-        start = steps.get(policy_of(stage.input("policy"), by_folder) or "")
-        status = "skipped" if stage.skipped else gate.counts["decision"] if gate else "trained" if start else "start"
-        steps[stage.folder.name] = Step(
-            name, stage, start, status, stage.record.get("because", ""),
-            evaluation if evaluation and not evaluation.skipped else None, sections.get(name),
-        )  # fmt: skip
-    return list(steps.values())
-
-
-def policy_of(folder_name: str | None, by_folder: Mapping[str, Finished]) -> str | None:
-    """Follow gates, and training stages that were skipped, to the folder name of the stage whose weights they pass on."""
-    stage = by_folder.get(folder_name or "")
-    if stage is not None and stage.skipped and stage.function in ("sft", "dpo"):
-        return policy_of(stage.input("policy"), by_folder)
-    if stage is None or stage.function != "gate":
-        return folder_name
-    return policy_of(stage.input("candidate" if stage.counts["decision"] == "accepted" else "current"), by_folder)
-
-
-def judge(steps: Sequence[Step]) -> list[Judged]:
-    """Compare every trained policy with its start, and the last policy that went on with where the rounds began."""
-    found = [Judged(s.name, s, s.start, s.against(s.start)) for s in steps if s.start]
-    went_on = [
-        judged for judged in found if judged.step.name != "sft" and judged.step.status in ("accepted", "trained")
-    ]
-    if len(went_on) > 1:
-        last, first = went_on[-1].step, went_on[0].old
-        found.append(Judged("all rounds", last, first, last.against(first)))
-    return found
-
-
-def higher_is_better(step: Step, metric: str) -> bool:
-    """Tell which direction of a metric is better, as its evaluation says."""
-    return step.scores.get(metric, {}).get("higher_is_better", True)
-
-
-def _json_lines(stage: Finished | None, name: str) -> list[dict[str, Any]]:
-    if stage is None or not (stage.folder / name).is_file():
-        return []
-    return [json.loads(line) for line in (stage.folder / name).read_text(encoding="utf-8").split("\n") if line]

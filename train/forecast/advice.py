@@ -11,7 +11,7 @@ from rounds.data_prep.errors import UserError
 from rounds.train.config import slurm, yaml_file
 from rounds.train.config.cluster import Cluster, Row
 from rounds.train.config.gpus import GPUS
-from rounds.train.config.recipe import Lora, Training
+from rounds.train.config.training import Lora, Training
 from rounds.train.engine import batches, store
 from rounds.train.forecast import memory
 from rounds.train.forecast.memory import Memory, Setting

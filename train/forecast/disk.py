@@ -8,7 +8,8 @@ from pydantic import TypeAdapter
 
 from rounds.data_prep.errors import UserError
 from rounds.train.config.cluster import Cluster
-from rounds.train.config.recipe import Base, Training
+from rounds.train.config.recipe import Base
+from rounds.train.config.training import Training
 from rounds.train.engine.graph import Asset, Stage
 from rounds.train.forecast import advice, memory, model_shape
 

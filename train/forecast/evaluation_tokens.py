@@ -7,7 +7,7 @@ every choice of a question as one pass over question and choice. No torch.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rounds.train.config.recipe import TaskUse
+from rounds.train.config.evaluation import TaskUse
 from rounds.train.engine.graph import Stage
 from rounds.train.forecast.row_counts import Size
 

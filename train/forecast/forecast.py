@@ -6,7 +6,7 @@ from pathlib import Path
 from rounds.data_prep.errors import UserError
 from rounds.train.config.cluster import Cluster, Row
 from rounds.train.config.gpus import GPUS
-from rounds.train.config.recipe import Lora, Training
+from rounds.train.config.training import Lora, Training
 from rounds.train.engine.graph import Stage
 from rounds.train.forecast import advice as advice_
 from rounds.train.forecast import arithmetic, evaluation_tokens, memory, model_shape, row_counts

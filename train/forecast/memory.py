@@ -17,7 +17,7 @@ train/forecast/README.md compares the formulas with measured peaks.
 from dataclasses import dataclass
 from typing import Any
 
-from rounds.train.config.recipe import Lora
+from rounds.train.config.training import Lora
 from rounds.train.forecast.model_shape import Shape
 
 RESERVE = 2.5 * 2**30

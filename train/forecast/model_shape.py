@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rounds.data_prep.errors import UserError
-from rounds.train.config.recipe import Base, Lora
+from rounds.train.config.recipe import Base
+from rounds.train.config.training import Lora
 from rounds.train.engine import store
 from rounds.train.engine.graph import canonical_json
 from rounds.train.plan import model_config

@@ -15,6 +15,7 @@ from typing import Any
 from rounds.data_prep.errors import UserError
 from rounds.train.config import slurm
 from rounds.train.config.cluster import Cluster, Row
+from rounds.train.engine import claims as stage_claims
 from rounds.train.engine import ranks, store, worker
 from rounds.train.engine.graph import Asset, Stage
 from rounds.train.launch import preflight, queue, script
@@ -131,7 +132,7 @@ def submit(
     """
     root = root.resolve()
     root.mkdir(parents=True, exist_ok=True)
-    with store.turn(root):
+    with stage_claims.turn(root):
         return _submit(stages, root, cluster, run, lanes, checks)
 
 
@@ -337,7 +338,7 @@ def cancel(
     root = root.resolve()
     if not root.is_dir():
         return [], []
-    with store.turn(root):
+    with stage_claims.turn(root):
         return _cancel([*checks_of(stages, root), *stages], root, run, shared)
 
 

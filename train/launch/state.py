@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rounds.data_prep import progress
-from rounds.train.engine import store
+from rounds.train.engine import claims, store
 from rounds.train.engine.graph import Stage
 from rounds.train.launch import failures, queue, script, slurm
 from rounds.train.launch.queue import Job
@@ -94,8 +94,8 @@ def _state(stage: Stage, folder: Path, job: Job | None, parents: list[State]) ->
         return State(stage, folder, record["status"], job, record.get("because", ""))
     if job and job.live:
         return State(stage, folder, *_in_queue(job, folder))
-    if store.is_held(folder):
-        return State(stage, folder, "running", None, f"by {store.holder(folder)}")
+    if claims.is_held(folder):
+        return State(stage, folder, "running", None, f"by {claims.holder(folder)}")
     failure = store.read_json(folder / "failed.json")
     if failure and not (failure.get("lost_contact") and job and _FINAL.get(job.state, "failed") != "failed"):
         # else SLURM ended it, and the ranks saw each other go

@@ -17,6 +17,7 @@ from typing import Any
 
 from rounds.data_prep import hub
 from rounds.data_prep.errors import UserError
+from rounds.train.engine import digests as file_digests
 from rounds.train.engine import store
 from rounds.train.offline import folder as offline_folder
 from rounds.train.offline.needs import Need
@@ -75,7 +76,7 @@ def fetch(need: Need, folder: Path, run: str) -> dict[str, Any]:
     """
     paths, more = _fetch_task(need) if need.kind == "task" else _fetch_repository(need)
     names = [path.relative_to(folder.resolve()).as_posix() for path in paths]
-    digests = store.digests(folder, paths)
+    digests = file_digests.digests(folder, paths)
     for path, digest in zip(paths, digests, strict=True):
         promised = path.resolve().name  # the cache calls a large file by the digest that the hub promises
         if len(promised) == 64 and promised != digest:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rounds.data_prep.errors import UserError
-from rounds.train.engine import store
+from rounds.train.engine import digests, store
 from rounds.train.offline.needs import Need
 
 LIST = "fetched.json"
@@ -108,7 +108,7 @@ def _altered(asset: dict[str, Any], folder: Path, root: Path, fresh: bool, watch
             wrong.append(f"{name} has {path.stat().st_size} bytes, {entry['size']} were fetched")
         else:
             whole[path] = (name, entry["sha256"])
-    found = store.digests(root, list(whole), fresh, lambda line: watch(f"{asset['name']}: {line}"))
+    found = digests.digests(root, list(whole), fresh, lambda line: watch(f"{asset['name']}: {line}"))
     wrong += [
         f"{name} has another content than was fetched"
         for (name, wanted), digest in zip(whole.values(), found, strict=True)

@@ -10,7 +10,7 @@ import yaml
 
 from rounds.data_prep.errors import UserError, nearest
 from rounds.train.config import yaml_file
-from rounds.train.config.recipe import TaskUse
+from rounds.train.config.evaluation import TaskUse
 
 
 def find(name: str, recipe_folder: Path) -> Path | None:

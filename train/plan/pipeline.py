@@ -20,8 +20,10 @@ from rounds.data_prep.errors import UserError, nearest
 from rounds.data_prep.render import system_prompt
 from rounds.data_prep.schema import Filters, FilterUse, Mix, Section, SourceUse
 from rounds.train.config import yaml_file
-from rounds.train.config.recipe import Base, DpoLoss, Evaluate, Gate, Hub, Local, Lora, Recipe, Round, Tiny, Training
-from rounds.train.engine import store
+from rounds.train.config.evaluation import Evaluate, Gate
+from rounds.train.config.recipe import Base, Hub, Local, Recipe, Tiny
+from rounds.train.config.training import DpoLoss, Lora, Round, Training
+from rounds.train.engine import digests
 from rounds.train.engine.graph import Asset, Stage, parents_first
 from rounds.train.engine.policy import MODEL_FILES
 from rounds.train.plan import eval_tasks, model_config
@@ -153,7 +155,7 @@ class _Builder:
         if not self.read_files:
             return Asset(Path(path), f"not read: {path}", patterns)
         try:
-            return store.asset(self.root, Path(path), patterns)
+            return digests.asset(self.root, Path(path), patterns)
         except UserError as error:
             raise UserError(f"{field}: {error}") from None
 

@@ -22,10 +22,12 @@ from trl import DPOConfig, DPOTrainer
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.schema import Section
 from rounds.train.config.cluster import PairBatching, Row
-from rounds.train.config.recipe import BATCH_LOSSES, DpoLoss, Lora, Training
+from rounds.train.config.training import BATCH_LOSSES, DpoLoss, Lora, Training
 from rounds.train.engine import policy, ranks, store
 from rounds.train.tokens import packed_pairs
+from rounds.train.training import arguments, checkpoints
 from rounds.train.training import train as training
+from rounds.train.training import trainer as stage_trainer
 from rounds.train.weights import adapters, models, packed_attention, pair_logprobs
 
 LN2_LOSSES = {"sigmoid", "sigmoid_norm", "robust"}
@@ -63,18 +65,18 @@ class Params(Section):
 def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[str, Any]:
     """Train from the last complete checkpoint on, or from the start after checking the first loss."""
     asked = Params.model_validate(params)
-    training.prepare(machine, asked.seed)
+    arguments.prepare(machine, asked.seed)
     start = policy.read(inputs["policy"])
     _check_arithmetic(inputs["reference"], machine)
     with ranks.first():
         pairs = _with_reference(inputs["pairs"], inputs["reference"], asked.dpo.ld_alpha, out)
-    going_on = bool(ranks.agree(training.last_checkpoint(out / "checkpoints") is not None))
+    going_on = bool(ranks.agree(checkpoints.last_checkpoint(out / "checkpoints") is not None))
     if not (going_on or asked.reference_is_start):
         _check_sample(asked, inputs, machine, out)
     lora = asked.training.lora
     start = adapters.merged_on_disk(start, machine, lora, out / "cache")
     args = DPOConfig(
-        **training.arguments(asked.training, machine, asked.seed, out),
+        **arguments.arguments(asked.training, machine, asked.seed, out),
         **asked.dpo.model_dump(mode="json"),  # as JSON, since TRL wants lists
         max_length=None,  # the pairs are already within the round's max_length
         precompute_ref_log_probs=True,
@@ -94,7 +96,7 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
     return {**counts, "pairs": len(pairs)}
 
 
-class StoredReferenceTrainer(training.StageTrainer, DPOTrainer):
+class StoredReferenceTrainer(stage_trainer.StageTrainer, DPOTrainer):
     """DPOTrainer on rows that are already tokens and already carry their reference log-probabilities."""
 
     _check_within: Rounding | None = None

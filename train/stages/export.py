@@ -22,7 +22,7 @@ from transformers import GenerationConfig
 from rounds.data_prep.schema import Section
 from rounds.train.config.cluster import Row
 from rounds.train.engine import policy, store
-from rounds.train.evaluation.paired import Finished, Step, find_steps
+from rounds.train.reports.steps import Finished, Step, find_steps
 from rounds.train.tokens import chat
 from rounds.train.weights import models
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from rounds.data_prep.errors import UserError, nearest
 from rounds.train.config.cluster import Row
-from rounds.train.config.recipe import Gate, Rule
+from rounds.train.config.evaluation import Gate, Rule
 from rounds.train.engine import policy, store, tracking
 from rounds.train.evaluation.paired import paired_difference, read_questions
 

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from rounds.data_prep import progress
 from rounds.data_prep.schema import Section
 from rounds.train.config.cluster import Row
-from rounds.train.config.recipe import Lora
-from rounds.train.engine import policy, ranks, store
+from rounds.train.config.training import Lora
+from rounds.train.engine import digests, policy, ranks
 from rounds.train.weights import adapters, models, pair_logprobs
 
 
@@ -54,5 +54,5 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
         "mean_chosen": sum(each.chosen for each in scores) / len(pairs),
         "mean_rejected": sum(each.rejected for each in scores) / len(pairs),
         "arithmetic": models.arithmetic(machine),
-        "pairs_digest": store.file_digest(inputs["pairs"] / "pairs.parquet"),
+        "pairs_digest": digests.file_digest(inputs["pairs"] / "pairs.parquet"),
     }

@@ -19,22 +19,12 @@ from markupsafe import Markup
 from rounds.data_prep.schema import Section
 from rounds.train.config.cluster import Row
 from rounds.train.engine import store
-from rounds.train.evaluation.paired import (
-    NEUTRAL,
-    Z95,
-    Finished,
-    Judged,
-    Step,
-    find_steps,
-    higher_is_better,
-    is_main,
-    judge,
-    policy_of,
-)
+from rounds.train.evaluation.paired import NEUTRAL, Z95, is_main
 from rounds.train.reports import figures, pages
-from rounds.train.tokens.lengths import edge
+from rounds.train.reports.data import set_rows, source_rows
+from rounds.train.reports.samples import side_by_side
+from rounds.train.reports.steps import Finished, Judged, Step, find_steps, higher_is_better, judge, policy_of
 
-_SHOWN_PROMPTS, _MORE_PROMPTS, _MAX_CHARACTERS = 4, 20, 1500
 _CURVES = {
     "loss": "loss",
     "rewards/chosen": "reward of chosen answers",
@@ -88,7 +78,7 @@ def _render(
 ) -> str:
     metrics = list(dict.fromkeys(metric for step in steps for metric in step.scores))
     main = [metric for metric in metrics if is_main(metric)]
-    sources = _sources(stages, recipe)
+    sources = source_rows(stages, recipe)
     tasks = (recipe.get("evaluate") or {}).get("tasks") or ()
     return pages.render(
         "report.html.jinja",
@@ -119,9 +109,9 @@ def _render(
         score_figures={metric: _score_figure(metric, steps) for metric in main},
         curve_figures=_curve_figures(steps),
         gates=_gates(steps, stages),
-        samples=_samples(steps),
+        samples=side_by_side(steps),
         sources=sources,
-        sets=_sets(steps, stages),
+        sets=set_rows(steps, stages),
         data_card=stages.get("manifest"),
         final=_final(steps, stages),
         graph=_lineage(steps, stages, sources),
@@ -208,108 +198,6 @@ def _gates(steps: Sequence[Step], stages: Mapping[str, Finished]) -> list[dict[s
                 {"step": step, "gate": gate, "rules": decision.get("rules", []), "stops": decision.get("stops_rounds")}
             )
     return found
-
-
-def _samples(steps: Sequence[Step]) -> dict[str, Any]:
-    """Choose prompts that all were asked, by their place alone: those where a round changed the answer, and others."""
-    asked = [step for step in steps if step.answers]
-    prompts = [prompt for prompt in asked[0].answers if all(prompt in step.answers for step in asked)] if asked else []
-    rounds = [step for step in asked if step.stage.function == "dpo" and step.start in asked]
-    changed = {
-        step.name: [p for p in prompts if step.start and step.answers[p]["answer"] != step.start.answers[p]["answer"]]
-        for step in rounds
-    }
-    moved = {prompt for those in changed.values() for prompt in those}
-    first = _spread([prompt for prompt in prompts if prompt in moved], _SHOWN_PROMPTS)
-    first += _spread([prompt for prompt in prompts if prompt not in moved], _SHOWN_PROMPTS + 2 - len(first))
-    rest = _spread([prompt for prompt in prompts if prompt not in first], _MORE_PROMPTS)
-    return {
-        "prompts": len(prompts),
-        "moved": len(moved),
-        "changed": {step.name: (len(changed[step.name]), step.start.name if step.start else "") for step in rounds},
-        "first": [_card(prompt, asked) for prompt in first],
-        "rest": [_card(prompt, asked) for prompt in rest],
-    }
-
-
-def _spread(values: Sequence[str], most: int) -> list[str]:
-    """Take at most so many values, evenly spaced."""
-    return [values[place * len(values) // most] for place in range(most)] if len(values) > most else list(values)
-
-
-def _card(prompt: str, asked: Sequence[Step]) -> dict[str, Any]:
-    """Put the answers to one prompt side by side; stages that answer alike share one."""
-    found: dict[tuple[str, bool], list[Step]] = {}
-    for step in asked:
-        line = step.answers[prompt]
-        found.setdefault((line["answer"], line["ended"]), []).append(step)
-    answers = [{"steps": those, "text": _cut(text), "ended": ended} for (text, ended), those in found.items()]
-    return {"prompt": _cut(prompt), "answers": answers}
-
-
-def _cut(text: str) -> str:
-    left = len(text) - _MAX_CHARACTERS
-    return text if left <= 0 else f"{text[:_MAX_CHARACTERS]} […{left:,} more characters]"
-
-
-def _sources(stages: Mapping[str, Finished], recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """List where rows came from, and which stages read them for what."""
-    found = []
-    for stage in stages.values():
-        if stage.function != "source":
-            continue
-        readers = [(other, name) for other in stages.values() for name, entry in other.spec.get("inputs", {}).items()
-                   if entry.get("stage") == stage.folder.name and other.function in ("data", "evaluate")]  # fmt: skip
-        trained = [other.name.removeprefix("data.") for other, name in readers if name.startswith("source.")]
-        path = stage.spec.get("inputs", {}).get("path", {})
-        name = stage.name.removeprefix("source.")
-        stated = recipe.get("sources", {}).get(name, {}).get("licence")
-        found.append({
-            "name": name,
-            "licence": stated or stage.counts.get("licence"),
-            "use": stage.spec.get("params", {}).get("use", {}),
-            "counts": stage.counts,
-            "trained": trained,
-            "evaluated": any(other.function == "evaluate" for other, _ in readers),
-            "digest": path.get("digest", "")[:12],
-        })  # fmt: skip
-    return sorted(found, key=lambda each: (not each["trained"], each["evaluated"]))
-
-
-def _sets(steps: Sequence[Step], stages: Mapping[str, Finished]) -> list[dict[str, Any]]:
-    """Follow every training set from its sources through filters, mix and tokeniser; rounds may share one."""
-    by_folder = {stage.folder.name: stage for stage in stages.values()}
-    found: dict[str, dict[str, Any]] = {}
-    for step in steps:
-        tokens = by_folder.get(step.stage.input("rows") or step.stage.input("pairs") or "")
-        data = by_folder.get((tokens.input("data") if tokens else None) or "")
-        if tokens is None or data is None:
-            continue
-        if tokens.folder.name in found:
-            found[tokens.folder.name]["steps"].append(step.name)
-            continue
-        rows = [_set_row(name, data.counts) for name in data.counts.get("in", {})]
-        lengths = sorted(tokens.counts.get("length_histogram", {}).items(), key=lambda item: edge(item[0]))
-        label = f"Conversations of {step.name} by length"
-        found[tokens.folder.name] = {
-            "steps": [step.name],
-            "rows": rows,
-            "most": max((max(row["in"], row["out"] + row["dropped"]) for row in rows), default=0),
-            "counts": tokens.counts,
-            "max_length": tokens.spec.get("params", {}).get("max_length"),
-            "lengths": Markup(figures.histogram(label, [(name.replace("<=", "≤"), n) for name, n in lengths]))
-            if lengths
-            else None,
-        }
-    return list(found.values())
-
-
-def _set_row(name: str, counts: Mapping[str, Any]) -> dict[str, Any]:
-    filters = counts.get("dropped_by_source", {}).get(name, {})
-    drops = [(f, reason, n) for f, reasons in filters.items() for reason, n in reasons.items()]
-    dropped, came, out = sum(n for _, _, n in drops), counts["in"][name], counts["out"].get(name, 0)
-    left_out = came - dropped - out + counts.get("repeats", {}).get(name, 0)
-    return {"name": name, "in": came, "drops": drops, "dropped": dropped, "left_out": left_out, "out": out}
 
 
 def _final(steps: Sequence[Step], stages: Mapping[str, Finished]) -> str | None:

@@ -17,10 +17,12 @@ from trl import SFTConfig, SFTTrainer
 
 from rounds.data_prep.schema import Section
 from rounds.train.config.cluster import Row
-from rounds.train.config.recipe import Training
+from rounds.train.config.training import Training
 from rounds.train.engine import policy, ranks
 from rounds.train.tokens.packed_row import PackedRow, Segment
+from rounds.train.training import arguments
 from rounds.train.training import train as training
+from rounds.train.training import trainer as stage_trainer
 from rounds.train.weights import adapters, models, packed_attention
 
 
@@ -32,7 +34,7 @@ class Params(Section):
 def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[str, Any]:
     """Train from the last complete checkpoint on, or from the start."""
     asked = Params.model_validate(params)
-    training.prepare(machine, asked.seed)
+    arguments.prepare(machine, asked.seed)
     start = policy.read(inputs["policy"])
     tokenizer = models.load_tokenizer(start)
     with ranks.first():
@@ -41,7 +43,7 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
     lora = asked.training.lora
     start = adapters.merged_on_disk(start, machine, lora, out / "cache")
     args = SFTConfig(
-        **training.arguments(asked.training, machine, asked.seed, out),
+        **arguments.arguments(asked.training, machine, asked.seed, out),
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
@@ -58,7 +60,7 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[
     return {**counts, "rows": len(rows)}
 
 
-class PackedTrainer(training.StageTrainer, SFTTrainer):
+class PackedTrainer(stage_trainer.StageTrainer, SFTTrainer):
     """SFTTrainer on rows that are packed already.
 
     Where the model allows it and was loaded with sdpa, its attention computes each conversation by itself: sdpa with a mask would

@@ -26,11 +26,10 @@ from rounds.train.config.cluster import Row
 from rounds.train.engine import policy
 from rounds.train.tokens import chat
 from rounds.train.tokens.lengths import Lengths, none_left
+from rounds.train.tokens.pair_budget import fit
 from rounds.train.weights import models
 
 _BATCH = 500
-_MIN_ANSWER_TOKENS = 32
-"""Room that a prompt must leave for the answers; below that a cut pair says little about which answer is better."""
 _PARTS = ("prompt_ids", "chosen_ids", "rejected_ids")
 _SCHEMA = pa.schema([("id", pa.string()), ("group", pa.string())] + [(name, pa.list_(pa.int32())) for name in _PARTS])
 _THREADS = 2
@@ -95,15 +94,3 @@ def _encode(
         fitted = encoded if isinstance(encoded, str) else fit(encoded, max_length)
         found.append((pair, fitted, fitted != encoded))
     return found
-
-
-def fit(pair: chat.EncodedPair, max_length: int) -> chat.EncodedPair | str:
-    """Bring a pair within `max_length` tokens a side, or say why it cannot be used."""
-    if pair.chosen_ids == pair.rejected_ids:
-        return "identical_sides"
-    room = max_length - len(pair.prompt_ids)
-    longest = max(len(pair.chosen_ids), len(pair.rejected_ids))
-    if room < min(longest, _MIN_ANSWER_TOKENS):
-        return "prompt_too_long"
-    fitted = chat.EncodedPair(pair.prompt_ids, pair.chosen_ids[:room], pair.rejected_ids[:room])
-    return "identical_after_truncation" if fitted.chosen_ids == fitted.rejected_ids else fitted

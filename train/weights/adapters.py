@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rounds.data_prep.errors import UserError
 from rounds.train.config.cluster import Row
-from rounds.train.config.recipe import QUANTISATION, Lora
+from rounds.train.config.training import QUANTISATION, Lora
 from rounds.train.engine import policy, ranks
 from rounds.train.engine.batches import FOUR_BIT_IN_SHARDS
 from rounds.train.engine.policy import Policy

@@ -1,0 +1,223 @@
+"""What a recipe says of training: SFT's and a round's data, optimizer, adapter and loss, under TRL's and PEFT's names."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from rounds.data_prep.schema import Filters, Mix, Name, Positive, Section, listed
+from rounds.train.config.evaluation import Gate
+
+LossType = Literal[
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero",
+    "apo_down", "discopop", "sft", "sigmoid_norm",
+]  # fmt: skip
+"""TRL's DPO loss types; a test holds them against TRL's own."""
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """Tell whether a pattern, as PEFT reads it, fits a layer's name."""
+    try:
+        return re.fullmatch(pattern, name) is not None
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression of layers' names: {error}") from None
+
+
+QUANTISATION = ("load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
+"""Fields of `Lora` that are transformers' BitsAndBytesConfig's."""
+
+
+class Lora(Section):
+    """Low-rank adapters (Hu et al. 2021) through PEFT, under PEFT's names; with `use_dora` DoRA (Liu et al. 2024), with
+    `load_in_4bit` QLoRA (Dettmers et al. 2023).
+
+    The reference of a DPO round is a policy, not a way to load one: `previous` is the policy before the round with its
+    adapters applied, `base` is the base model with every adapter off.
+    """
+
+    r: Annotated[int, Field(gt=0)] = 16
+    """Rank of the update."""
+    lora_alpha: Positive = 32
+    """The update is scaled by lora_alpha / r."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapter's input during SFT; DPO turns dropout off."""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """Which linear layers get an adapter; PEFT's `all-linear` leaves out the LM head."""
+    use_dora: bool = False
+    """Train the magnitude of each weight column apart from its direction: often better at small ranks, slower."""
+    use_rslora: bool = False
+    """Scale the update by lora_alpha / sqrt(r) (Kalajdzievski 2023); for ranks of 64 and more."""
+    start: Literal["merge", "continue"] = "merge"
+    """`merge`: the adapter of the stage before becomes part of the weights, and a new one starts at zero. `continue`: that
+    adapter is trained further; it needs the same r, lora_alpha and target_modules there."""
+    load_in_4bit: bool = False
+    """QLoRA: hold the frozen weights in 4 bits through bitsandbytes. The adapter is later merged into the unquantised ones."""
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    """4-bit data type; nf4 suits weights that are normally distributed, as trained ones are."""
+    bnb_4bit_use_double_quant: bool = True
+    """Quantise the quantisation constants too: saves 0.4 bits a weight."""
+
+    @field_validator("target_modules")
+    @classmethod
+    def _head_is_not_adapted(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        """Refuse what TRL's trainers refuse: they multiply by the LM head's own weight, past any adapter on it."""
+        named = (
+            any(name.rpartition(".")[2] == "lm_head" for name in value)
+            if isinstance(value, tuple)
+            else _matches(value, "lm_head")
+        )
+        if named:
+            raise ValueError("target_modules names lm_head: an adapter there would never be trained; take it out")
+        return value
+
+    def same_adapter(self, other: "Lora | None") -> bool:
+        """Tell whether an adapter of `other` can be trained further under this section."""
+        fields = ("r", "lora_alpha", "target_modules", "use_dora", "use_rslora", *QUANTISATION)
+        return other is not None and all(getattr(self, name) == getattr(other, name) for name in fields)
+
+
+class Training(Section):
+    """Optimizer knobs that SFT and DPO share, under transformers' names."""
+
+    learning_rate: Positive
+    """Peak learning rate."""
+    num_train_epochs: Positive = 1.0
+    """Passes over the data."""
+    global_batch_size: Annotated[int, Field(gt=0, le=1_000_000)]
+    """Packed rows (SFT) or pairs (DPO) per optimizer step over all devices; accumulation is computed from it."""
+    per_device_train_batch_size: Annotated[int, Field(gt=0)] | None = None
+    """Pairs of a micro-batch, for the DPO losses `aot`, `aot_unpaired` and `sft`, which look at them together; it takes the place of
+    the cluster row's micro_batch_size there. All others give the same answer whatever the micro-batch, so that is the row's."""
+    max_length: Annotated[int, Field(gt=1)]
+    """Tokens per packed row (SFT), or per prompt plus answer (DPO)."""
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    """Shape of the learning rate after warm-up."""
+    warmup_steps: Annotated[float, Field(ge=0)] = 0.1
+    """Warm-up: steps, or a share of all steps when below 1 (transformers 5)."""
+    optim: Literal["adamw_torch", "adamw_torch_fused", "rmsprop", "sgd"] = "adamw_torch"
+    """Optimizer. The paper used AdamW for SFT and RMSprop for DPO."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    max_grad_norm: Positive = 1.0
+    """Gradients are clipped to this norm."""
+    lora: Lora | None = None
+    """Train an adapter instead of all weights."""
+    stop_on_loss_above: float | None = None
+    """The run has diverged when the loss, in nats, stays above this: the stage stops, keeps its last good checkpoint and says
+    why. None stops only for a loss or gradient that is no number. Set it well above the first loss."""
+    stop_after_steps: Annotated[int, Field(gt=0)] = 10
+    """How many steps in a row the loss must be above `stop_on_loss_above`."""
+
+
+class Sft(Training):
+    """Supervised fine-tuning on the answers of conversations."""
+
+    data: Mix
+    """Sources under `sources`, each a name or {name, max_rows, keep_fraction, epochs, share}."""
+    filters: Filters | None = None
+    """Filters for this set in place of the recipe's own."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+
+    @model_validator(mode="after")
+    def _micro_batch_is_the_clusters(self) -> "Sft":
+        if self.per_device_train_batch_size is not None:
+            raise ValueError("per_device_train_batch_size: SFT's loss is the mean over the tokens of the whole global batch, whatever the "
+                             "micro-batch; set micro_batch_size in the cluster file")  # fmt: skip
+        return self
+
+
+SORTING_LOSSES = {"aot", "aot_unpaired"}
+"""Losses that compare sorted margins, each with that of another pair (Melnyk et al. 2024)."""
+
+
+BATCH_LOSSES = SORTING_LOSSES | {"sft"}
+"""Losses whose value depends on which pairs share a micro-batch: those, and `sft`, a mean over its tokens."""
+
+
+F_DIVERGENCE_LOSSES = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
+"""Losses of the difference of two rewards, in which a divergence's normaliser cancels; TRL takes no other."""
+
+
+def _named(names: set[str]) -> str:
+    return ", ".join(sorted(names))
+
+
+class DpoLoss(Section):
+    """What a round's loss is, under TRL's names."""
+
+    beta: Positive = 0.1
+    """Strength of the pull to the reference."""
+    loss_type: Annotated[tuple[LossType, ...], Field(min_length=1), BeforeValidator(listed)] = ("sigmoid",)
+    """One of TRL's DPO loss types, or several, summed with `loss_weights`."""
+    loss_weights: tuple[float, ...] | None = None
+    """One weight per loss type; None is 1.0 each."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Assumed share of flipped labels, for the losses that use it."""
+    f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
+    """Divergence from the reference that the loss regularises by (Wang et al. 2023); DPO's own is reverse_kl."""
+    f_alpha_divergence_coef: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Alpha of `alpha_divergence`."""
+    use_weighting: bool = False
+    """Weight each pair by how likely the policy finds it (WPO, Zhou et al. 2024): off-policy pairs count less."""
+    ld_alpha: Annotated[float, Field(ge=0, le=1)] | None = None
+    """LD-DPO (Liu et al. 2024): weight of the tokens by which the longer answer outlasts the shorter; None is 1, as in DPO."""
+    discopop_tau: Positive = 0.05
+    """Temperature of the loss type `discopop`."""
+
+    @model_validator(mode="after")
+    def _weights_match(self) -> "DpoLoss":
+        if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
+            raise ValueError(
+                f"loss_weights has {len(self.loss_weights)} values for {len(self.loss_type)} loss types: give one each"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _trl_computes_it(self) -> "DpoLoss":
+        """Refuse at planning what DPOTrainer refuses when it is made, hours later."""
+        asked: set[str] = set(self.loss_type)
+        if "exo_pair" in asked and not self.label_smoothing:
+            raise ValueError(
+                "loss_type exo_pair takes the logarithm of label_smoothing: set that above 0 (its paper says 0.001)"
+            )
+        if self.use_weighting and asked & SORTING_LOSSES:
+            raise ValueError(
+                f"use_weighting weighs each pair, and {_named(asked & SORTING_LOSSES)} takes pairs apart: set it to false"
+            )
+        if self.f_divergence_type != "reverse_kl" and asked - F_DIVERGENCE_LOSSES:
+            raise ValueError(f"f_divergence_type {self.f_divergence_type} is not defined for {_named(asked - F_DIVERGENCE_LOSSES)}: "
+                             f"leave it out, or take of {', '.join(sorted(F_DIVERGENCE_LOSSES))}")  # fmt: skip
+        return self
+
+
+class Round(Training, DpoLoss):
+    """One round of Direct Preference Optimization (Rafailov et al. 2023), starting from the last accepted policy."""
+
+    name: Name
+    """Unique in the recipe; later rounds may name it as their reference."""
+    data: Mix
+    """Sources of pairs under `sources`, each a name or {name, max_rows, keep_fraction, epochs, share}."""
+    filters: Filters | None = None
+    """Filters for this set in place of the recipe's own."""
+    reference: str = "previous"
+    """Policy that the loss is measured against: `previous` (where the round starts), `sft`, `base`, or an earlier round."""
+    gate: Gate | None = None
+    """Gate for this round in place of the recipe's own."""
+
+    @model_validator(mode="after")
+    def _micro_batch_is_said_where_it_counts(self) -> "Round":
+        own, together = self.per_device_train_batch_size, BATCH_LOSSES.intersection(self.loss_type)
+        if together and own is None:
+            raise ValueError(
+                f"per_device_train_batch_size: {_named(together)} looks at the pairs of a micro-batch together, so the answer depends "
+                "on how many they are: say it here, such as 8"
+            )
+        if own is not None and not together:
+            raise ValueError(f"per_device_train_batch_size: only for {_named(BATCH_LOSSES)}, whose answer depends on it; set "
+                             "micro_batch_size in the cluster file")  # fmt: skip
+        if own is not None and self.global_batch_size % own:
+            raise ValueError(
+                f"per_device_train_batch_size {own} does not divide global_batch_size {self.global_batch_size}"
+            )
+        return self

@@ -1,0 +1,87 @@
+"""`rounds plan`: every stage with its key, whether it is done, why not, and how large it is."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from rounds.train.engine import runs, store
+from rounds.train.engine.graph import Stage
+from rounds.train.forecast import row_counts
+from rounds.train.plan.pipeline import Plan
+
+
+def plan_table(plan: Plan, root: Path) -> Table:
+    """List stages with key, state and size, done or expected. Reads the store; computes nothing."""
+    table = Table(
+        title=f"{plan.recipe.name}: {len(plan.stages)} stages", title_justify="left", box=None, header_style="bold"
+    )
+    for heading in ("stage", "key", "state", "size"):
+        table.add_column(heading, overflow="fold")
+    before, sizes = runs.last_run(root, plan.recipe.name), row_counts.sizes(plan, root)
+    for stage in plan.stages:
+        record = store.done(store.folder(root, stage))
+        if record:
+            state = Text("skipped" if record["status"] == "skipped" else "done", "green")
+        else:
+            state = Text("to do" + _why(stage, before.get(stage.name)), "yellow")
+        table.add_row(stage.name, stage.key, state, _size(stage, plan, root, sizes.get(stage.name)))
+    return table
+
+
+def _why(stage: Stage, old: dict | None) -> str:
+    """Say what differs from the stage of that name in the recipe's last run."""
+    if old is None or old["folder"] == stage.folder_name:
+        return ""
+    changes = []
+    if old["version"] != stage.version:
+        changes.append(f"code version {old['version']} -> {stage.version}")
+    changes += _differences("", old["params"], json.loads(json.dumps(dict(stage.params))))
+    new_inputs = {name: source.key for name, source in stage.inputs.items()}
+    changed = [name for name in new_inputs if old["inputs"].get(name) != new_inputs[name]]
+    removed = [name for name in old["inputs"] if name not in new_inputs]
+    if changed:
+        changes.append(
+            "input " + ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+        )
+    if removed:
+        changes.append("without " + ", ".join(removed[:3]))
+    return f" (changed: {'; '.join(changes[:3])})" if changes else ""
+
+
+def _differences(path: str, old: Any, new: Any) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*new, *(key for key in old if key not in new)]
+        found = [_differences(f"{path}.{key}" if path else key, old.get(key), new.get(key)) for key in keys]
+        return [line for lines in found for line in lines]
+    if old == new:
+        return []
+    texts = [text if len(text) <= 40 else f"{text[:37]}..." for text in (json.dumps(old), json.dumps(new))]
+    return [f"{path} {texts[0]} -> {texts[1]}"]
+
+
+def _size(stage: Stage, plan: Plan, root: Path, size: row_counts.Size | None) -> str:
+    """Say how large a stage is, or will be as far as finished stages and published sizes tell."""
+    counts = (store.done(store.folder(root, stage)) or {}).get("counts", {})
+    if "parameters" in counts:
+        return f"{counts['parameters']:,} parameters"
+    if size is None:
+        return ""
+    if stage.function in ("sft", "dpo"):
+        return _steps(stage, plan, size)
+    about = "" if size.counted else "about " if stage.function == "pack" else "up to "
+    if stage.function == "pack":
+        return f"{about}{size.rows:,} packed rows, {size.tokens:,.0f} tokens"
+    return f"{about}{size.rows:,} {'pairs' if stage.function in ('tokenize', 'reference') else 'rows'}"
+
+
+def _steps(stage: Stage, plan: Plan, size: row_counts.Size) -> str:
+    steps = row_counts.steps(size.rows, stage.params["training"])
+    text = f"{steps:,} steps of {stage.params['training']['global_batch_size']}"
+    if not size.counted:
+        unsure = f"; {size.assumed_share:.0%} of its rows taken as {row_counts.MEAN_TOKENS} tokens"
+        text += f" if no row is dropped{unsure if size.assumed_share else ''}"
+    published = (plan.recipe.published_steps or {}).get(stage.name.removeprefix("dpo."))
+    return f"{text} (published: {published:,})" if published else text

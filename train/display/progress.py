@@ -1,0 +1,109 @@
+"""Live progress of a run: bars on a terminal, plain lines elsewhere; and a finished stage in one line."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from rounds.data_prep import progress
+from rounds.train.engine import claims, store
+from rounds.train.engine.graph import Stage
+from rounds.train.plan.pipeline import Plan
+
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+class Live:
+    """Progress of a run: a bar for the stages, one for the stage at work. Plain lines where there is no terminal."""
+
+    def __init__(self, console: Console, plan: Plan, root: Path) -> None:
+        self.console, self.plan = console, plan
+        self.total = len(plan.stages)
+        self.done = sum(store.done(store.folder(root, stage)) is not None for stage in plan.stages)
+        self.began, self.last_line = 0.0, 0.0
+        self.progress = Progress(
+            SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TimeRemainingColumn(), TextColumn("{task.fields[numbers]}"), console=console, disable=not console.is_terminal,
+        )  # fmt: skip
+        self.stages: TaskID = self.progress.add_task("stages", total=self.total, completed=self.done, numbers="")
+        self.current: TaskID | None = None
+
+    def __enter__(self) -> "Live":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def __call__(self, event: Any) -> None:
+        """Show an event of the launcher."""
+        stage, folder = event.stage, event.folder
+        if event.kind == "starts":
+            self.began = time.monotonic()
+            self.current = self.progress.add_task(stage.name, total=None, numbers="")
+            self._line(f"[{self.done + 1}/{self.total}] {stage.name} starts")
+        elif event.kind == "waits":
+            self.console.print(f"{stage.name}: waiting for {claims.holder(folder)}", highlight=False)
+        elif event.kind == "moves":
+            self._moves(stage, folder)
+        elif event.kind == "done":
+            self._ends(stage, folder)
+
+    def _moves(self, stage: Stage, folder: Path) -> None:
+        now = store.read_json(folder / "progress.json")
+        if now is None or self.current is None:
+            return
+        shown = numbers(now)
+        self.progress.update(self.current, completed=now["step"], total=now["total"], numbers=shown)
+        if not self.console.is_terminal and time.monotonic() - self.last_line > _SECONDS_BETWEEN_LINES:
+            self._line(f"    {stage.name}: {now['step']} of {now['total'] or '?'} {now['unit']} {shown}")
+
+    def _ends(self, stage: Stage, folder: Path) -> None:
+        record = store.done(folder) or {}
+        self.done += 1
+        if self.current is not None:
+            self.progress.remove_task(self.current)
+            self.current = None
+        self.progress.update(self.stages, completed=self.done)
+        detail = f"skipped: {record['because']}" if record.get("status") == "skipped" else headline(stage, record)
+        self.console.print(
+            f"{stage.name:<24} {record.get('seconds', 0):7.1f} s  {detail}", highlight=False, markup=False
+        )
+
+    def _line(self, text: str) -> None:
+        if not self.console.is_terminal:
+            self.last_line = time.monotonic()
+            self.console.print(text, highlight=False, markup=False)
+
+
+def numbers(state: dict) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in progress.numbers(state).items())
+
+
+def headline(stage: Stage, record: dict) -> str:
+    counts = record.get("counts", {})
+    if stage.function == "gate":
+        return counts["decision"]
+    if stage.function == "evaluate":
+        shown = [name for name in counts["scores"] if name.count("/") == 1][:4]
+        return ", ".join(f"{name} {counts['scores'][name][0]:.3f}" for name in shown)
+    if stage.function in ("sft", "dpo"):
+        return f"{counts['steps']} steps, mean loss {counts['train_loss']:.4f}"
+    names = ("records", "conversations", "rows", "pairs", "tokens", "parameters")
+    dropped = counts.get("dropped", {})
+    lost = (
+        sum(sum(v.values()) if isinstance(v, dict) else v for v in dropped.values()) if isinstance(dropped, dict) else 0
+    )
+    parts = [f"{counts[name]:,} {name}" for name in names if isinstance(counts.get(name), int)][:3]
+    return ", ".join([*parts, f"{lost:,} dropped"] if lost else parts)
