@@ -19,7 +19,7 @@ os.environ["TQDM_DISABLE"] = "1"
 
 from rounds.data_prep import records  # noqa: E402
 from rounds.data_prep.records import Conversation, Message, Pair, Record  # noqa: E402
-from rounds.train.config.cluster import Row  # noqa: E402
+from rounds.train.config.cluster import Machine  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FACTS = [
@@ -93,7 +93,7 @@ def made_base(tmp_path_factory: pytest.TempPathFactory, conversations: list[Conv
             "vocab_size": 400, "max_position_embeddings": 256}  # fmt: skip
     template = (REPOSITORY / "recipes" / "chat_templates" / "llama3.jinja").read_text()
     params = {"base": tiny, "chat_template": template, "seed": 7}
-    base.run(params, {"corpus": root / "corpus"}, root / "base", Row())
+    base.run(params, {"corpus": root / "corpus"}, root / "base", Machine())
     return root / "base"
 
 
@@ -110,11 +110,11 @@ def run_stage(shelf: Path) -> Callable[..., tuple[Path, dict]]:
     from rounds.train.engine import worker
 
     def run(
-        function: str, name: str, params: dict, inputs: dict[str, Path], machine: Row | None = None
+        function: str, name: str, params: dict, inputs: dict[str, Path], machine: Machine | None = None
     ) -> tuple[Path, dict]:
         out = shelf / name
         out.mkdir(exist_ok=True)
-        return out, worker.function_of(function)(params, inputs, out, machine or Row(device="cpu", threads=1))
+        return out, worker.function_of(function)(params, inputs, out, machine or Machine(device="cpu", threads=1))
 
     return run
 

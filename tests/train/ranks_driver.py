@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from rounds.data_prep.errors import UserError
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.engine import ranks, worker
 from rounds.train.training import checkpoints
 
@@ -26,9 +26,9 @@ def main(cases: list[dict]) -> None:
     others = ranks.Others() if ranks.world_size() > 1 else None
     joined = False
     for case in cases:
-        row, out = Row.model_validate(case["row"]), Path(case["out"])
+        machine, out = Machine.model_validate(case["row"]), Path(case["out"])
         if others and not joined:
-            others.join(row)
+            others.join(machine)
             joined = True
         began = time.monotonic()
         with ranks.first():
@@ -39,7 +39,7 @@ def main(cases: list[dict]) -> None:
         inputs = {name: Path(path) for name, path in case["inputs"].items()}
         ended, counts = None, {}
         try:
-            counts = worker.function_of(case["function"])(case["params"], inputs, out, row)
+            counts = worker.function_of(case["function"])(case["params"], inputs, out, machine)
         except (ranks.Stopped, UserError) as error:
             ended = f"{type(error).__name__}: {error}"
         ranks.barrier()

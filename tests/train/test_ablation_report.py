@@ -12,7 +12,7 @@ import pytest
 
 from rounds.data_prep import records
 from rounds.data_prep.records import Message, Question
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.engine import store
 from rounds.train.reports import figures
 from rounds.train.stages import ablation_report
@@ -78,7 +78,7 @@ def made(tmp_path: Path) -> Maker:
 
 def run(made: tuple[dict, dict[str, Path]], out: Path) -> tuple[dict, str, dict[tuple[str, str], dict[str, str]]]:
     out.mkdir()
-    counts = ablation_report.run(*made, out, Row())
+    counts = ablation_report.run(*made, out, Machine())
     with (out / "ablation.csv").open() as file:
         lines = {(line["variant"], line["metric"]): line for line in csv.DictReader(file)}
     return counts, (out / "ablation.html").read_text(), lines

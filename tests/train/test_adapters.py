@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Conversation, Pair
 from rounds.train.config import recipe
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.config.training import DpoLoss, Lora, Training
 from rounds.train.engine import policy
 from rounds.train.plan import pipeline
@@ -28,7 +28,7 @@ from rounds.train.weights import adapters, models
 
 Run = Callable[..., tuple[Path, dict]]
 REPOSITORY = Path(__file__).resolve().parents[2]
-CPU = Row(device="cpu", threads=1)
+CPU = Machine(device="cpu", threads=1)
 KNOBS = {"learning_rate": 1e-3, "global_batch_size": 4, "max_length": 96}
 
 

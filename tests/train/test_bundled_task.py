@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.engine import store
 from rounds.train.stages import evaluate
 
@@ -47,7 +47,7 @@ def ask(shelf: Path, tmp_path: Path) -> Ask:
         params = {"tasks": [asked], "num_answers": 0, "max_new_tokens": 8, "max_length": 512}
         out = tmp_path / "out"
         out.mkdir()
-        return out, evaluate.run(params, {"policy": shelf / "base"}, out, Row(device="cpu", threads=1))
+        return out, evaluate.run(params, {"policy": shelf / "base"}, out, Machine(device="cpu", threads=1))
 
     return run
 

@@ -10,7 +10,7 @@ import yaml
 
 from rounds.data_prep.errors import UserError
 from rounds.train.config import cluster
-from rounds.train.config.cluster import Cluster, Row
+from rounds.train.config.cluster import Cluster, Machine
 from rounds.train.engine.batches import micro_batches
 
 CLUSTERS = Path(__file__).parents[2] / "recipes" / "clusters"
@@ -52,4 +52,4 @@ def test_an_odd_value_in_any_field_is_one_message_or_fine(tmp_path: Path, name: 
 
 def test_processes_that_divide_no_batch_are_refused_at_any_size():
     with pytest.raises(UserError, match="does not divide"):
-        micro_batches(999_983, Row(nodes=4096, processes=128))
+        micro_batches(999_983, Machine(nodes=4096, processes=128))

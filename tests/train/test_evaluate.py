@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Conversation, Message, Pair, Question
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.engine import policy, store
 from rounds.train.evaluation import lm_eval
 from rounds.train.tokens import chat
@@ -22,7 +22,7 @@ from rounds.train.weights import models
 
 Run = Callable[..., tuple[Path, dict]]
 REPOSITORY = Path(__file__).resolve().parents[2]
-CPU = Row(device="cpu", threads=1, eval_batch_size=5)
+CPU = Machine(device="cpu", threads=1, eval_batch_size=5)
 CHOICES = ("It blocks the pump.", "It opens the airways.", "It lowers glucose.", "It displaces opioids.")
 
 

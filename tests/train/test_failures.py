@@ -49,18 +49,18 @@ def test_a_port_that_is_taken_is_told(tmp_path: Path):
     "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ...")]
 )
 def test_running_out_of_memory_says_what_to_change(tmp_path: Path, error: Exception):
-    from rounds.train.config.cluster import Row
+    from rounds.train.config.cluster import Machine
 
-    worker._record_failure(worker.Job(folder=tmp_path, row=Row()), error)
+    worker._record_failure(worker.Job(folder=tmp_path, machine=Machine()), error)
     assert "lower micro_batch_size" in json.loads((tmp_path / "failed.json").read_text())["message"]
 
 
 def test_the_first_cause_stays_and_lost_contact_gives_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from rounds.train.config.cluster import Row
+    from rounds.train.config.cluster import Machine
 
     def record(rank: int, error: Exception) -> str:
         monkeypatch.setenv("RANK", str(rank))
-        worker._record_failure(worker.Job(folder=tmp_path, row=Row()), error)
+        worker._record_failure(worker.Job(folder=tmp_path, machine=Machine()), error)
         return json.loads((tmp_path / "failed.json").read_text())["message"]
 
     monkeypatch.setenv("WORLD_SIZE", "3")

@@ -8,7 +8,7 @@ import pytest
 
 from rounds.data_prep.errors import UserError
 from rounds.train.config import cluster, recipe
-from rounds.train.config.cluster import Cluster, Row
+from rounds.train.config.cluster import Cluster, Machine
 from rounds.train.config.recipe import Hub, Tiny
 from rounds.train.config.training import Lora, Training
 from rounds.train.forecast import advice, evaluation_tokens, forecast, memory, model_shape, row_counts, skeleton
@@ -41,7 +41,7 @@ def paper(root: Path, name: str, **row: object) -> list[forecast.Forecast]:
     file = RECIPES / f"{name}.yaml"
     settings = {"gpu": "h100-80", "precision": "bf16", "attn_implementation": "flash_attention_2", **row}
     plan = build_plan(recipe.load(file), root, file.parent)
-    cluster = Cluster(kind="slurm", train=Row.model_validate(settings))
+    cluster = Cluster(kind="slurm", train=Machine.model_validate(settings))
     return trained(forecast.forecasts(plan, cluster, root)[0])
 
 
@@ -110,7 +110,7 @@ def test_each_recipe_fits_the_hardware_and_takes_the_hours_that_its_head_says(
 def test_a_reference_is_scored_in_the_shards_of_training(root: Path):
     found = {each.stage: each for each in on_cluster(root, "med42-v2-70b", "slurm-8xh100")}
     sharded = found["reference.first"]
-    assert sharded.need.weights == pytest.approx(2 * 70_553_706_496 / sharded.row.world_size, rel=0.01)
+    assert sharded.need.weights == pytest.approx(2 * 70_553_706_496 / sharded.machine.world_size, rel=0.01)
     assert not sharded.advice and sharded.hours
 
 
@@ -131,9 +131,9 @@ def test_what_does_not_fit_is_told_with_a_change_that_makes_it_fit(root: Path):
 
 def test_what_does_not_fit_anywhere_is_told_so(root: Path, eight: Shape):
     training = Training(learning_rate=1e-6, global_batch_size=1, max_length=131_072)
-    row = Row(gpu="rtx4090-24", precision="bf16", micro_batch_size=1)
+    machine = Machine(gpu="rtx4090-24", precision="bf16", micro_batch_size=1)
     assert "a larger GPU or a smaller model" in advice.advice(
-        "sft", training, eight, row, advice.Place(many_nodes=True)
+        "sft", training, eight, machine, advice.Place(many_nodes=True)
     )
 
 
@@ -141,9 +141,9 @@ LARGE = Training(learning_rate=1e-6, global_batch_size=128, max_length=2048)
 
 
 def test_on_one_machine_no_nodes_are_advised_but_more_of_its_gpus():
-    row = Row(processes=2)
+    machine = Machine(processes=2)
     here, cluster = (
-        [" ".join(words) for words, _, _ in advice._alternatives(LARGE, row, advice.Place(many))]
+        [" ".join(words) for words, _, _ in advice._alternatives(LARGE, machine, advice.Place(many))]
         for many in (False, True)
     )
     assert any("processes: 8" in words for words in here) and any("nodes: 8" in words for words in cluster)
@@ -158,17 +158,17 @@ def test_offload_says_what_it_takes_of_the_host_and_is_not_advised_where_that_is
     eight: Shape, memory_asked: str | None, says: str
 ):
     slurm = {"memory": memory_asked} if memory_asked else {}
-    row = Row.model_validate({"gpu": "a100-40", "precision": "bf16", "micro_batch_size": 1, "activation_checkpointing": True,
+    machine = Machine.model_validate({"gpu": "a100-40", "precision": "bf16", "micro_batch_size": 1, "activation_checkpointing": True,
                               "slurm": slurm})  # fmt: skip
     alone = LARGE.model_copy(update={"global_batch_size": 1})  # more GPUs would not divide it
-    assert says in advice.advice("sft", alone, eight, row, advice.Place(many_nodes=True))
+    assert says in advice.advice("sft", alone, eight, machine, advice.Place(many_nodes=True))
 
 
 def test_a_row_that_offloads_more_than_its_host_has_does_not_fit(eight: Shape):
     zero = {**ZERO[2], "zero_optimization": {**ZERO[2]["zero_optimization"], "offload_optimizer": {"device": "cpu"}}}
-    row = Row.model_validate({"gpu": "h100-80", "precision": "bf16", "micro_batch_size": 1, "activation_checkpointing": True,
+    machine = Machine.model_validate({"gpu": "h100-80", "precision": "bf16", "micro_batch_size": 1, "activation_checkpointing": True,
                               "processes": 8, "deepspeed": zero, "slurm": {"memory": "64G"}})  # fmt: skip
-    told = advice.advice("sft", LARGE, eight, row, advice.Place(many_nodes=True))
+    told = advice.advice("sft", LARGE, eight, machine, advice.Place(many_nodes=True))
     assert told.startswith(
         "does not fit: offload needs 120 GiB of a node's own memory, and a job of this row asks for 64: try"
     )
@@ -177,15 +177,15 @@ def test_a_row_that_offloads_more_than_its_host_has_does_not_fit(eight: Shape):
 def test_a_reference_that_fits_no_device_is_told_what_would_do(root: Path):
     file = RECIPES / "med42-v2-70b.yaml"
     plan = build_plan(recipe.load(file), root, file.parent)
-    row = Row(gpu="h100-80", precision="bf16", eval_batch_size=8, processes=1)
-    found = forecast.forecasts(plan, Cluster(kind="slurm", train=row), root)[0]
+    machine = Machine(gpu="h100-80", precision="bf16", eval_batch_size=8, processes=1)
+    found = forecast.forecasts(plan, Cluster(kind="slurm", train=machine), root)[0]
     told = next(each.advice for each in found if each.stage == "reference.first")
     assert "deepspeed: deepspeed/zero3.json, nodes: 2 (then " in told, told
 
 
 def test_weights_in_4_bits_and_zero_3_are_not_advised_together(eight: Shape):
-    row = Row(gpu="rtx4090-24", precision="bf16", micro_batch_size=1, deepspeed=ZERO[3])
-    for _, training, changed in advice._alternatives(LARGE, row, advice.Place(many_nodes=True)):
+    machine = Machine(gpu="rtx4090-24", precision="bf16", micro_batch_size=1, deepspeed=ZERO[3])
+    for _, training, changed in advice._alternatives(LARGE, machine, advice.Place(many_nodes=True)):
         assert not (training.lora and training.lora.load_in_4bit and changed.zero_stage == 3)
 
 
@@ -265,6 +265,6 @@ def test_evaluations_are_forecast_with_all_that_the_recipe_measures(root: Path):
     # One GPU of the eight computes at a time: 2 floating-point operations a weight and token at the assumed share of its peak.
     least = reading.scored * 2 * 69.5e9 / (989e12 * 0.34) / 3600
     assert least < found.hours < 2 * least  # type: ignore[operator]
-    one = Cluster(infer=Row.model_validate({"gpu": "h100-80", "precision": "bf16"}))
+    one = Cluster(infer=Machine.model_validate({"gpu": "h100-80", "precision": "bf16"}))
     alone = {each.stage: each for each in forecast.forecasts(plan, one, root)[0]}["evaluate.third"]
     assert alone.advice == "does not fit: try device_map: auto and more GPUs of a node"

@@ -196,13 +196,13 @@ def gate(rules: list[dict], on_reject: str = "continue") -> dict:
 @pytest.fixture
 def decide(tmp_path: Path, inputs: dict[str, Path]) -> Callable[[dict], tuple[Path, dict]]:
     """Run the gate."""
-    from rounds.train.config.cluster import Row
+    from rounds.train.config.cluster import Machine
     from rounds.train.stages import gate as stage
 
     def run(params: dict) -> tuple[Path, dict]:
         out = tmp_path / "gate"
         out.mkdir(exist_ok=True)
-        return out, stage.run(params, inputs, out, Row())
+        return out, stage.run(params, inputs, out, Machine())
 
     return run
 

@@ -15,7 +15,7 @@ from transformers.training_args import OptimizerNames
 from trl import DPOConfig, SFTConfig
 
 from rounds.train.config import recipe
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.config.recipe import Local
 from rounds.train.config.training import BATCH_LOSSES, QUANTISATION, Lora, Round, Sft, Training
 from rounds.train.plan.pipeline import Plan, build_plan
@@ -66,7 +66,7 @@ def test_every_optimizer_and_schedule_on_offer_is_known_to_transformers():
     assert set(choices("lr_scheduler_type")) <= {name.value for name in SchedulerType}
 
 
-CPU = Row(device="cpu", threads=1)
+CPU = Machine(device="cpu", threads=1)
 
 
 @pytest.mark.parametrize("optim", choices("optim"))

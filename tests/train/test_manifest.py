@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from rounds.data_prep.records import Conversation, Pair, read_records
 from rounds.train.cli import app
 from rounds.train.config import recipe
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.display import rows as row_display
 from rounds.train.display import training_sets
 from rounds.train.engine import store, worker
@@ -79,7 +79,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path]:
     folder = tmp_path_factory.mktemp("carded")
     plan = made(folder)
     for stage in parents_first([plan.stage("manifest")]):
-        worker.run(worker.Job(folder=store.prepare(folder / "store", stage), row=Row(device="cpu", threads=1)))
+        worker.run(worker.Job(folder=store.prepare(folder / "store", stage), machine=Machine(device="cpu", threads=1)))
     return plan, folder / "store"
 
 
@@ -213,7 +213,7 @@ def test_rounds_that_share_rows_and_not_max_length_are_each_told_with_their_own_
     (tmp_path / "shared.yaml").write_text(yaml.safe_dump(data))
     plan, root = build_plan(recipe.load(tmp_path / "shared.yaml"), tmp_path / "store", tmp_path), tmp_path / "store"
     for stage in parents_first([plan.stage("manifest")]):
-        worker.run(worker.Job(folder=store.prepare(root, stage), row=Row(device="cpu", threads=1)))
+        worker.run(worker.Job(folder=store.prepare(root, stage), machine=Machine(device="cpu", threads=1)))
     told = json.loads((store.folder(root, plan.stage("manifest")) / "manifest.json").read_text())["sets"]
     counts = {
         name: (store.done(store.folder(root, plan.stage(f"tokenize.{name}"))) or {})["counts"]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.utils.data import BatchSampler
 
 from rounds.data_prep.errors import UserError
-from rounds.train.config.cluster import Cluster, Row
+from rounds.train.config.cluster import Cluster, Machine
 from rounds.train.engine.batches import check, micro_batches
 from rounds.train.engine.graph import Stage
 from rounds.train.tokens.order import GlobalBatches, steps_per_epoch
@@ -78,7 +78,7 @@ def test_ranks_that_do_not_divide_the_batch_are_refused_with_the_nearest_that_do
     batch: int, nodes: int, processes: int, says: str
 ):
     with pytest.raises(UserError, match=says):
-        micro_batches(batch, Row(nodes=nodes, processes=processes))
+        micro_batches(batch, Machine(nodes=nodes, processes=processes))
 
 
 def test_weights_in_4_bits_and_zero_3_are_refused_while_planning():
@@ -103,15 +103,15 @@ def test_deepspeed_without_shards_is_refused_in_bf16_where_its_adam_starts_wrong
 
 
 def test_a_micro_batch_that_is_the_recipes_is_kept_or_refused():
-    assert micro_batches(64, Row(processes=8, micro_batch_size=1), 4) == (4, 2)
+    assert micro_batches(64, Machine(processes=8, micro_batch_size=1), 4) == (4, 2)
     with pytest.raises(
         UserError, match=r"per_device_train_batch_size 4 does not .* 2 of 64 .* in the recipe one of 1, 2$"
     ):
-        micro_batches(64, Row(nodes=4, processes=8), 4)
+        micro_batches(64, Machine(nodes=4, processes=8), 4)
 
 
 @given(share=st.integers(1, 40), nodes=st.integers(1, 3), processes=st.integers(1, 8), limit=st.integers(1, 16))
 def test_micro_batch_accumulation_and_ranks_make_up_the_batch(share: int, nodes: int, processes: int, limit: int):
-    row = Row(nodes=nodes, processes=processes, micro_batch_size=limit)
-    micro, accumulation = micro_batches(share * row.world_size, row)
-    assert micro * accumulation * row.world_size == share * row.world_size and micro <= limit
+    machine = Machine(nodes=nodes, processes=processes, micro_batch_size=limit)
+    micro, accumulation = micro_batches(share * machine.world_size, machine)
+    assert micro * accumulation * machine.world_size == share * machine.world_size and micro <= limit

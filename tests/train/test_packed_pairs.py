@@ -21,7 +21,7 @@ from trl.trainer.utils import hash_module
 
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Pair
-from rounds.train.config.cluster import PairBatching, Row
+from rounds.train.config.cluster import Machine, PairBatching
 from rounds.train.config.training import Training
 from rounds.train.engine import policy
 from rounds.train.stages.dpo import StoredReferenceTrainer
@@ -216,10 +216,10 @@ def test_a_round_is_the_same_however_its_pairs_are_laid_out(
               "dpo": {"beta": 0.1, "loss_type": ["sigmoid"], "loss_weights": None, "label_smoothing": 0.0}}  # fmt: skip
     curves, configs = [], []
     for mode in MODES:
-        row = Row(
+        machine = Machine(
             device="cpu", threads=1, micro_batch_size=4, pair_batching=mode, activation_checkpointing=checkpointing
         )
-        out, _ = run_stage("dpo", mode, params, scored, row)
+        out, _ = run_stage("dpo", mode, params, scored, machine)
         curves.append([json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()])
         configs.append(sorted((path.name, path.read_text()) for path in out.glob("[ma][od]*/*config.json")))
     assert len(curves[0]) == 4 and configs[0] and configs[0] == configs[1] == configs[2]

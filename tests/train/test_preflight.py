@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rounds.data_prep.errors import UserError
-from rounds.train.config.cluster import Cluster, Row
+from rounds.train.config.cluster import Cluster, Machine
 from rounds.train.engine.graph import Asset, Stage
 from rounds.train.engine.policy import MODEL_FILES
 from rounds.train.forecast import disk
@@ -36,7 +36,7 @@ def test_a_machine_that_has_what_is_needed_passes(run_stage):
 def test_everything_that_is_wrong_is_told_at_once(run_stage, shelf):
     asked = {**ASKED, "gpus": 8, "gpu_type": "h100", "need_bytes": 10**18, "paths": ["/nowhere/model"]}
     with pytest.raises(UserError) as told:
-        run_stage("preflight", "preflight", asked, {}, Row(device="cuda"))
+        run_stage("preflight", "preflight", asked, {}, Machine(device="cuda"))
     for complaint in ("make room", "torch sees 0 GPUs, expected 8", "does not see /nowhere/model"):
         assert complaint in str(told.value)
     found = json.loads((shelf / "preflight" / "checks.json").read_text())
@@ -50,7 +50,7 @@ def test_a_kind_of_gpu_is_known_by_slurms_name_for_it(monkeypatch, asked, fits):
     monkeypatch.setattr(stage.torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(stage.torch.cuda, "get_device_name", lambda n: "NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(stage.torch.cuda, "mem_get_info", lambda n: (99, 100))
-    _, wrong = stage._gpus(stage.Params.model_validate({**ASKED, "gpus": 1, "gpu_type": asked}), Row())
+    _, wrong = stage._gpus(stage.Params.model_validate({**ASKED, "gpus": 1, "gpu_type": asked}), Machine())
     assert (not wrong) == fits and (fits or f"expected {asked}" in wrong[0])
 
 
@@ -58,11 +58,11 @@ def test_what_a_node_cannot_run_is_told_for_the_stages_that_want_it(run_stage):
     flash = {
         "stages": ["dpo.third"],
         "function": "dpo",
-        "row": {"device": "cpu", "attn_implementation": "flash_attention_2"},
+        "machine": {"device": "cpu", "attn_implementation": "flash_attention_2"},
     }
-    liger = {"stages": ["sft"], "function": "sft", "row": {"device": "cpu", "use_liger_kernel": True}}
+    liger = {"stages": ["sft"], "function": "sft", "machine": {"device": "cpu", "use_liger_kernel": True}}
     with pytest.raises(UserError) as told:
-        run_stage("preflight", "kernels", {**ASKED, "asks": [flash, liger]}, {}, Row(device="cpu"))
+        run_stage("preflight", "kernels", {**ASKED, "asks": [flash, liger]}, {}, Machine(device="cpu"))
     assert "kernels: rank 0 on " in str(told.value)
     assert "dpo.third: attn_implementation: flash_attention_2 needs a GPU" in str(told.value)
     assert "sft: the cluster row says use_liger_kernel: true" in str(told.value)
@@ -140,6 +140,6 @@ def test_a_row_of_single_stages_is_asked_for_as_it_is_and_not_where_it_means_oth
     )
     (check,) = preflight.stages(stages, tmp_path, machine)
     (ask,) = check.params["asks"]
-    assert ask["stages"] == ["dpo.first"] and ask["load_in_4bit"] and ask["row"]["use_liger_kernel"]
+    assert ask["stages"] == ["dpo.first"] and ask["load_in_4bit"] and ask["machine"]["use_liger_kernel"]
     asked = [[ask["stages"] for ask in check.params["asks"]] for check in preflight.stages((), tmp_path, machine)]
     assert asked == [[], [["row `train`"]], [["row `infer`"]]]

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from rounds.data_prep import records
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Conversation, Pair
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.config.training import Training
 from rounds.train.engine import worker
 from rounds.train.training import checkpoints
@@ -99,7 +99,7 @@ def shelf(
     for function, name, params, inputs in made:
         (root / name).mkdir()
         given = {key: root / folder for key, folder in inputs.items()}
-        worker.function_of(function)(params, given, root / name, Row(device="cpu", threads=1))
+        worker.function_of(function)(params, given, root / name, Machine(device="cpu", threads=1))
     return root
 
 
@@ -136,7 +136,7 @@ def alone(made: dict) -> Path:
     out = Path(made["out"])
     out.mkdir()
     inputs = {name: Path(path) for name, path in made["inputs"].items()}
-    worker.function_of(made["function"])(made["params"], inputs, out, Row.model_validate(made["row"]))
+    worker.function_of(made["function"])(made["params"], inputs, out, Machine.model_validate(made["row"]))
     return out
 
 
@@ -329,7 +329,7 @@ def test_shards_that_other_ranks_cannot_read_exactly_are_refused(tmp_path: Path,
     checkpoint.mkdir(parents=True)
     (checkpoint / checkpoints.COMPLETE).write_text(json.dumps({"step": 4, **wrote}))
     with pytest.raises(UserError, match=says):
-        checkpoints._fit_shards(None, checkpoint, Row.model_validate(here))  # type: ignore[arg-type]
+        checkpoints._fit_shards(None, checkpoint, Machine.model_validate(here))  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from trl import DPOConfig, DPOTrainer
 
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Pair
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.config.training import Training
 from rounds.train.engine import policy
 from rounds.train.training import arguments as trainer_arguments
@@ -25,7 +25,7 @@ from rounds.train.training import trainer
 from rounds.train.weights import models, pair_logprobs
 
 Run = Callable[..., tuple[Path, dict]]
-CPU = Row(device="cpu", threads=1)
+CPU = Machine(device="cpu", threads=1)
 DPO = {"beta": 0.1, "loss_type": ["sigmoid"], "loss_weights": None, "label_smoothing": 0.0}
 KNOBS = {"learning_rate": 1e-3, "num_train_epochs": 1.0, "global_batch_size": 4, "max_length": 96}
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-linear"}
@@ -93,8 +93,8 @@ def test_reference_log_probabilities_do_not_depend_on_the_batch(run_stage: Run, 
     inputs = {"policy": shelf / "base", "pairs": tokens}
     found = []
     for size in (1, 5, 64):
-        row = Row(device="cpu", threads=1, eval_batch_size=size)
-        found.append(columns(run_stage("reference", f"by{size}", {}, inputs, row)[0]))
+        machine = Machine(device="cpu", threads=1, eval_batch_size=size)
+        found.append(columns(run_stage("reference", f"by{size}", {}, inputs, machine)[0]))
     for side in ("ref_chosen_logps", "ref_rejected_logps"):
         assert found[0][side] == pytest.approx(found[1][side], abs=1e-4)
         assert found[0][side] == pytest.approx(found[2][side], abs=1e-4)
@@ -170,8 +170,8 @@ def test_in_bf16_what_rounding_does_to_a_short_answer_is_no_mismatch(
     run_stage: Run, shelf: Path, tokens: Path, is_start: bool
 ):
     """Up to 0.6 nats of one answer, up and down, as measured on a real model: see `dpo.Rounding`."""
-    row = Row(device="cpu", threads=1, precision="bf16")
-    scored, _ = run_stage("reference", "scored", {}, {"policy": shelf / "base", "pairs": tokens}, row)
+    machine = Machine(device="cpu", threads=1, precision="bf16")
+    scored, _ = run_stage("reference", "scored", {}, {"policy": shelf / "base", "pairs": tokens}, machine)
     table = pq.read_table(scored / "logps.parquet")
     for name, off in (("rounded", [0.3, -0.3]), ("wrong", [2.0, 2.0])):
         moved = [value + off[place % 2] for place, value in enumerate(table["ref_chosen_logps"].to_pylist())]
@@ -180,9 +180,9 @@ def test_in_bf16_what_rounding_does_to_a_short_answer_is_no_mismatch(
             table.set_column(1, "ref_chosen_logps", pa.array(moved, pa.float32())), shelf / name / "logps.parquet"
         )
     inputs = {"policy": shelf / "base", "pairs": tokens, "reference_policy": shelf / "base"}
-    run_stage("dpo", "good", params(is_start=is_start), {**inputs, "reference": shelf / "rounded"}, row)
+    run_stage("dpo", "good", params(is_start=is_start), {**inputs, "reference": shelf / "rounded"}, machine)
     with pytest.raises(UserError, match=r"stored (log-probabilities|numbers) are not th"):
-        run_stage("dpo", "bad", params(is_start=is_start), {**inputs, "reference": shelf / "wrong"}, row)
+        run_stage("dpo", "bad", params(is_start=is_start), {**inputs, "reference": shelf / "wrong"}, machine)
 
 
 def test_without_a_start_that_is_the_reference_nothing_is_demanded(
@@ -210,11 +210,13 @@ def test_a_reference_in_other_arithmetic_is_refused_also_where_both_are_called_b
     run_stage: Run, shelf: Path, tokens: Path, reference: Path
 ):
     """bf16 without DeepSpeed is autocast over fp32 weights; with it the weights themselves are bf16."""
-    autocast = Row(device="cpu", threads=1, precision="bf16")
+    autocast = Machine(device="cpu", threads=1, precision="bf16")
     _, counts = run_stage("reference", "reference", {}, {"policy": shelf / "base", "pairs": tokens}, autocast)
     (reference / "done.json").write_text(json.dumps({"counts": counts}))
     inputs = {"policy": shelf / "base", "pairs": tokens, "reference": reference}
-    pure = Row.model_validate({"device": "cpu", "precision": "bf16", "deepspeed": {"zero_optimization": {"stage": 2}}})
+    pure = Machine.model_validate(
+        {"device": "cpu", "precision": "bf16", "deepspeed": {"zero_optimization": {"stage": 2}}}
+    )
     with pytest.raises(
         UserError, match="computed in bf16 autocast over fp32 weights, and this cluster's row `train` means bf16:"
     ):
@@ -235,16 +237,16 @@ def test_a_reference_that_is_not_the_start_is_scored_again_in_part(
 
 
 def test_a_scored_block_is_not_scored_again(run_stage: Run, shelf: Path, tokens: Path):
-    inputs, row = {"policy": shelf / "base", "pairs": tokens}, Row(device="cpu", threads=1, eval_batch_size=2)
-    run_stage("reference", "scored", {}, inputs, row)
+    inputs, machine = {"policy": shelf / "base", "pairs": tokens}, Machine(device="cpu", threads=1, eval_batch_size=2)
+    run_stage("reference", "scored", {}, inputs, machine)
     before = columns(shelf / "scored")
     (block,) = (shelf / "scored" / "cache").glob("blocks-*/000000.parquet")
     table = pq.read_table(block)
     pq.write_table(table.set_column(1, "ref_chosen_logps", pa.array([-1.0] * len(table))), block)
-    run_stage("reference", "scored", {}, inputs, row)
+    run_stage("reference", "scored", {}, inputs, machine)
     assert columns(shelf / "scored")["ref_chosen_logps"] == [-1.0] * 16
     block.unlink()
-    run_stage("reference", "scored", {}, inputs, row)
+    run_stage("reference", "scored", {}, inputs, machine)
     assert columns(shelf / "scored") == before
 
 

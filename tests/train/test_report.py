@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.evaluation import paired
 from rounds.train.reports import figures
 from rounds.train.reports import steps as run_steps
@@ -100,7 +100,7 @@ class Run:
         """Run the stage and return the page."""
         out = self.root / "report"
         out.mkdir(exist_ok=True)
-        self.counts = report.run({"recipe": self.recipe}, self.inputs, out, Row())
+        self.counts = report.run({"recipe": self.recipe}, self.inputs, out, Machine())
         return (out / "report.html").read_text()
 
 

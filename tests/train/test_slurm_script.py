@@ -54,7 +54,9 @@ def rendered(name: str) -> str:
     """Render one of the golden cases."""
     stage, row = CASES[name]
     made = Cluster.model_validate({"kind": "slurm", stage.row: row})
-    return script.render("med42", stage, Path("/fsx/store/stage-0123456789abcdef"), made.row(stage.row, stage.name), {})
+    return script.render(
+        "med42", stage, Path("/fsx/store/stage-0123456789abcdef"), made.machine(stage.row, stage.name), {}
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -86,8 +88,8 @@ HOSTILE = "a b'c\"d$(touch PWNED)`touch PWNED`;touch PWNED\n#SBATCH --uid=0\n&& 
 def test_names_and_paths_never_become_commands(tmp_path):
     stage = Stage(f"dpo.{HOSTILE}", "dpo", {}, row="train")
     folder = tmp_path / "a b'c$(touch PWNED)`touch PWNED`;touch PWNED && 5%" / "dpo-0123456789abcdef"
-    row = Cluster.model_validate({"kind": "slurm", "train": {"slurm": PYTHON}}).row("train")
-    text = script.render(HOSTILE, stage, folder, row, {})
+    machine = Cluster.model_validate({"kind": "slurm", "train": {"slurm": PYTHON}}).machine("train")
+    text = script.render(HOSTILE, stage, folder, machine, {})
     options = text.split("set -euo")[0].splitlines()[1:]
     assert not any(line.startswith("#SBATCH --uid") for line in options) and all(
         line.startswith("#") for line in options
@@ -188,7 +190,7 @@ stages:
 """
     )
     made = cluster.load(path)
-    first, third = made.row("train", "dpo.first"), made.row("train", "dpo.third")
+    first, third = made.machine("train", "dpo.first"), made.machine("train", "dpo.third")
     assert (first.slurm.account, first.slurm.gpus, first.slurm.time, first.micro_batch_size) == (
         "ours",
         8,
@@ -197,7 +199,7 @@ stages:
     )
     assert (third.slurm.time, third.micro_batch_size) == ("12:00:00", 1)
     assert third.slurm.environment.modules == ("cuda/13.0",) and third.slurm.environment.variables == {"A": "1"}
-    assert made.row("train", "sft").slurm.time == "24:00:00" and made.row("cpu", "source.x").slurm.gpus == 0
+    assert made.machine("train", "sft").slurm.time == "24:00:00" and made.machine("cpu", "source.x").slurm.gpus == 0
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -205,9 +207,9 @@ def test_every_cluster_file_of_the_project_is_valid(path):
     made = cluster.load(path)
     if made.kind == "slurm":
         for stage in (SOURCE, EVALUATE, DPO):
-            assert script.render("any", stage, Path("/fsx/store/x-1"), made.row(stage.row, stage.name), {}).startswith(
-                "#!/bin/bash"
-            )
+            assert script.render(
+                "any", stage, Path("/fsx/store/x-1"), made.machine(stage.row, stage.name), {}
+            ).startswith("#!/bin/bash")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Conversation, Pair
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.config.training import Training
 from rounds.train.engine import policy, ranks
 from rounds.train.training import arguments, checkpoints
@@ -25,8 +25,8 @@ def knobs(**changes: object) -> dict:
     return Training.model_validate({**KNOBS, **changes}).model_dump(mode="json")
 
 
-def machine(save_steps: int = 100, micro: int = 8) -> Row:
-    return Row(device="cpu", threads=1, micro_batch_size=micro, save_steps=save_steps, save_total_limit=9)
+def machine(save_steps: int = 100, micro: int = 8) -> Machine:
+    return Machine(device="cpu", threads=1, micro_batch_size=micro, save_steps=save_steps, save_total_limit=9)
 
 
 @pytest.fixture
@@ -164,9 +164,9 @@ def test_micro_batch_times_accumulation_is_the_recipes_batch(batch: int, limit: 
 
 def test_the_machine_decides_no_knob_of_the_recipe():
     asked = Training.model_validate(KNOBS)
-    one = arguments.arguments(asked, Row(device="cpu", micro_batch_size=1, threads=1), 3, Path("a"))
+    one = arguments.arguments(asked, Machine(device="cpu", micro_batch_size=1, threads=1), 3, Path("a"))
     two = arguments.arguments(
-        asked, Row(device="cpu", micro_batch_size=2, precision="bf16", save_steps=3), 3, Path("b")
+        asked, Machine(device="cpu", micro_batch_size=2, precision="bf16", save_steps=3), 3, Path("b")
     )
     may_differ = {"output_dir", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "save_steps"}
     assert {name for name in one if one[name] != two[name]} <= may_differ
@@ -174,10 +174,10 @@ def test_the_machine_decides_no_knob_of_the_recipe():
 
 
 def test_a_row_that_saves_by_the_clock_saves_by_steps_only_if_it_says_so(run_stage: Run, shelf: Path, rows: Path):
-    assert Row().steps_between_saves == 100 and Row(save_minutes=5, save_steps=7).steps_between_saves == 7
+    assert Machine().steps_between_saves == 100 and Machine(save_minutes=5, save_steps=7).steps_between_saves == 7
     params, inputs = {"training": knobs(), "seed": 5}, {"policy": shelf / "base", "rows": rows}
-    row = Row(device="cpu", threads=1, save_minutes=600)
-    _, counts = run_stage("sft", "sft", params, inputs, row)
+    machine = Machine(device="cpu", threads=1, save_minutes=600)
+    _, counts = run_stage("sft", "sft", params, inputs, machine)
     last = [path.name for path in (shelf / "sft" / "checkpoints").glob("checkpoint-*")]
     assert last == [f"checkpoint-{counts['steps']}"]
 
@@ -185,15 +185,15 @@ def test_a_row_that_saves_by_the_clock_saves_by_steps_only_if_it_says_so(run_sta
 def test_kernels_that_cannot_run_here_are_refused(tmp_path: Path):
     knobs = Training.model_validate({"learning_rate": 1e-3, "global_batch_size": 6, "max_length": 64})
     with pytest.raises(UserError, match="use_liger_kernel: true, which needs a GPU and the package liger-kernel"):
-        arguments.arguments(knobs, Row(device="cpu", use_liger_kernel=True), 0, tmp_path)
+        arguments.arguments(knobs, Machine(device="cpu", use_liger_kernel=True), 0, tmp_path)
 
 
 def test_flash_attention_is_refused_where_it_cannot_run(run_stage: Run, shelf: Path, rows: Path):
-    row = Row(device="cpu", attn_implementation="flash_attention_2")
+    machine = Machine(device="cpu", attn_implementation="flash_attention_2")
     with pytest.raises(
         UserError, match=r"needs a GPU.*; precision: bf16, and the row says fp32; the package flash-attn.*sdpa"
     ):
-        run_stage("sft", "flash", {"training": knobs(), "seed": 5}, {"policy": shelf / "base", "rows": rows}, row)
+        run_stage("sft", "flash", {"training": knobs(), "seed": 5}, {"policy": shelf / "base", "rows": rows}, machine)
 
 
 def test_a_checkpoint_counts_only_with_its_mark(tmp_path: Path):

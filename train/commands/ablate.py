@@ -9,8 +9,8 @@ import typer
 from rounds.data_prep.errors import UserError
 from rounds.train.commands import jobs, options
 from rounds.train.commands.options import AblationFile, ClusterFile, Overrides, StoreRoot, store_of, told
-from rounds.train.config import cluster
 from rounds.train.config.cluster import Cluster
+from rounds.train.config.cluster import load as load_cluster
 from rounds.train.display import ablation as ablation_display
 from rounds.train.display import progress
 from rounds.train.engine import batches, runs, store, tracking
@@ -49,41 +49,41 @@ def ablate(
     root = store_of(root, cluster_file)
     if not ablation.is_ablation(file):
         raise UserError(f"{file} is a recipe and no ablation: `rounds run {file}` runs it")
-    machine = cluster.load(cluster_file)
+    cluster = load_cluster(cluster_file)
     if not now:
-        options.go_offline(file, overrides, machine, root)
+        options.go_offline(file, overrides, cluster, root)
     made = ablation.build_plan(file, root, tuple(overrides or ()))
     if now:
         lost = {stage.key: f"{stage.name} is not finished" for stage in _todo(made, root)}
         _end(made, file, root, Cluster(), lost, time.monotonic())
         return
-    batches.check(_todo(made, root), machine)
-    if machine.kind == "slurm":
+    batches.check(_todo(made, root), cluster)
+    if cluster.kind == "slurm":
         assert cluster_file
         plan = made.as_plan()
         if not dry_run:
             runs.remember_run(root, made.name, str(file), list(made.stages))
-        purpose = jobs.wanted(file, plan, root, machine, cluster_file)
-        jobs.submit(made.stages, root, machine, purpose, dry_run, lanes)
+        purpose = jobs.wanted(file, plan, root, cluster, cluster_file)
+        jobs.submit(made.stages, root, cluster, purpose, dry_run, lanes)
         look = options.command_line("status", file, overrides, cluster_file, root)
         options.console.print(f"look: {look}", highlight=False, markup=False, soft_wrap=True)
     elif dry_run:
         ablation_display.plan(options.console, made, root)
     else:
         began = time.monotonic()
-        _end(made, file, root, machine, _run(made, file, root, machine, made.stages), began)
+        _end(made, file, root, cluster, _run(made, file, root, cluster, made.stages), began)
 
 
 def _todo(made: AblationPlan, root: Path) -> list[Stage]:
     return store.unfinished(root, made.shared)
 
 
-def _end(made: AblationPlan, file: Path, root: Path, machine: Cluster, lost: dict[str, str], began: float) -> None:
+def _end(made: AblationPlan, file: Path, root: Path, cluster: Cluster, lost: dict[str, str], began: float) -> None:
     """Compare the variants that can be, and show what came out. Exits with 1 where one is missing."""
     whole = made.stages[-1]
     if lost:
         made = made.without(lost)
-    failed = _run(made, file, root, machine, made.stages[-1:])
+    failed = _run(made, file, root, cluster, made.stages[-1:])
     if failed:
         raise UserError("\n".join(failed.values()))
     if lost:
@@ -93,7 +93,7 @@ def _end(made: AblationPlan, file: Path, root: Path, machine: Cluster, lost: dic
         raise typer.Exit(1)
 
 
-def _run(made: AblationPlan, file: Path, root: Path, machine: Cluster, stages: tuple[Stage, ...]) -> dict[str, str]:
+def _run(made: AblationPlan, file: Path, root: Path, cluster: Cluster, stages: tuple[Stage, ...]) -> dict[str, str]:
     """Run here what is not done yet; returns stage key -> why it did not finish."""
     if all(store.done(store.folder(root, stage)) for stage in stages):
         return {}
@@ -102,4 +102,4 @@ def _run(made: AblationPlan, file: Path, root: Path, machine: Cluster, stages: t
     plan = made.as_plan()
     runs.remember_run(root, made.name, str(file), list(made.stages))
     with progress.Live(options.console, plan, root) as live:
-        return local.run_all(stages, root, machine, tracking.settings(plan.recipe.wandb, made.name), live)
+        return local.run_all(stages, root, cluster, tracking.settings(plan.recipe.wandb, made.name), live)

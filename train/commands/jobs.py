@@ -17,7 +17,7 @@ from rounds.train.plan.pipeline import Plan
 
 
 def wanted(
-    file: Path, made: Plan, root: Path, machine: Cluster, cluster_file: Path, more: tuple[str, ...] = ()
+    file: Path, made: Plan, root: Path, cluster: Cluster, cluster_file: Path, more: tuple[str, ...] = ()
 ) -> slurm.Run:
     """Say what the jobs of a plan are submitted for; `more` are options of the command that going on needs again."""
     return slurm.Run(
@@ -26,25 +26,25 @@ def wanted(
         recipe=str(file.resolve()),
         cluster=str(cluster_file.resolve()),
         wandb=tracking.settings(made.recipe.wandb, made.recipe.name),
-        variables=folder.environment(machine.fetched, root) if machine.offline else {},
+        variables=folder.environment(cluster.fetched, root) if cluster.offline else {},
         more=more,
     )
 
 
 def submit(
-    stages: Sequence[Stage], root: Path, machine: Cluster, purpose: slurm.Run, dry_run: bool, lanes: int | None = None
+    stages: Sequence[Stage], root: Path, cluster: Cluster, purpose: slurm.Run, dry_run: bool, lanes: int | None = None
 ) -> None:
     """Submit stages, or with `dry_run` only write and check their scripts, and print the table of jobs with its GPU-hours."""
-    unused = [name for name in machine.stages if not any(slurm.fits(name, stage) for stage in stages)]
+    unused = [name for name in cluster.stages if not any(slurm.fits(name, stage) for stage in stages)]
     if unused:
         options.errors.print(
             f"{purpose.cluster}: no stage here is called {', '.join(unused)}", style="yellow", markup=False
         )
-    checks = preflight.stages(stages, root, machine, lanes) if machine.preflight else []
+    checks = preflight.stages(stages, root, cluster, lanes) if cluster.preflight else []
     if dry_run:
-        entries = slurm.rehearse(stages, root, machine, purpose, checks)
+        entries = slurm.rehearse(stages, root, cluster, purpose, checks)
     else:
-        entries = slurm.submit(stages, root, machine, purpose, lanes, checks)
+        entries = slurm.submit(stages, root, cluster, purpose, lanes, checks)
     options.console.print(jobs_table(purpose.name, entries))
     outdated = [entry.stage.name for entry in entries if entry.outdated]
     if outdated:
@@ -77,7 +77,7 @@ def jobs_table(title: str, entries: list[slurm.Entry]) -> Table:
     for heading in ("stage", "state", "job", "waits for", "partition", "nodes x GPUs", "limit", "GPU-hours"):
         table.add_column(heading, overflow="fold")
     for entry in entries:
-        asks = entry.row.slurm
+        asks = entry.machine.slurm
         state = Text("refused", "red") if entry.refused else Text(words[entry.what])
         needs = [] if entry.what == "done" else [
             asks.partition or "", f"{entry.nodes} x {asks.gpus}", asks.time, f"{entry.gpu_hours:,.0f}" if asks.gpus else "",

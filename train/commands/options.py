@@ -95,14 +95,14 @@ def plan_of(file: Path, overrides: list[str] | None, root: Path, *, read_files: 
 
 
 def go_offline(
-    file: Path, overrides: list[str] | None, machine: cluster.Cluster, root: Path, fresh: bool = False
+    file: Path, overrides: list[str] | None, cluster: cluster.Cluster, root: Path, fresh: bool = False
 ) -> None:
     """Refuse to start unless all that is still to do has its files; then let the libraries use nothing but `fetched`.
 
     Does nothing where the cluster is not offline. `fresh` reads every file again. Raises one `UserError` that names all
     that is missing or altered, the recipe's own files among it.
     """
-    if not machine.offline:
+    if not cluster.offline:
         return
     stages = plan_of(file, overrides, root, read_files=False).stages
     own = {source.path for stage in stages for source in stage.inputs.values() if isinstance(source, Asset)}
@@ -110,8 +110,8 @@ def go_offline(
     if not missing:
         stages = store.unfinished(root, plan_of(file, overrides, root).stages)
     words = [word for override in overrides or () for word in ("--set", override)]
-    command = shlex.join(["rounds", "fetch", str(file), *words, "--to", str(machine.fetched or "FOLDER")])
+    command = shlex.join(["rounds", "fetch", str(file), *words, "--to", str(cluster.fetched or "FOLDER")])
     folder.check(
-        needs.of(stages), machine.fetched, root, command, missing_paths=missing, fresh=fresh, watch=console.print
+        needs.of(stages), cluster.fetched, root, command, missing_paths=missing, fresh=fresh, watch=console.print
     )
-    os.environ.update(folder.environment(machine.fetched, root))
+    os.environ.update(folder.environment(cluster.fetched, root))

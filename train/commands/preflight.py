@@ -11,8 +11,8 @@ from rich.text import Text
 from rounds.data_prep.errors import UserError
 from rounds.train.commands import options
 from rounds.train.commands.options import ClusterFile, Overrides, StoreRoot, plan_of, store_of, told
-from rounds.train.config import cluster
 from rounds.train.config.cluster import Cluster
+from rounds.train.config.cluster import load as load_cluster
 from rounds.train.engine import batches, store
 from rounds.train.engine.graph import Stage
 from rounds.train.launch import preflight as checks
@@ -40,34 +40,34 @@ def preflight(
     """
     root = store_of(root, cluster_file).resolve()
     root.mkdir(parents=True, exist_ok=True)
-    machine = cluster.load(cluster_file)
+    cluster = load_cluster(cluster_file)
     planned = plan_of(file, overrides, root).stages if file else ()
-    batches.check(planned, machine)
-    made = checks.stages(planned, root, machine)
-    (_on_slurm if machine.kind == "slurm" else _here)(made, root, machine, cluster_file)
+    batches.check(planned, cluster)
+    made = checks.stages(planned, root, cluster)
+    (_on_slurm if cluster.kind == "slurm" else _here)(made, root, cluster, cluster_file)
     options.console.print(_table(made, root))
     bad = [entry for entry in state.states(made, root) if entry.state != "done"]
     if bad:
         raise UserError("\n".join(f"{entry.stage.name}: {entry.state}: {entry.because}" for entry in bad))
 
 
-def _here(made: list[Stage], root: Path, machine: Cluster, cluster_file: Path | None) -> None:
+def _here(made: list[Stage], root: Path, cluster: Cluster, cluster_file: Path | None) -> None:
     from rounds.train.launch import local
 
     for stage in made:
         checks.reset(store.folder(root, stage))
         try:
-            local.run([stage], root, machine, None, lambda event: None)
+            local.run([stage], root, cluster, None, lambda event: None)
         except local.StageFailed:  # told from its folder, after all rows have been tried
             continue
 
 
-def _on_slurm(made: list[Stage], root: Path, machine: Cluster, cluster_file: Path | None) -> None:
+def _on_slurm(made: list[Stage], root: Path, cluster: Cluster, cluster_file: Path | None) -> None:
     wanted = slurm.Run("preflight", made[-1], "", str(cluster_file))
     for stage in made:
         if stage.key not in slurm.live_jobs([stage], root):
             checks.reset(store.folder(root, stage))
-    entries = slurm.submit(made, root, machine, wanted)
+    entries = slurm.submit(made, root, cluster, wanted)
     options.console.print(f"waiting for jobs {' '.join(entry.job or '' for entry in entries)}", highlight=False)
     while any(entry.state not in (*ENDED_BADLY, "done") for entry in state.states(made, root)):
         time.sleep(_POLL_SECONDS)

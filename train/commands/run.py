@@ -9,8 +9,8 @@ import typer
 from rounds.data_prep.errors import UserError
 from rounds.train.commands import jobs, options
 from rounds.train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
-from rounds.train.config import cluster
 from rounds.train.config.cluster import Cluster
+from rounds.train.config.cluster import load as load_cluster
 from rounds.train.display import forecast as forecast_display
 from rounds.train.display import plan, progress
 from rounds.train.display import scores as display
@@ -51,38 +51,38 @@ def run(
     root = store_of(root, cluster_file)
     if ablation.is_ablation(file):
         raise UserError(f"{file} is an ablation: `rounds ablate {file}` runs it")
-    machine = cluster.load(cluster_file)
+    cluster = load_cluster(cluster_file)
     if fetched:
-        machine = machine.model_copy(update={"offline": True, "fetched": fetched})
-    options.go_offline(file, overrides, machine, root, check)
+        cluster = cluster.model_copy(update={"offline": True, "fetched": fetched})
+    options.go_offline(file, overrides, cluster, root, check)
     made = plan_of(file, overrides, root)
     todo = store.unfinished(root, made.stages)
-    batches.check(todo, machine)  # what is done may have run on a cluster of another size
-    if machine.kind == "slurm":
+    batches.check(todo, cluster)  # what is done may have run on a cluster of another size
+    if cluster.kind == "slurm":
         assert cluster_file
         if not dry_run:
             runs.remember_run(root, made.recipe.name, str(file), list(made.stages))
         if dry_run:
-            _forecast(made, machine, root)
+            _forecast(made, cluster, root)
         more = ("--offline", str(fetched.resolve())) if fetched else ()
-        jobs.submit(made.stages, root, machine, jobs.wanted(file, made, root, machine, cluster_file, more), dry_run)
+        jobs.submit(made.stages, root, cluster, jobs.wanted(file, made, root, cluster, cluster_file, more), dry_run)
         if not dry_run:
             look = options.command_line("status", file, overrides, cluster_file, root)
             options.console.print(f"look: {look}", highlight=False, markup=False, soft_wrap=True)
     elif dry_run:
         options.console.print(plan.plan_table(made, root))
     else:
-        _here(file, made, root, machine, len(todo))
+        _here(file, made, root, cluster, len(todo))
 
 
-def _forecast(made: Plan, machine: Cluster, root: Path) -> None:
+def _forecast(made: Plan, cluster: Cluster, root: Path) -> None:
     try:
-        forecast_display.plan(options.console, made, machine, root)
+        forecast_display.plan(options.console, made, cluster, root)
     except UserError as error:  # nothing of the model is here yet, which a run would fetch
         options.console.print(f"no forecast of memory and hours: {error}", style="yellow", markup=False, soft_wrap=True)
 
 
-def _here(file: Path, made: Plan, root: Path, machine: Cluster, todo: int) -> None:
+def _here(file: Path, made: Plan, root: Path, cluster: Cluster, todo: int) -> None:
     began = time.monotonic()
     if todo:
         runs.remember_run(root, made.recipe.name, str(file), list(made.stages))
@@ -90,5 +90,5 @@ def _here(file: Path, made: Plan, root: Path, machine: Cluster, todo: int) -> No
 
         settings = tracking.settings(made.recipe.wandb, made.recipe.name)
         with progress.Live(options.console, made, root) as live:
-            local.run(made.stages, root, machine, settings, live)
+            local.run(made.stages, root, cluster, settings, live)
     display.summary(options.console, made, root, ran=todo, seconds=time.monotonic() - began)

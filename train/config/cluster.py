@@ -47,7 +47,7 @@ def _deepspeed(value: Any) -> Any:
     return value
 
 
-class Row(Section):
+class Machine(Section):
     """One kind of stage: `cpu` (data, packing, reports), `train` (sft, reference, dpo), `infer` (evaluate)."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -112,7 +112,7 @@ class Row(Section):
         return (self.deepspeed or {}).get("zero_optimization", {}).get("stage", 0)
 
     @model_validator(mode="after")
-    def _offload_needs_zero(self) -> "Row":
+    def _offload_needs_zero(self) -> "Machine":
         zero = (self.deepspeed or {}).get("zero_optimization", {})
         if self.deepspeed is not None and zero.get("stage") not in (0, 1, 2, 3):
             raise ValueError(
@@ -133,10 +133,10 @@ class Cluster(Section):
     """Never ask the hub: `fetched` holds all that the recipe needs from it, or the run says at once what is missing."""
     fetched: Path | None = None
     """With `offline`: the folder that `rounds fetch RECIPE --to FOLDER` filled, seen by every node. Relative to this file."""
-    cpu: Row = Row()
-    train: Row = Row()
-    infer: Row = Row()
-    stages: dict[str, Row] = Field(default_factory=dict)
+    cpu: Machine = Machine()
+    train: Machine = Machine()
+    infer: Machine = Machine()
+    stages: dict[str, Machine] = Field(default_factory=dict)
     """Rows for single stages, by name or pattern (`dpo.third`, `evaluate.*`), that state what differs; later ones win."""
     slurm: Resources = Resources()
     """What every job asks of SLURM, unless its row or stage says otherwise."""
@@ -170,14 +170,14 @@ class Cluster(Section):
                     )  # fmt: skip
         return self
 
-    def row(self, name: RowName, stage: str = "") -> Row:
+    def machine(self, name: RowName, stage: str = "") -> Machine:
         """Return the row of that name, as it is for one stage: with what the file says of all jobs and of that stage."""
-        row: Row = getattr(self, name)
-        row = row.model_copy(update={"slurm": _over(self.slurm, row.slurm)})
+        machine: Machine = getattr(self, name)
+        machine = machine.model_copy(update={"slurm": _over(self.slurm, machine.slurm)})
         for pattern, differing in self.stages.items():
             if fnmatchcase(stage, pattern):
-                row = _over(row, differing)
-        return row
+                machine = _over(machine, differing)
+        return machine
 
 
 def _over(base: S, differing: S) -> S:
@@ -198,6 +198,6 @@ def load(path: Path | None) -> Cluster:
     cluster = yaml_file.load(path, Cluster)
     if cluster.kind == "slurm":
         for name in get_args(RowName):
-            row = cluster.row(name)
-            slurm_fields.check(row.slurm, f"{path}: {name}.slurm", row.processes if name == "train" else 1)
+            machine = cluster.machine(name)
+            slurm_fields.check(machine.slurm, f"{path}: {name}.slurm", machine.processes if name == "train" else 1)
     return cluster

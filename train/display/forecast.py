@@ -25,9 +25,9 @@ _PARTS = {
 """Heading -> part of `train.memory.Memory`."""
 
 
-def plan(console: Console, made: Plan, machines: Cluster, root: Path) -> None:
+def plan(console: Console, made: Plan, cluster: Cluster, root: Path) -> None:
     """Print what training needs: GiB of one device by part, and time, where the row says which GPUs it has."""
-    found, model, origin = forecast.forecasts(made, machines, root)
+    found, model, origin = forecast.forecasts(made, cluster, root)
     table = Table(title=f"\nMemory of one device in GiB, and time. {model.parameters:,} parameters, counted on the skeleton of "
                   f"{origin}", title_justify="left", box=None, header_style="bold")  # fmt: skip
     for heading in ("stage", "devices", "batch", *_PARTS, "peak", "of", "tokens/s", "hours", "GPU-hours"):
@@ -35,10 +35,10 @@ def plan(console: Console, made: Plan, machines: Cluster, root: Path) -> None:
     for each in found:
         if not each.micro_batch:  # refused: there is nothing to say but why
             continue
-        space = advice.room(each.row)
+        space = advice.room(each.machine)
         table.add_row(
             each.stage,
-            f"{each.gpus}x{each.row.gpu or each.row.device}",
+            f"{each.gpus}x{each.machine.gpu or each.machine.device}",
             f"{each.micro_batch}x{each.accumulation}",
             *(f"{getattr(each.need, part) / advice.GIB:.1f}" for part in _PARTS.values()),
             Text(f"{each.need.peak / advice.GIB:.1f}", "red" if each.advice else "green"),
@@ -48,7 +48,7 @@ def plan(console: Console, made: Plan, machines: Cluster, root: Path) -> None:
             "-" if each.gpu_hours is None else f"{each.gpu_hours:,.1f}",
         )
     console.print(table)
-    room = disk.needed(store.unfinished(root, made.stages), root, machines)
+    room = disk.needed(store.unfinished(root, made.stages), root, cluster)
     if room:
         console.print(f"{root} needs about {decimal(room)} for policies and checkpoints", highlight=False, markup=False)
     for each in found:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from rounds.data_prep.errors import UserError
-from rounds.train.config.cluster import Cluster, Row
+from rounds.train.config.cluster import Cluster, Machine
 from rounds.train.engine.graph import Stage
 
 FOUR_BIT_IN_SHARDS = (
@@ -24,30 +24,30 @@ def check(stages: Iterable[Stage], cluster: Cluster) -> None:
     wrong = []
     for stage in stages:
         if "training" in stage.params:
-            training, row = stage.params["training"], cluster.row(stage.row, stage.name)
+            training, machine = stage.params["training"], cluster.machine(stage.row, stage.name)
             try:
-                micro_batches(training["global_batch_size"], row, training.get("per_device_train_batch_size"))
+                micro_batches(training["global_batch_size"], machine, training.get("per_device_train_batch_size"))
             except UserError as error:
                 wrong.append(f"{stage.name}: {error}")
-            if (training.get("lora") or {}).get("load_in_4bit") and row.zero_stage == 3:
+            if (training.get("lora") or {}).get("load_in_4bit") and machine.zero_stage == 3:
                 wrong.append(f"{stage.name}: {FOUR_BIT_IN_SHARDS}")
-            if row.deepspeed is not None and row.zero_stage == 0 and row.precision == "bf16":
+            if machine.deepspeed is not None and machine.zero_stage == 0 and machine.precision == "bf16":
                 wrong.append(f"{stage.name}: {BF16_UNSHARDED}")
     if wrong:
         raise UserError("\n".join(wrong))
 
 
-def micro_batches(global_batch_size: int, row: Row, fixed: int | None = None) -> tuple[int, int]:
+def micro_batches(global_batch_size: int, machine: Machine, fixed: int | None = None) -> tuple[int, int]:
     """Return (micro-batch, accumulation) with micro-batch x accumulation x ranks = the global batch.
 
     The micro-batch is `fixed`, the recipe's own, or else the largest that divides and is no larger than the row's. Raises
     `UserError` where the ranks do not divide the batch, naming the nearest numbers that do.
     """
-    ranks = row.world_size
+    ranks = machine.world_size
     if global_batch_size % ranks:
         raise UserError(
-            f"global_batch_size {global_batch_size} does not divide over {row.nodes} nodes x {row.processes} processes = {ranks} "
-            f"ranks: {_nearest(global_batch_size, row)}"
+            f"global_batch_size {global_batch_size} does not divide over {machine.nodes} nodes x {machine.processes} processes = {ranks} "
+            f"ranks: {_nearest(global_batch_size, machine)}"
         )
     share = global_batch_size // ranks
     if fixed is not None and share % fixed:
@@ -57,7 +57,7 @@ def micro_batches(global_batch_size: int, row: Row, fixed: int | None = None) ->
         )
     if fixed is not None:
         return fixed, share // fixed
-    micro = max(n for n in range(1, min(row.micro_batch_size, share) + 1) if share % n == 0)
+    micro = max(n for n in range(1, min(machine.micro_batch_size, share) + 1) if share % n == 0)
     return micro, share // micro
 
 
@@ -65,16 +65,16 @@ def _divisors(number: int) -> str:
     return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
 
 
-def _nearest(global_batch_size: int, row: Row) -> str:
-    ranks = row.world_size
+def _nearest(global_batch_size: int, machine: Machine) -> str:
+    ranks = machine.world_size
     below, above = global_batch_size // ranks * ranks, -(-global_batch_size // ranks) * ranks
     batches = " or ".join(str(n) for n in (below, above) if n)
-    fits = [(nodes, processes) for nodes in range(1, row.nodes + 1) for processes in range(1, row.processes + 1)
+    fits = [(nodes, processes) for nodes in range(1, machine.nodes + 1) for processes in range(1, machine.processes + 1)
             if global_batch_size % (nodes * processes) == 0]  # fmt: skip
     nodes, processes = max(fits, key=lambda each: (each[0] * each[1], each[1]))
     told = [
         f"{name}: {n}"
-        for name, n, had in (("nodes", nodes, row.nodes), ("processes", processes, row.processes))
+        for name, n, had in (("nodes", nodes, machine.nodes), ("processes", processes, machine.processes))
         if n != had
     ]
     return f"set global_batch_size to {batches}, or in the cluster file {', '.join(told)}"

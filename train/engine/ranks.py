@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import Any
 
 from rounds.data_prep.errors import UserError
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 
 EXIT_STOPPED = 75
 """Exit code of a rank that stopped because it was asked to (EX_TEMPFAIL); torchrun turns it into 1."""
@@ -51,9 +51,9 @@ def node() -> str:
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def processes(function: str, row: Row) -> tuple[int, int]:
+def processes(function: str, machine: Machine) -> tuple[int, int]:
     """Return how many nodes, and processes on each, a stage of this function is started with."""
-    return (row.nodes, row.processes) if function in TOGETHER else (1, 1)
+    return (machine.nodes, machine.processes) if function in TOGETHER else (1, 1)
 
 
 class Others:
@@ -74,16 +74,16 @@ class Others:
             time.sleep(_POLL_SECONDS)
         return self.store.get(_TOLD) == b"go"
 
-    def join(self, row: Row) -> None:
+    def join(self, machine: Machine) -> None:
         """Form the process group in which the ranks train. Raises `UserError` where it is not the one of the row."""
         import torch
         from torch import distributed
 
-        cuda = row.device != "cpu" and torch.cuda.is_available()
-        if world_size() != row.world_size:
+        cuda = machine.device != "cpu" and torch.cuda.is_available()
+        if world_size() != machine.world_size:
             raise UserError(
-                f"{world_size()} ranks were started, and the cluster row says {row.nodes} nodes x {row.processes} processes: "
-                f"start torchrun with --nnodes={row.nodes} --nproc-per-node={row.processes}"
+                f"{world_size()} ranks were started, and the cluster row says {machine.nodes} nodes x {machine.processes} processes: "
+                f"start torchrun with --nnodes={machine.nodes} --nproc-per-node={machine.processes}"
             )
         here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if cuda and torch.cuda.device_count() < here:
@@ -93,12 +93,12 @@ class Others:
             )
         if cuda:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        _form(row, distributed.PrefixStore("ranks", self.store), cuda)
+        _form(machine, distributed.PrefixStore("ranks", self.store), cuda)
 
 
-def join_alone(row: Row) -> None:
+def join_alone(machine: Machine) -> None:
     """Form a process group of one, without which DeepSpeed would look for MPI: for a process that no torchrun started."""
-    if row.deepspeed is None or "RANK" in os.environ:
+    if machine.deepspeed is None or "RANK" in os.environ:
         return
     import torch
     from torch import distributed
@@ -106,10 +106,10 @@ def join_alone(row: Row) -> None:
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     # Asked for by name, and never used: the store is in memory.
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    _form(row, distributed.HashStore(), row.device != "cpu" and torch.cuda.is_available())
+    _form(machine, distributed.HashStore(), machine.device != "cpu" and torch.cuda.is_available())
 
 
-def _form(row: Row, meeting: Any, cuda: bool) -> None:
+def _form(machine: Machine, meeting: Any, cuda: bool) -> None:
     """Form the process group of all ranks, which find each other in a store of torch's, and DeepSpeed's on it."""
     from torch import distributed
 
@@ -120,7 +120,7 @@ def _form(row: Row, meeting: Any, cuda: bool) -> None:
         world_size=world_size(),
         timeout=_TIMEOUT,
     )
-    if row.deepspeed is not None:
+    if machine.deepspeed is not None:
         import deepspeed
 
         # Must come before SFTConfig is made: DeepSpeed would otherwise count one rank under ZeRO-3.

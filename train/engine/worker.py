@@ -22,7 +22,7 @@ from typing import Any
 
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.schema import Section
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.engine import claims, policy, ranks, store, tracking
 from rounds.train.engine import digests as file_digests
 
@@ -36,12 +36,12 @@ class Job(Section):
     """What a launcher tells a worker besides the stage itself; none of it can change the answer."""
 
     folder: Path
-    row: Row
+    machine: Machine
     wandb: dict[str, str | None] | None = None
     """Project, entity and group; None records nothing."""
 
 
-def function_of(name: str) -> Callable[[dict, dict[str, Path], Path, Row], dict]:
+def function_of(name: str) -> Callable[[dict, dict[str, Path], Path, Machine], dict]:
     """Import the code of a stage: train/stages/NAME.py, or the data stages of data_prep."""
     if name in _DATA_STAGES:
         return getattr(importlib.import_module(_DATA_STAGES[name]), name)
@@ -97,9 +97,9 @@ def _claimed(job: Job, others: ranks.Others | None) -> dict[str, Any]:
         if record is None:
             _check_inputs(spec, inputs, job)
             if others:
-                others.join(job.row)
+                others.join(job.machine)
             elif spec["function"] in ranks.TOGETHER:
-                ranks.join_alone(job.row)
+                ranks.join_alone(job.machine)
             record = {"counts": _compute(spec, inputs, job)}
     except ranks.Stopped:
         raise
@@ -119,7 +119,7 @@ def _processor_seconds() -> float:
 def _compute_along(job: Job, others: ranks.Others) -> None:
     """Do a rank's share of a stage that rank 0 holds."""
     try:
-        others.join(job.row)
+        others.join(job.machine)
         _compute(store.spec(job.folder), store.inputs(job.folder), job.model_copy(update={"wandb": None}))
     except ranks.Stopped:
         raise
@@ -144,7 +144,7 @@ def _compute(spec: dict, inputs: dict[str, Path], job: Job) -> dict[str, Any]:
     where = f", rank {ranks.rank()} of {ranks.world_size()} on {ranks.node()}" if ranks.world_size() > 1 else ""
     logger.info("stage %s (%s) starts%s", spec["name"], job.folder.name, where)
     with tracking.job(job.wandb, spec, job.folder):
-        return function_of(spec["function"])(spec["params"], inputs, job.folder, job.row)
+        return function_of(spec["function"])(spec["params"], inputs, job.folder, job.machine)
 
 
 def _skip(spec: dict, inputs: dict[str, Path]) -> dict[str, Any] | None:
@@ -205,7 +205,7 @@ def main(job: Job) -> None:
     log = log_of(job.folder)
     log.parent.mkdir(exist_ok=True)
     write_to(log)
-    if ranks.world_size() == 1 and job.row.device_map is None:
+    if ranks.world_size() == 1 and job.machine.device_map is None:
         # One process uses one GPU: of several, Trainer would make replicas.
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     try:

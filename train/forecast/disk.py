@@ -14,7 +14,7 @@ from rounds.train.engine.graph import Asset, Stage
 from rounds.train.forecast import advice, memory, model_shape
 
 
-def needed(todo: Sequence[Stage], root: Path, machine: Cluster, lanes: int | None = None) -> int | None:
+def needed(todo: Sequence[Stage], root: Path, cluster: Cluster, lanes: int | None = None) -> int | None:
     """Estimate the bytes that the stages write: a policy each, and the checkpoints of those that may be at work at once.
 
     A stage keeps `save_total_limit` checkpoints, and while it writes one, one more. At once are stages with as many training stages
@@ -27,14 +27,14 @@ def needed(todo: Sequence[Stage], root: Path, machine: Cluster, lanes: int | Non
         if stage.function not in ("sft", "dpo"):
             continue
         before = _policies_before(stage)
-        row = machine.row(stage.row, stage.name)
+        machine = cluster.machine(stage.row, stage.name)
         try:
             model, _ = model_shape.of(_base(before[-1]), root)
         except UserError:
             return None
-        how, _, _ = advice.setting(stage.function, Training.model_validate(stage.params["training"]), row)
+        how, _, _ = advice.setting(stage.function, Training.model_validate(stage.params["training"]), machine)
         policies.append(memory.policy(model, how))
-        checkpoints[len(before)].append((row.save_total_limit + 1) * memory.checkpoint(model, how))
+        checkpoints[len(before)].append((machine.save_total_limit + 1) * memory.checkpoint(model, how))
         merged.append(4.0 * model.parameters if how.lora else policies[-1])
     exports = sum(stage.function == "export" for stage in todo) * max(merged, default=0)
     at_work = max((sum(sorted(held, reverse=True)[:lanes]) for held in checkpoints.values()), default=0)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rounds.data_prep.errors import UserError
-from rounds.train.config.cluster import Cluster, Row
+from rounds.train.config.cluster import Cluster, Machine
 from rounds.train.config.gpus import GPUS
 from rounds.train.config.training import Lora, Training
 from rounds.train.engine.graph import Stage
@@ -20,7 +20,7 @@ class Forecast:
     """One stage on one cluster row. Times are None where the GPU's kind or the number of rows is not known."""
 
     stage: str
-    row: Row
+    machine: Machine
     need: Memory
     micro_batch: int
     accumulation: int
@@ -36,7 +36,7 @@ class Forecast:
     @property
     def gpus(self) -> int:
         """GPUs that the stage holds."""
-        return self.devices or self.row.world_size
+        return self.devices or self.machine.world_size
 
     @property
     def gpu_hours(self) -> float | None:
@@ -60,17 +60,17 @@ def forecasts(plan: Plan, cluster: Cluster, root: Path) -> tuple[list[Forecast],
             mean = _mean(known.get(data.name if isinstance(data, Stage) else stage.name))
             try:
                 found.append(
-                    _training(stage, model, cluster.row(stage.row, stage.name), known.get(stage.name), mean, place)
+                    _training(stage, model, cluster.machine(stage.row, stage.name), known.get(stage.name), mean, place)
                 )
             except UserError as error:
                 found.append(
-                    Forecast(stage.name, cluster.row(stage.row, stage.name), Memory(), 0, 0, advice=str(error))
+                    Forecast(stage.name, cluster.machine(stage.row, stage.name), Memory(), 0, 0, advice=str(error))
                 )
         elif stage.function == "reference":
-            found.append(_scoring(stage, model, cluster.row(stage.row, stage.name), known.get(stage.name), place))
+            found.append(_scoring(stage, model, cluster.machine(stage.row, stage.name), known.get(stage.name), place))
         elif stage.function == "evaluate":
             reading = evaluation_tokens.of(stage, known)
-            found.append(_evaluating(stage, model, cluster.row(stage.row, stage.name), reading))
+            found.append(_evaluating(stage, model, cluster.machine(stage.row, stage.name), reading))
     return found, model, origin
 
 
@@ -80,110 +80,112 @@ def _mean(size: row_counts.Size | None) -> float:
 
 
 def _training(
-    stage: Stage, model: Shape, row: Row, size: row_counts.Size | None, mean: float, place: advice_.Place
+    stage: Stage, model: Shape, machine: Machine, size: row_counts.Size | None, mean: float, place: advice_.Place
 ) -> Forecast:
     training = Training.model_validate(stage.params["training"])
-    how, micro, accumulation = advice_.setting(stage.function, training, row)
+    how, micro, accumulation = advice_.setting(stage.function, training, machine)
     need = memory.training(model, how)
     hours = rate = None
-    if row.gpu is not None and size is not None:
-        hours, rate = _time(stage.function, training, model, row, size, mean)
+    if machine.gpu is not None and size is not None:
+        hours, rate = _time(stage.function, training, model, machine, size, mean)
     return Forecast(
         stage.name,
-        row,
+        machine,
         need,
         micro,
         accumulation,
         hours,
         rate,
-        advice_.advice(stage.function, training, model, row, place),
+        advice_.advice(stage.function, training, model, machine, place),
     )
 
 
-def _scoring(stage: Stage, model: Shape, row: Row, size: row_counts.Size | None, place: advice_.Place) -> Forecast:
+def _scoring(
+    stage: Stage, model: Shape, machine: Machine, size: row_counts.Size | None, place: advice_.Place
+) -> Forecast:
     """Score every pair once on all ranks, in the arithmetic and with the sharding of training."""
     pairs = stage.inputs["pairs"]
     assert isinstance(pairs, Stage)
     longest = pairs.params["max_length"]
     lora = stage.params.get("lora")
 
-    def need(row: Row) -> Memory:
+    def need(machine: Machine) -> Memory:
         how = Setting(
-            micro_tokens=row.eval_batch_size * longest,
+            micro_tokens=machine.eval_batch_size * longest,
             longest=longest,
             optimizer="sgd",
             lora=Lora.model_validate(lora) if lora else None,
-            precision=row.precision,
-            ranks=row.world_size,
-            deepspeed=row.deepspeed,
-            on_gpu=advice_.on_gpu(row),
+            precision=machine.precision,
+            ranks=machine.world_size,
+            deepspeed=machine.deepspeed,
+            on_gpu=advice_.on_gpu(machine),
         )
         return memory.scoring(model, how)
 
     hours = rate = None
-    if row.gpu is not None and size is not None:
-        tokens = size.rows * arithmetic.pair_tokens(size.prompt_tokens, size.answer_tokens, row.pair_batching)
+    if machine.gpu is not None and size is not None:
+        tokens = size.rows * arithmetic.pair_tokens(size.prompt_tokens, size.answer_tokens, machine.pair_batching)
         work = arithmetic.Work((size.prompt_tokens + size.answer_tokens) / 2, forward_only=True)
         flops = tokens * arithmetic.flops_per_token(model, work)
-        seconds = arithmetic.seconds(flops, GPUS[row.gpu], row.world_size, row.precision)
-        hours, rate = seconds / 3600, tokens / seconds / row.world_size
-    advice = advice_.advice_to_score(row, need, place)
-    return Forecast(stage.name, row, need(row), row.eval_batch_size, 1, hours, rate, advice)
+        seconds = arithmetic.seconds(flops, GPUS[machine.gpu], machine.world_size, machine.precision)
+        hours, rate = seconds / 3600, tokens / seconds / machine.world_size
+    advice = advice_.advice_to_score(machine, need, place)
+    return Forecast(stage.name, machine, need(machine), machine.eval_batch_size, 1, hours, rate, advice)
 
 
-def _evaluating(stage: Stage, model: Shape, row: Row, reading: evaluation_tokens.Reading) -> Forecast:
+def _evaluating(stage: Stage, model: Shape, machine: Machine, reading: evaluation_tokens.Reading) -> Forecast:
     """Score and write in one process, on one GPU or, with `device_map`, through the GPUs of a node one after the other."""
-    devices = max(1, row.slurm.gpus) if row.device_map else 1
-    width = 2 if row.precision == "bf16" else 4
+    devices = max(1, machine.slurm.gpus) if machine.device_map else 1
+    width = 2 if machine.precision == "bf16" else 4
     longest = stage.params["max_length"]
     how = Setting(
-        micro_tokens=row.eval_batch_size * longest,
+        micro_tokens=machine.eval_batch_size * longest,
         longest=longest,
         optimizer="sgd",
-        precision=row.precision,
+        precision=machine.precision,
         deepspeed={},  # no autocast: the weights themselves are in the row's precision
-        on_gpu=advice_.on_gpu(row),
+        on_gpu=advice_.on_gpu(machine),
     )
     # The project's own measurements have a fused LM head; lm-eval holds all logits of its questions, and once more in fp32.
-    asked = row.eval_batch_size * 2 * evaluation_tokens.QUESTION_TOKENS
+    asked = machine.eval_batch_size * 2 * evaluation_tokens.QUESTION_TOKENS
     asking = memory.scoring(model, replace(how, micro_tokens=asked))
     asking = replace(asking, logits=asked * model.vocabulary * (width + 4))
     need = max(asking, memory.scoring(model, how), key=lambda each: each.peak)
     need = replace(need, weights=width * model.parameters / devices)
     hours = rate = None
-    if row.gpu is not None:
+    if machine.gpu is not None:
         work = arithmetic.Work(evaluation_tokens.QUESTION_TOKENS / 2, forward_only=True)
         scoring = arithmetic.seconds(
-            reading.scored * arithmetic.flops_per_token(model, work), GPUS[row.gpu], 1, row.precision
+            reading.scored * arithmetic.flops_per_token(model, work), GPUS[machine.gpu], 1, machine.precision
         )
         writing = arithmetic.writing_seconds(
-            model, GPUS[row.gpu], reading.answers, reading.answer_tokens, row.eval_batch_size, width
+            model, GPUS[machine.gpu], reading.answers, reading.answer_tokens, machine.eval_batch_size, width
         )
         hours, rate = (scoring + writing) / 3600, reading.scored / scoring / devices if scoring else None
-    space, advice = advice_.room(row), ""
+    space, advice = advice_.room(machine), ""
     if space is not None and need.peak > space:
         smaller = (
             "a smaller eval_batch_size" if need.weights < 0.9 * space else "device_map: auto and more GPUs of a node"
         )
         advice = f"does not fit: try {smaller}"
-    return Forecast(stage.name, row, need, row.eval_batch_size, 1, hours, rate, advice, devices)
+    return Forecast(stage.name, machine, need, machine.eval_batch_size, 1, hours, rate, advice, devices)
 
 
 def _time(
-    function: str, training: Training, model: Shape, row: Row, size: row_counts.Size, mean: float
+    function: str, training: Training, model: Shape, machine: Machine, size: row_counts.Size, mean: float
 ) -> tuple[float, float]:
     """Return hours, and tokens per second and GPU. `mean` is that of a conversation, or of a prompt with one answer."""
-    assert row.gpu is not None
+    assert machine.gpu is not None
     if function == "sft":
         per_row, longest = float(training.max_length), float(training.max_length)
     else:
-        per_row = arithmetic.pair_tokens(size.prompt_tokens, size.answer_tokens, row.pair_batching)
+        per_row = arithmetic.pair_tokens(size.prompt_tokens, size.answer_tokens, machine.pair_batching)
         longest = min(training.max_length, mean * arithmetic.PADDING)
-    span = arithmetic.span(longest, mean, skips_masked=not advice_.dense_mask(function, row))
-    work = arithmetic.Work(span, row.activation_checkpointing, frozen=training.lora is not None)
+    span = arithmetic.span(longest, mean, skips_masked=not advice_.dense_mask(function, machine))
+    work = arithmetic.Work(span, machine.activation_checkpointing, frozen=training.lora is not None)
     tokens = row_counts.steps(size.rows, training.model_dump()) * training.global_batch_size * per_row
     seconds = arithmetic.seconds(
-        tokens * arithmetic.flops_per_token(model, work), GPUS[row.gpu], row.world_size, row.precision
+        tokens * arithmetic.flops_per_token(model, work), GPUS[machine.gpu], machine.world_size, machine.precision
     )
     seconds /= arithmetic.DPO_SHARE if function == "dpo" else 1
-    return seconds / 3600, tokens / seconds / row.world_size
+    return seconds / 3600, tokens / seconds / machine.world_size

@@ -76,10 +76,10 @@ def _run(
             store.prepare(root, stage)  # done or not: where the user's files are now is read from here
     for stage in todo:
         folder = store.prepare(root, stage)
-        row = cluster.row(stage.row, stage.name)
+        machine = cluster.machine(stage.row, stage.name)
         (folder / "stop").unlink(missing_ok=True)
         watch(Event("starts", stage, folder))
-        job = worker.Job(folder=folder.resolve(), row=row, wandb=wandb)
+        job = worker.Job(folder=folder.resolve(), machine=machine, wandb=wandb)
         exit_code, output = _run_one(context, job, stage, watch)
         if not store.done(folder):
             if (folder / "stop").exists() and exit_code and not (folder / "failed.json").exists():
@@ -99,9 +99,9 @@ def _check(stages: Sequence[Stage], root: Path, cluster: Cluster) -> None:
     _set_environment()
     wrong = []
     for stage in todo:
-        row = cluster.row(stage.row, stage.name)
-        if stage.function in ranks.TOGETHER and row.nodes > 1:
-            wrong.append(f"{stage.name}: its cluster row says nodes: {row.nodes}; this machine is one node: use a SLURM cluster file, "
+        machine = cluster.machine(stage.row, stage.name)
+        if stage.function in ranks.TOGETHER and machine.nodes > 1:
+            wrong.append(f"{stage.name}: its cluster row says nodes: {machine.nodes}; this machine is one node: use a SLURM cluster file, "
                          "or set nodes: 1")  # fmt: skip
     asks = requirements.asks(todo, cluster)
     if asks:
@@ -132,7 +132,7 @@ def _look(asks: list[requirements.Ask], sending: Any) -> None:
 
 def _run_one(context: Any, job: worker.Job, stage: Stage, watch: Callable[[Event], None]) -> tuple[int | None, str]:
     """Run a stage to its end, alone or as several ranks. Returns the exit code and what torchrun said."""
-    together = ranks.processes(stage.function, job.row) != (1, 1)
+    together = ranks.processes(stage.function, job.machine) != (1, 1)
     output = ""
     for _ in range(_PORTS_TRIED if together else 1):
         process = context.Process(target=_agent if together else _child, args=(job,), name=stage.name)
@@ -210,9 +210,9 @@ def _agent(job: worker.Job) -> None:
     log.parent.mkdir(exist_ok=True)
     log.unlink(missing_ok=True)
     worker.write_to(log)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // job.row.processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // job.machine.processes)))
     torchrun.main(
-        ["--nnodes=1", f"--nproc-per-node={job.row.processes}", "--node-rank=0", "--master-addr=127.0.0.1",
+        ["--nnodes=1", f"--nproc-per-node={job.machine.processes}", "--node-rank=0", "--master-addr=127.0.0.1",
          f"--master-port={_free_port()}", "--max-restarts=0", "-m", "rounds.train.engine.worker", str(job.folder / "job.json")]
     )  # fmt: skip
 

@@ -15,25 +15,25 @@ from rounds.train.forecast import disk
 from rounds.train.weights import requirements
 
 
-def stages(run: Sequence[Stage], root: Path, machine: Cluster, lanes: int | None = None) -> list[Stage]:
+def stages(run: Sequence[Stage], root: Path, cluster: Cluster, lanes: int | None = None) -> list[Stage]:
     """Return the checks for the stages of `run` that are not done; without any, those of all three rows."""
     todo = store.unfinished(root, run)
     used = {stage.row for stage in todo}
     rows: list[RowName] = [row for row in get_args(RowName) if row in used or not todo]
     paths = {str(asset.path.resolve()) for stage in todo for asset in stage.inputs.values() if isinstance(asset, Asset)}
-    if machine.offline and machine.fetched:
-        paths.add(str(machine.fetched.resolve()))
-    need = disk.needed(todo, root, machine, lanes) if any(stage.function in ("sft", "dpo") for stage in todo) else None
-    return [_stage(row, sorted(paths), need, machine, todo) for row in rows]
+    if cluster.offline and cluster.fetched:
+        paths.add(str(cluster.fetched.resolve()))
+    need = disk.needed(todo, root, cluster, lanes) if any(stage.function in ("sft", "dpo") for stage in todo) else None
+    return [_stage(row, sorted(paths), need, cluster, todo) for row in rows]
 
 
-def _stage(row: RowName, paths: list[str], need: int | None, machine: Cluster, todo: Sequence[Stage]) -> Stage:
+def _stage(row: RowName, paths: list[str], need: int | None, cluster: Cluster, todo: Sequence[Stage]) -> Stage:
     name = f"preflight.{row}"
-    asked = machine.row(row, name).slurm
-    asks = requirements.asks([stage for stage in todo if stage.row == row], machine)
+    asked = cluster.machine(row, name).slurm
+    asks = requirements.asks([stage for stage in todo if stage.row == row], cluster)
     if not todo and row != "cpu":  # no recipe is at hand
         function = "sft" if row == "train" else "evaluate"
-        asks = [requirements.Ask(stages=(f"row `{row}`",), function=function, row=machine.row(row, name))]
+        asks = [requirements.Ask(stages=(f"row `{row}`",), function=function, machine=cluster.machine(row, name))]
     params = {
         "row": row,
         "gpus": asked.gpus,
@@ -41,7 +41,9 @@ def _stage(row: RowName, paths: list[str], need: int | None, machine: Cluster, t
         "need_bytes": need,
         "paths": paths,
         "asks": [
-            ask.model_dump(mode="json", exclude={"row": {"slurm"}}) for ask in asks if _alike(ask.row.slurm, asked)
+            ask.model_dump(mode="json", exclude={"machine": {"slurm"}})
+            for ask in asks
+            if _alike(ask.machine.slurm, asked)
         ],
     }
     return Stage(name, "preflight", params, row=row)

@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from rounds.data_prep.errors import UserError
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.config.slurm import Resources
 from rounds.train.engine import ranks
 from rounds.train.engine.graph import Stage
@@ -45,10 +45,10 @@ def comment(folder: Path) -> str:
     return f"rounds:{folder.name}:{place}"
 
 
-def render(run: str, stage: Stage, folder: Path, row: Row, variables: Mapping[str, str]) -> str:
+def render(run: str, stage: Stage, folder: Path, machine: Machine, variables: Mapping[str, str]) -> str:
     """Write the script of a stage whose folder is `folder`, an absolute path, with more environment `variables`."""
-    resources = row.slurm
-    nodes, processes = ranks.processes(stage.function, row)
+    resources = machine.slurm
+    nodes, processes = ranks.processes(stage.function, machine)
     name = job_name(run, stage.name)
     trains = stage.function in _STOPS_WHEN_ASKED
     return _template().render(
@@ -57,7 +57,7 @@ def render(run: str, stage: Stage, folder: Path, row: Row, variables: Mapping[st
         options=_options(name, folder, resources, nodes),
         folder=str(folder),
         environment=resources.environment,
-        variables=_variables(row, processes, variables),
+        variables=_variables(machine, processes, variables),
         max_restarts=resources.max_restarts,
         requeue=resources.requeue,
         trains=trains,
@@ -105,13 +105,13 @@ def _gpus(resources: Resources) -> dict[str, str]:
     return {resources.gpu_request: f"gpu:{wanted}" if resources.gpu_request == "gres" else wanted}
 
 
-def _variables(row: Row, processes: int, more: Mapping[str, str]) -> dict[str, str]:
+def _variables(machine: Machine, processes: int, more: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a job. The cluster file's own variables come last, so they win."""
-    environment = row.slurm.environment
+    environment = machine.slurm.environment
     own = environment.conda or environment.venv or environment.container
     variables = {
         "PYTHON": environment.python or ("python" if own else sys.executable),
-        "OMP_NUM_THREADS": str(row.threads or max(1, row.slurm.cpus // processes)),
+        "OMP_NUM_THREADS": str(machine.threads or max(1, machine.slurm.cpus // processes)),
         **_QUIET,
         **more,
     }

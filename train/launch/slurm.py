@@ -14,7 +14,7 @@ from typing import Any
 
 from rounds.data_prep.errors import UserError
 from rounds.train.config import slurm
-from rounds.train.config.cluster import Cluster, Row
+from rounds.train.config.cluster import Cluster, Machine
 from rounds.train.engine import claims as stage_claims
 from rounds.train.engine import ranks, store, worker
 from rounds.train.engine.graph import Asset, Stage
@@ -52,7 +52,7 @@ class Entry:
 
     stage: Stage
     what: str
-    row: Row
+    machine: Machine
     job: str | None = None
     waits_for: tuple[str, ...] = ()
     refused: str | None = None
@@ -63,12 +63,12 @@ class Entry:
     @property
     def gpu_hours(self) -> float:
         """Upper bound of one attempt: every GPU for the whole time limit. CPU stages cost none."""
-        return self.nodes * self.row.slurm.gpus * self.row.slurm.hours
+        return self.nodes * self.machine.slurm.gpus * self.machine.slurm.hours
 
     @property
     def nodes(self) -> int:
         """How many nodes the stage takes."""
-        return ranks.processes(self.stage.function, self.row)[0]
+        return ranks.processes(self.stage.function, self.machine)[0]
 
 
 @dataclass
@@ -153,12 +153,12 @@ def _submit(
     def entry(stage: Stage) -> Entry:
         if any(isinstance(source, Asset) for source in stage.inputs.values()):
             store.prepare(root, stage)  # done or not: where the user's files are now is read from here
-        row = row_of(stage, cluster)
+        machine = row_of(stage, cluster)
         if stage.key in done:
-            return Entry(stage, "done", row)
+            return Entry(stage, "done", machine)
         if stage.key in known:
-            return _queued(stage, store.folder(root, stage), row, known[stage.key].id, chain, run)
-        return _submitted(stage, root, row, chain, run, claims.get(stage.key, []), checks)
+            return _queued(stage, store.folder(root, stage), machine, known[stage.key].id, chain, run)
+        return _submitted(stage, root, machine, chain, run, claims.get(stage.key, []), checks)
 
     first = [entry(check) for check in checks]
     chain.checks = list(chain.jobs.values())
@@ -192,30 +192,30 @@ def _keep_lane(folder: Path, job: str, chain: Chain) -> None:
     chain.take_lane(job, next((lanes[tail] for tail in reversed(put) if tail in lanes), []))
 
 
-def _queued(stage: Stage, folder: Path, row: Row, job: str, chain: Chain, run: Run) -> Entry:
+def _queued(stage: Stage, folder: Path, machine: Machine, job: str, chain: Chain, run: Run) -> Entry:
     """Take a job that is in the queue already into the chain, and note that this run wants it too."""
     waits_for = chain.needs(stage)
     chain.note(stage.key, job, waits_for)
     known = _noted(folder, job) or {"runs": []}
     if run.id not in known["runs"]:
         _remember(folder, {"checks": [], "behind": [], **known, "id": job, "runs": [*known["runs"], run.id]}, run)
-    return _as_it_was(Entry(stage, "queued", row, job, waits_for), known)
+    return _as_it_was(Entry(stage, "queued", machine, job, waits_for), known)
 
 
 def _as_it_was(entry: Entry, known: Mapping[str, Any]) -> Entry:
     """Show a queued stage with the row that its job was submitted with."""
-    then = Row.model_validate(known["row"]) if "row" in known else entry.row
-    return replace(entry, row=then, outdated=then != entry.row)
+    then = Machine.model_validate(known["machine"]) if "machine" in known else entry.machine
+    return replace(entry, machine=then, outdated=then != entry.machine)
 
 
 def _submitted(
-    stage: Stage, root: Path, row: Row, chain: Chain, run: Run, claims: list[str], checks: Sequence[Stage]
+    stage: Stage, root: Path, machine: Machine, chain: Chain, run: Run, claims: list[str], checks: Sequence[Stage]
 ) -> Entry:
     """Write a stage's script, submit it behind what it needs, and note its id beside it, for the runs that want it."""
     if stage in checks:
         preflight.reset(store.folder(root, stage))
     waits_for = chain.needs(stage)
-    written = write_script(stage, root, row, run)
+    written = write_script(stage, root, machine, run)
     behind = chain.behind(waits_for)
     before = [job for job in behind if job not in waits_for]
     whatever = stage.function in script.COMPARES  # comes when all others have ended, well or not
@@ -238,13 +238,13 @@ def _submitted(
         "runs": runs,
         "checks": names,
         "behind": behind,
-        "row": row.model_dump(mode="json"),
+        "machine": machine.model_dump(mode="json"),
     }
     _remember(store.folder(root, stage), made, run)
     chain.note(stage.key, number, waits_for)
     chain.take_lane(number, behind)
     chain.submitted += 1
-    return Entry(stage, "submitted", row, number, waits_for)
+    return Entry(stage, "submitted", machine, number, waits_for)
 
 
 def checks_of(stages: Sequence[Stage], root: Path) -> list[Stage]:
@@ -263,16 +263,18 @@ def rehearse(
     known = live_jobs([*checks, *stages], root) if answers else {}
     entries = []
     for stage in (*checks, *stages):
-        row = row_of(stage, cluster)
+        machine = row_of(stage, cluster)
         if store.done(store.folder(root, stage)) and stage not in checks:
-            entries.append(Entry(stage, "done", row))
+            entries.append(Entry(stage, "done", machine))
         elif stage.key in known:
             job = known[stage.key].id
-            entries.append(_as_it_was(Entry(stage, "queued", row, job), _noted(store.folder(root, stage), job) or {}))
+            entries.append(
+                _as_it_was(Entry(stage, "queued", machine, job), _noted(store.folder(root, stage), job) or {})
+            )
         else:
-            written = write_script(stage, root, row, run)
+            written = write_script(stage, root, machine, run)
             refused = queue.test(written) if answers else None
-            entries.append(Entry(stage, "would", row, refused=refused))
+            entries.append(Entry(stage, "would", machine, refused=refused))
     return entries
 
 
@@ -281,17 +283,17 @@ def fits(pattern: str, stage: Stage) -> bool:
     return fnmatchcase(stage.name, pattern)
 
 
-def row_of(stage: Stage, cluster: Cluster) -> Row:
+def row_of(stage: Stage, cluster: Cluster) -> Machine:
     """Return the row of a stage, checked for what its processes need."""
-    row = cluster.row(stage.row, stage.name)
+    machine = cluster.machine(stage.row, stage.name)
     if stage.function == "preflight" and not any(fits(pattern, stage) for pattern in cluster.stages):
         quick = {"time": _PREFLIGHT_TIME, "signal_seconds": 60}
-        row = row.model_copy(update={"slurm": row.slurm.model_copy(update=quick)})
-    slurm.check(row.slurm, f"stage {stage.name}", ranks.processes(stage.function, row)[1])
-    return row
+        machine = machine.model_copy(update={"slurm": machine.slurm.model_copy(update=quick)})
+    slurm.check(machine.slurm, f"stage {stage.name}", ranks.processes(stage.function, machine)[1])
+    return machine
 
 
-def write_script(stage: Stage, root: Path, row: Row, run: Run) -> Path:
+def write_script(stage: Stage, root: Path, machine: Machine, run: Run) -> Path:
     """Prepare a stage's folder with all that its job reads; returns the script."""
     if any(mark in str(root) for mark in '"\\') or not str(root).isprintable():
         raise UserError(
@@ -299,10 +301,10 @@ def write_script(stage: Stage, root: Path, row: Row, run: Run) -> Path:
         )
     folder = store.prepare(root, stage)
     (folder / "slurm").mkdir(exist_ok=True)
-    job = worker.Job(folder=folder, row=row, wandb=run.wandb)
-    store.write_json(folder / "job.json", job.model_dump(mode="json", exclude={"row": {"slurm"}}))
+    job = worker.Job(folder=folder, machine=machine, wandb=run.wandb)
+    store.write_json(folder / "job.json", job.model_dump(mode="json", exclude={"machine": {"slurm"}}))
     path = folder / "slurm" / "job.sh"
-    path.write_text(script.render(run.name, stage, folder, row, run.variables), encoding="utf-8")
+    path.write_text(script.render(run.name, stage, folder, machine, run.variables), encoding="utf-8")
     return path
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from markupsafe import Markup
 
 from rounds.data_prep.schema import Section
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.engine import store
 from rounds.train.evaluation.paired import MIN_ITEMS, NEUTRAL, is_main, read_items, read_questions
 from rounds.train.reports import figures, pages
@@ -125,7 +125,7 @@ class Results:
         }
 
 
-def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[str, Any]:
+def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Compare the variants; write the page and the table."""
     results = Results(Params.model_validate(params), inputs)
     contrasts, costs = results.contrasts(), results.costs()

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase,
 from rounds.data_prep import hub, records
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.schema import Section
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.config.recipe import Base, Hub, Tiny
 from rounds.train.engine import policy
 from rounds.train.tokens import chat
@@ -34,7 +34,7 @@ class Params(Section):
     seed: int = 0
 
 
-def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[str, Any]:
+def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Make, find or fetch the starting model, and check that its chat template can be trained with."""
     asked = Params.model_validate(_with_place(params, inputs))
     if isinstance(asked.base, Tiny):

@@ -21,7 +21,7 @@ from trl import DPOConfig, DPOTrainer
 
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.schema import Section
-from rounds.train.config.cluster import PairBatching, Row
+from rounds.train.config.cluster import Machine, PairBatching
 from rounds.train.config.training import BATCH_LOSSES, DpoLoss, Lora, Training
 from rounds.train.engine import policy, ranks, store
 from rounds.train.tokens import packed_pairs
@@ -62,7 +62,7 @@ class Params(Section):
     seed: int
 
 
-def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[str, Any]:
+def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Train from the last complete checkpoint on, or from the start after checking the first loss."""
     asked = Params.model_validate(params)
     arguments.prepare(machine, asked.seed)
@@ -185,7 +185,7 @@ def _sizes(pairs: Any) -> dict[str, list[int]]:
     return {"tokens": tokens.tolist(), "tokens/chosen": chosen.tolist(), "tokens/rejected": rejected.tolist()}
 
 
-def _check_arithmetic(reference: Path, machine: Row) -> None:
+def _check_arithmetic(reference: Path, machine: Machine) -> None:
     here = models.arithmetic(machine)
     found = (store.done(reference) or {"counts": {}})["counts"].get("arithmetic", here)
     if found != here:
@@ -196,12 +196,12 @@ def _check_arithmetic(reference: Path, machine: Row) -> None:
         )
 
 
-def _rounding(machine: Row, lora: Lora | None) -> Rounding:
+def _rounding(machine: Machine, lora: Lora | None) -> Rounding:
     in_bf16 = machine.precision == "bf16" or (lora is not None and lora.load_in_4bit)
     return _ROUNDING["bf16" if in_bf16 else "fp32"]
 
 
-def _check_sample(asked: Params, inputs: dict[str, Path], machine: Row, out: Path) -> None:
+def _check_sample(asked: Params, inputs: dict[str, Path], machine: Machine, out: Path) -> None:
     """Score a few pairs again with the reference policy, which leaves memory before the round's own model is loaded.
 
     Where the round starts from its reference, its first step shows the same without a second model. Under ZeRO-3 all ranks score
@@ -233,7 +233,7 @@ def _check_sample(asked: Params, inputs: dict[str, Path], machine: Row, out: Pat
 
 
 def _score_sample(
-    described: policy.Policy, pairs: pa.Table, places: list[int], machine: Row, lora: Lora | None, out: Path
+    described: policy.Policy, pairs: pa.Table, places: list[int], machine: Machine, lora: Lora | None, out: Path
 ) -> list[pair_logprobs.Scores]:
     with pair_logprobs.Sharding(machine) as sharding, models.autocast(machine):
         score = pair_logprobs.prepare(adapters.load_scorer(described, machine, lora, out / "cache"), machine, sharding)

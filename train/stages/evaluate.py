@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rounds.data_prep import progress, records
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.schema import Section
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.engine import policy, store, tracking
 from rounds.train.evaluation import lm_eval, questions
 from rounds.train.evaluation.items import Items
@@ -55,7 +55,7 @@ class Subject:
     window: int
 
 
-def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[str, Any]:
+def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Score the policy; returns the scores for `done.json`."""
     asked = Params.model_validate(params)
     models.set_threads(machine)

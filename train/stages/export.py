@@ -20,7 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import GenerationConfig
 
 from rounds.data_prep.schema import Section
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.engine import policy, store
 from rounds.train.reports.steps import Finished, Step, find_steps
 from rounds.train.tokens import chat
@@ -39,7 +39,7 @@ class Params(Section):
     base: dict[str, Any]
 
 
-def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[str, Any]:
+def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Load the final policy, merge its adapters, and write it with the card."""
     asked = Params.model_validate(params)
     described = policy.read(inputs["policy"])

@@ -15,13 +15,13 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from rounds.data_prep.errors import UserError, nearest
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.config.evaluation import Gate, Rule
 from rounds.train.engine import policy, store, tracking
 from rounds.train.evaluation.paired import paired_difference, read_questions
 
 
-def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[str, Any]:
+def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Check every rule and pass a policy on."""
     gate = Gate.model_validate(params)
     skipped = (store.done(inputs["candidate"]) or {}).get("status") == "skipped"

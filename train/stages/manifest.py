@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rounds.data_prep import licences
 from rounds.data_prep.schema import Section
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.engine import store
 from rounds.train.reports.training_sets import set_names, training_set
 
@@ -39,7 +39,7 @@ class Params(Section):
     unknown_tasks: tuple[str, ...]
 
 
-def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[str, Any]:
+def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Read what the stages counted, and write it down twice."""
     asked = Params.model_validate(params)
     made = manifest(asked, inputs)

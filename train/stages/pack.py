@@ -22,7 +22,7 @@ from trl import pack_dataset
 from rounds.data_prep import progress, records
 from rounds.data_prep.pool import in_order
 from rounds.data_prep.schema import Section
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.engine import policy
 from rounds.train.tokens import chat
 from rounds.train.tokens.lengths import Lengths, bucket, none_left
@@ -86,7 +86,7 @@ class _Counts:
                 "by_source": {name: lengths.counts() for name, lengths in sorted(self.by_source.items())}}  # fmt: skip
 
 
-def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[str, Any]:
+def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Tokenise, drop what does not fit, and pack by best fit decreasing (TRL's `bfd`)."""
     asked = Params.model_validate(params)
     tokenizer = models.load_tokenizer(policy.read(inputs["tokenizer"]))

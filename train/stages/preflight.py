@@ -21,7 +21,7 @@ from torch import distributed
 
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.schema import Section
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.engine import ranks, store
 from rounds.train.weights import requirements
 
@@ -49,7 +49,7 @@ class Params(Section):
     """What the stages that run on such nodes need to be installed, each as its own row says."""
 
 
-def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[str, Any]:
+def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Make every check on every rank, and fail with all that is wrong."""
     asked = Params.model_validate(params)
     device = "cuda" if machine.device != "cpu" and torch.cuda.is_available() else "cpu"
@@ -169,7 +169,7 @@ def _code() -> str:
     return hashlib.sha256(text).hexdigest()[:12]
 
 
-def _gpus(asked: Params, machine: Row) -> tuple[str, list[str]]:
+def _gpus(asked: Params, machine: Machine) -> tuple[str, list[str]]:
     """Each rank looks at all GPUs of its node, also those that other ranks will use."""
     if machine.device == "cpu":
         return "none: the row says device: cpu", []
@@ -203,7 +203,7 @@ def _plain(name: str) -> str:
 def _kernels(asks: tuple[requirements.Ask, ...]) -> tuple[str, list[str]]:
     """Attention, Liger and bitsandbytes must be on every node, or training fails when its data are long made."""
     mine = [f"{', '.join(ask.stages)}: {reason}" for ask in asks for reason in requirements.unusable(ask)]
-    used = sorted({ask.row.attn_implementation for ask in asks} | {"liger" for ask in asks if ask.row.use_liger_kernel}
+    used = sorted({ask.machine.attn_implementation for ask in asks} | {"liger" for ask in asks if ask.machine.use_liger_kernel}
                   | {"bitsandbytes" for ask in asks if ask.load_in_4bit})  # fmt: skip
     told: dict[str, list[str]] = {}
     for who, lacks in _gather(mine).items():

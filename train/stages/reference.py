@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from rounds.data_prep import progress
 from rounds.data_prep.schema import Section
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.config.training import Lora
 from rounds.train.engine import digests, policy, ranks
 from rounds.train.weights import adapters, models, pair_logprobs
@@ -28,7 +28,7 @@ class Params(Section):
     """The round's, where it changes the arithmetic: weights in 4 bits, or an adapter that stays apart."""
 
 
-def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[str, Any]:
+def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Score every side of every pair once; a run that was interrupted goes on with the blocks that are missing."""
     models.set_threads(machine)
     lora = Params.model_validate(params).lora

@@ -17,7 +17,7 @@ import yaml
 from markupsafe import Markup
 
 from rounds.data_prep.schema import Section
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.engine import store
 from rounds.train.evaluation.paired import NEUTRAL, Z95, is_main
 from rounds.train.reports import figures, pages
@@ -48,7 +48,7 @@ class Params(Section):
     recipe: dict[str, Any]
 
 
-def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[str, Any]:
+def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Read the run's folders, write the page and the table of scores."""
     recipe = Params.model_validate(params).recipe
     stages = {

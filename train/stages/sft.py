@@ -16,7 +16,7 @@ from peft import PeftModel
 from trl import SFTConfig, SFTTrainer
 
 from rounds.data_prep.schema import Section
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.config.training import Training
 from rounds.train.engine import policy, ranks
 from rounds.train.tokens.packed_row import PackedRow, Segment
@@ -31,7 +31,7 @@ class Params(Section):
     seed: int
 
 
-def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[str, Any]:
+def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Train from the last complete checkpoint on, or from the start."""
     asked = Params.model_validate(params)
     arguments.prepare(machine, asked.seed)

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from rounds.data_prep import progress, records
 from rounds.data_prep.pool import in_order
 from rounds.data_prep.schema import Section
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.engine import policy
 from rounds.train.tokens import chat
 from rounds.train.tokens.lengths import Lengths, none_left
@@ -40,7 +40,7 @@ class Params(Section):
     max_length: int
 
 
-def run(params: dict, inputs: dict[str, Path], out: Path, machine: Row) -> dict[str, Any]:
+def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Tokenise every pair, keep those that honour the contract, and count the others by reason."""
     asked = Params.model_validate(params)
     tokenizer = models.load_tokenizer(policy.read(inputs["tokenizer"]))

@@ -7,7 +7,7 @@ from typing import Any
 from transformers.trainer_utils import set_seed
 
 from rounds.data_prep.errors import UserError
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.config.training import Training
 from rounds.train.engine.batches import micro_batches
 from rounds.train.weights import models
@@ -16,33 +16,33 @@ OWN_FIELDS = {"global_batch_size", "max_length", "lora", "stop_on_loss_above", "
 """Fields of `recipe.Training` that are turned into something else here, or read by the watcher."""
 
 
-def arguments(training: Training, row: Row, seed: int, out: Path) -> dict[str, Any]:
+def arguments(training: Training, machine: Machine, seed: int, out: Path) -> dict[str, Any]:
     """Return the arguments that SFTConfig and DPOConfig share.
 
     Accumulation makes up exactly the batch of the recipe; see `sizes.micro_batches`.
     """
-    micro, accumulation = micro_batches(training.global_batch_size, row, training.per_device_train_batch_size)
+    micro, accumulation = micro_batches(training.global_batch_size, machine, training.per_device_train_batch_size)
     knobs = training.model_dump(exclude=OWN_FIELDS)
     return {
         **knobs,
         "output_dir": str(out / "checkpoints"),
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": accumulation,
-        "use_cpu": models.device_of(row) == "cpu",
-        "bf16": row.precision == "bf16",
+        "use_cpu": models.device_of(machine) == "cpu",
+        "bf16": machine.precision == "bf16",
         # Without kwargs it is torch's non-reentrant kind. TRL 1.16 wants the reentrant one for adapters under ZeRO-3, but says so under
         # the old name `gradient_checkpointing_kwargs`, which transformers 5.23 has by then read. DeepSpeed 0.19.8 needs it no more: it
         # keeps frozen weights until the backward pass that recomputes with them is through (its pull request 8148); a test trains so.
-        "activation_checkpointing": row.activation_checkpointing,
-        "use_liger_kernel": _liger(row),
-        "deepspeed": deepspeed_config(training, row),
+        "activation_checkpointing": machine.activation_checkpointing,
+        "use_liger_kernel": _liger(machine),
+        "deepspeed": deepspeed_config(training, machine),
         "average_tokens_across_devices": True,  # SFT's loss is a mean over the tokens of the whole global batch
         "ddp_find_unused_parameters": False,
         "seed": seed,
         "data_seed": seed,
         "save_strategy": "steps",
-        "save_steps": row.steps_between_saves,
-        "save_total_limit": row.save_total_limit,
+        "save_steps": machine.steps_between_saves,
+        "save_total_limit": machine.save_total_limit,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "report_to": [],
@@ -52,18 +52,18 @@ def arguments(training: Training, row: Row, seed: int, out: Path) -> dict[str, A
     }
 
 
-def _liger(row: Row) -> bool:
-    reason = models.liger_obstacle(row)
+def _liger(machine: Machine) -> bool:
+    reason = models.liger_obstacle(machine)
     if reason:
         raise UserError(reason)
-    return row.use_liger_kernel
+    return machine.use_liger_kernel
 
 
-def deepspeed_config(training: Training, row: Row) -> dict[str, Any] | None:
+def deepspeed_config(training: Training, machine: Machine) -> dict[str, Any] | None:
     """Return the row's DeepSpeed file, with what follows from the recipe left for transformers to fill in."""
-    if row.deepspeed is None:
+    if machine.deepspeed is None:
         return None
-    config = copy.deepcopy(row.deepspeed)
+    config = copy.deepcopy(machine.deepspeed)
     zero = config["zero_optimization"]
     if zero["stage"] == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True  # in the compute dtype, whatever the name says
@@ -79,7 +79,7 @@ def deepspeed_config(training: Training, row: Row) -> dict[str, Any] | None:
     }
 
 
-def prepare(row: Row, seed: int) -> None:
+def prepare(machine: Machine, seed: int) -> None:
     """Set threads and seeds before a model is made."""
-    models.set_threads(row)
+    models.set_threads(machine)
     set_seed(seed)

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import Trainer
 
 from rounds.data_prep.errors import UserError
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.engine import ranks, store
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def resumable(folder: Path) -> Path | None:
     return chosen
 
 
-def fit_shards(trainer: Trainer, checkpoint: Path, row: Row) -> None:
+def fit_shards(trainer: Trainer, checkpoint: Path, machine: Machine) -> None:
     """Let DeepSpeed's shards, which fit only as many ranks as wrote them, be read by another number; DDP's fit any.
 
     Through DeepSpeed's universal checkpoint (one file per weight), which rank 0 makes beside the shards. Measured from two ranks
@@ -70,11 +70,15 @@ def fit_shards(trainer: Trainer, checkpoint: Path, row: Row) -> None:
     0.19.8), so that is refused. Raises `UserError` then, and where one kind of checkpoint is to be read as another.
     """
     wrote = json.loads((checkpoint / COMPLETE).read_text())
-    here = {"deepspeed": row.deepspeed is not None, "zero_stage": row.zero_stage, "world_size": row.world_size}
+    here = {
+        "deepspeed": machine.deepspeed is not None,
+        "zero_stage": machine.zero_stage,
+        "world_size": machine.world_size,
+    }
     there = {name: wrote.get(name, here[name]) for name in here}
     if here == there or not (here["deepspeed"] or there["deepspeed"]):
         return
-    if {**there, "world_size": None} != {**here, "world_size": None} or row.zero_stage == 3:
+    if {**there, "world_size": None} != {**here, "world_size": None} or machine.zero_stage == 3:
         raise UserError(
             f"{checkpoint.parent} was written by {_ranks_told(there)}, and this cluster file says {_ranks_told(here)}: DeepSpeed "
             f"cannot go on exactly from one to the other. Go on with a cluster file that says the former, or remove "

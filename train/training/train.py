@@ -18,7 +18,7 @@ import torch
 from transformers import Trainer
 
 from rounds.data_prep.errors import UserError
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.config.training import Lora, Training
 from rounds.train.engine import ranks
 from rounds.train.training.checkpoints import fit_shards, resumable
@@ -29,17 +29,17 @@ from rounds.train.weights import adapters, models
 logger = logging.getLogger(__name__)
 
 
-def run(trainer: StageTrainer, out: Path, start: Path, training: Training, row: Row) -> dict[str, Any]:
+def run(trainer: StageTrainer, out: Path, start: Path, training: Training, machine: Machine) -> dict[str, Any]:
     """Train from the last complete checkpoint, if any, and save the policy. Returns counts for `done.json`.
 
     `start` is the stage folder of the policy that training started from. Raises `ranks.Stopped` when it was asked to stop.
     """
-    watcher = Watcher(trainer, out, training, row)
+    watcher = Watcher(trainer, out, training, machine)
     trainer.add_callback(watcher)
     last = resumable(out / "checkpoints")
     if last:
         logger.info("going on from %s", last.name)
-        fit_shards(trainer, last, row)
+        fit_shards(trainer, last, machine)
     began = time.monotonic()
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     if watcher.stopped and trainer.state.global_step < trainer.state.max_steps:

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from rounds.data_prep import progress
 from rounds.data_prep.errors import UserError
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.config.training import Training
 from rounds.train.engine import ranks, store, tracking
 from rounds.train.tokens.order import steps_per_epoch
@@ -23,8 +23,8 @@ class Watcher(TrainerCallback):
     """Tells progress and metrics to the stage's folder and to wandb, stops what diverges or is asked to stop, and marks
     checkpoints complete. On every rank, since ranks must agree when to save and when to stop."""
 
-    def __init__(self, trainer: StageTrainer, out: Path, training: Training, row: Row) -> None:
-        self.trainer, self.out, self.training, self.row = trainer, out, training, row
+    def __init__(self, trainer: StageTrainer, out: Path, training: Training, machine: Machine) -> None:
+        self.trainer, self.out, self.training, self.machine = trainer, out, training, machine
         self.stopped = False
         self.saved = time.monotonic()
         self.above = 0
@@ -40,7 +40,7 @@ class Watcher(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         """Save when time is up; save and stop when a file `stop` lies in the stage's folder. Rank 0 looks, all do it."""
-        minutes = self.row.save_minutes
+        minutes = self.machine.save_minutes
         due = minutes is not None and time.monotonic() - self.saved > 60 * minutes
         wanted = ranks.agree(2 if (self.out / "stop").exists() else 1 if due else 0)
         control.should_save = control.should_save or wanted > 0
@@ -95,8 +95,8 @@ class Watcher(TrainerCallback):
         self.saved = time.monotonic()
         if ranks.rank() != 0:
             return
-        mark = {"step": state.global_step, "world_size": self.row.world_size, "deepspeed": self.row.deepspeed is not None,
-                "zero_stage": self.row.zero_stage}  # fmt: skip
+        mark = {"step": state.global_step, "world_size": self.machine.world_size, "deepspeed": self.machine.deepspeed is not None,
+                "zero_stage": self.machine.zero_stage}  # fmt: skip
         folder = self.out / "checkpoints" / f"checkpoint-{state.global_step}"
         # Another node's files may still look shorter from here than they are, but never longer.
         files = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}

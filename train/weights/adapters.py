@@ -19,7 +19,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.pytorch_utils import Conv1D
 
 from rounds.data_prep.errors import UserError
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.config.training import QUANTISATION, Lora
 from rounds.train.engine import policy, ranks
 from rounds.train.engine.batches import FOUR_BIT_IN_SHARDS
@@ -63,7 +63,7 @@ def continued(start: Policy, lora: Lora | None) -> Path | None:
     return adapter
 
 
-def merged_on_disk(start: Policy, row: Row, lora: Lora | None, cache: Path) -> Policy:
+def merged_on_disk(start: Policy, machine: Machine, lora: Lora | None, cache: Path) -> Policy:
     """Return the same policy with what is to be merged already merged, in a folder in `cache`, where it must be before loading.
 
     Under ZeRO-3 no rank ever holds the whole model, and weights are quantised from a file. Rank 0 merges, the others find the
@@ -72,25 +72,25 @@ def merged_on_disk(start: Policy, row: Row, lora: Lora | None, cache: Path) -> P
     apart = _apart(start, lora)
     below = replace(start, adapters=start.adapters[:-1]) if apart else start
     quantised = lora is not None and lora.load_in_4bit
-    if not below.adapters or not (row.zero_stage == 3 or quantised):
+    if not below.adapters or not (machine.zero_stage == 3 or quantised):
         return start
     with ranks.first():
-        merged = _merged(below, row, torch.float32 if quantised else models.training_dtype(row), cache)
+        merged = _merged(below, machine, torch.float32 if quantised else models.training_dtype(machine), cache)
     return replace(merged, adapters=(apart,) if apart else ())
 
 
-def _merged(start: Policy, row: Row, dtype: torch.dtype, cache: Path) -> Policy:
+def _merged(start: Policy, machine: Machine, dtype: torch.dtype, cache: Path) -> Policy:
     """Merge a policy's adapters into a folder of its own in `cache`, unless it is there."""
     folder = cache / f"merged-{start.adapters[-1].parent.name}"
     if not folder.is_dir():
         partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        models.load_model(start, row, dtype).save_pretrained(partial)
+        models.load_model(start, machine, dtype).save_pretrained(partial)
         partial.rename(folder)
     return Policy(str(folder), None, (), start.tokenizer)
 
 
-def load_start(start: Policy, row: Row, lora: Lora | None, cache: Path) -> PreTrainedModel:
+def load_start(start: Policy, machine: Machine, lora: Lora | None, cache: Path) -> PreTrainedModel:
     """Load the weights that training starts from, on the CPU, or quantised on this process's device.
 
     Everything that came before is merged into them, but for an adapter that the stage goes on with: its weights are set by
@@ -99,9 +99,9 @@ def load_start(start: Policy, row: Row, lora: Lora | None, cache: Path) -> PreTr
     if _apart(start, lora):
         start = replace(start, adapters=start.adapters[:-1])
     if lora is not None and lora.load_in_4bit:
-        model = _quantised(start, row, lora, cache)
+        model = _quantised(start, machine, lora, cache)
     else:
-        model = models.load_model(start, row, models.training_dtype(row))
+        model = models.load_model(start, machine, models.training_dtype(machine))
     _check_targets(model, lora)
     return model
 
@@ -147,17 +147,17 @@ def restore(model: Any, start: Policy, lora: Lora | None) -> None:
     set_peft_model_state_dict(model, weights)
 
 
-def load_scorer(described: Policy, row: Row, lora: Lora | None, cache: Path) -> PreTrainedModel:
+def load_scorer(described: Policy, machine: Machine, lora: Lora | None, cache: Path) -> PreTrainedModel:
     """Load a policy on the row's device, in the arithmetic that a stage with this `lora` section trains it in."""
-    model: Any = load_start(described, row, lora, cache)
+    model: Any = load_start(described, machine, lora, cache)
     adapter = _apart(described, lora)
     if adapter is not None:
         model = PeftModel.from_pretrained(model, str(adapter)).get_base_model()  # its layers hold the adapter now
     if lora is not None and lora.load_in_4bit:
-        return _as_trl_does(model).to(models.device_of(row))
+        return _as_trl_does(model).to(models.device_of(machine))
     if is_deepspeed_zero3_enabled():
         return model  # in shards, which DeepSpeed places
-    return models.place(model, row, as_in_training=True)
+    return models.place(model, machine, as_in_training=True)
 
 
 def _as_trl_does(model: Any) -> Any:
@@ -168,27 +168,27 @@ def _as_trl_does(model: Any) -> Any:
     return model
 
 
-def _quantised(start: Policy, row: Row, lora: Lora, cache: Path) -> PreTrainedModel:
+def _quantised(start: Policy, machine: Machine, lora: Lora, cache: Path) -> PreTrainedModel:
     """Load weights in 4 bits (Dettmers et al. 2023). What was merged is quantised as a whole, from a folder in `cache`."""
-    reason = four_bit_obstacle(row)
+    reason = four_bit_obstacle(machine)
     if reason:
         raise UserError(reason)
-    models.check_attention(row)
+    models.check_attention(machine)
     if start.adapters:
-        start = _merged(start, row, torch.float32, cache)
-    dtype = torch.bfloat16 if row.precision == "bf16" else torch.float32
+        start = _merged(start, machine, torch.float32, cache)
+    dtype = torch.bfloat16 if machine.precision == "bf16" else torch.float32
     settings = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=lora.bnb_4bit_quant_type,
         bnb_4bit_use_double_quant=lora.bnb_4bit_use_double_quant,
         bnb_4bit_compute_dtype=dtype,
     )
-    on_gpu = models.device_of(row) == "cuda"
+    on_gpu = models.device_of(machine) == "cuda"
     return AutoModelForCausalLM.from_pretrained(
         start.weights,
         revision=start.revision or "main",
         dtype=dtype,
-        attn_implementation=row.attn_implementation,
+        attn_implementation=machine.attn_implementation,
         use_safetensors=True,
         trust_remote_code=False,
         quantization_config=settings,
@@ -196,9 +196,9 @@ def _quantised(start: Policy, row: Row, lora: Lora, cache: Path) -> PreTrainedMo
     )
 
 
-def four_bit_obstacle(row: Row) -> str | None:
+def four_bit_obstacle(machine: Machine) -> str | None:
     """Say why weights in 4 bits cannot be used on a row here, or return None."""
-    if row.zero_stage == 3:
+    if machine.zero_stage == 3:
         return FOUR_BIT_IN_SHARDS
     try:
         importlib.import_module("bitsandbytes")

@@ -20,28 +20,28 @@ from transformers import (
 from transformers.utils import is_flash_attn_2_available, is_liger_kernel_available
 
 from rounds.data_prep.errors import UserError
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.engine.policy import Policy
 
 logger = logging.getLogger(__name__)
 
 
-def device_of(row: Row) -> str:
+def device_of(machine: Machine) -> str:
     """Return the torch device that a cluster row means here. Raises `UserError` for `cuda` without a GPU."""
-    if row.device == "cuda" and not torch.cuda.is_available():
+    if machine.device == "cuda" and not torch.cuda.is_available():
         raise UserError("the cluster file says device: cuda, but torch sees no GPU here; set device: cpu or auto")
-    return "cuda" if row.device != "cpu" and torch.cuda.is_available() else "cpu"
+    return "cuda" if machine.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def attention_obstacle(row: Row) -> str | None:
+def attention_obstacle(machine: Machine) -> str | None:
     """Say why a row's attention cannot run here, or return None."""
-    if row.attn_implementation != "flash_attention_2":
+    if machine.attn_implementation != "flash_attention_2":
         return None
     lacks = []
-    if device_of(row) == "cpu":
+    if device_of(machine) == "cpu":
         lacks.append("a GPU, and there is none here or the row says device: cpu")
-    if row.precision != "bf16":
-        lacks.append(f"precision: bf16, and the row says {row.precision}")
+    if machine.precision != "bf16":
+        lacks.append(f"precision: bf16, and the row says {machine.precision}")
     if not is_flash_attn_2_available():
         lacks.append("the package flash-attn (2.3.3 or newer), which is not installed")
     if not lacks:
@@ -52,16 +52,16 @@ def attention_obstacle(row: Row) -> str | None:
     )
 
 
-def check_attention(row: Row) -> None:
+def check_attention(machine: Machine) -> None:
     """Raise `UserError` for a row whose attention cannot run here."""
-    reason = attention_obstacle(row)
+    reason = attention_obstacle(machine)
     if reason:
         raise UserError(reason)
 
 
-def liger_obstacle(row: Row) -> str | None:
+def liger_obstacle(machine: Machine) -> str | None:
     """Say why the row's Liger kernels cannot run here, or return None."""
-    if not row.use_liger_kernel or (device_of(row) == "cuda" and is_liger_kernel_available()):
+    if not machine.use_liger_kernel or (device_of(machine) == "cuda" and is_liger_kernel_available()):
         return None
     return (
         "the cluster row says use_liger_kernel: true, which needs a GPU and the package liger-kernel (pip install "
@@ -69,10 +69,10 @@ def liger_obstacle(row: Row) -> str | None:
     )
 
 
-def set_threads(row: Row) -> None:
+def set_threads(machine: Machine) -> None:
     """Use as many CPU threads as the row says."""
-    if row.threads:
-        torch.set_num_threads(row.threads)
+    if machine.threads:
+        torch.set_num_threads(machine.threads)
 
 
 def open_folder(where: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -123,56 +123,62 @@ def load_tokenizer(policy: Policy) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(policy.tokenizer)
 
 
-def place(model: PreTrainedModel, row: Row, as_in_training: bool = False) -> PreTrainedModel:
+def place(model: PreTrainedModel, machine: Machine, as_in_training: bool = False) -> PreTrainedModel:
     """Put a model on the row's device. With precision bf16 its weights become bf16 too, unless `as_in_training`, where
     they stay fp32 and `autocast` computes in bf16."""
-    if row.precision == "bf16" and not as_in_training:
+    if machine.precision == "bf16" and not as_in_training:
         # Buffers stay: rotary frequencies in bf16 turn far positions by the wrong angle.
         for parameter in model.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
-    torch.nn.Module.to(model, device=device_of(row))  # in place; the class's own `to` hides its type
+    torch.nn.Module.to(model, device=device_of(machine))  # in place; the class's own `to` hides its type
     return model
 
 
-def autocast(row: Row) -> torch.autocast:
+def autocast(machine: Machine) -> torch.autocast:
     """Return the arithmetic of a forward pass in training on this row. Under DeepSpeed the weights themselves are bf16."""
-    enabled = row.precision == "bf16" and row.deepspeed is None
-    return torch.autocast(device_of(row), dtype=torch.bfloat16, enabled=enabled)
+    enabled = machine.precision == "bf16" and machine.deepspeed is None
+    return torch.autocast(device_of(machine), dtype=torch.bfloat16, enabled=enabled)
 
 
-def arithmetic(row: Row) -> str:
+def arithmetic(machine: Machine) -> str:
     """Name what a pass in training computes in: two rows that differ in it agree on a log-probability only roughly."""
-    return "bf16 autocast over fp32 weights" if row.precision == "bf16" and row.deepspeed is None else row.precision
+    return (
+        "bf16 autocast over fp32 weights"
+        if machine.precision == "bf16" and machine.deepspeed is None
+        else machine.precision
+    )
 
 
-def training_dtype(row: Row) -> torch.dtype:
+def training_dtype(machine: Machine) -> torch.dtype:
     """Return the type of the weights while training: fp32 with autocast above it, or DeepSpeed's bf16 with fp32 masters."""
-    return torch.bfloat16 if row.deepspeed is not None and row.precision == "bf16" else torch.float32
+    return torch.bfloat16 if machine.deepspeed is not None and machine.precision == "bf16" else torch.float32
 
 
-def load_to_score(policy: Policy, row: Row) -> PreTrainedModel:
+def load_to_score(policy: Policy, machine: Machine) -> PreTrainedModel:
     """Load a policy for evaluation, on the row's device or, with its `device_map`, spread over all GPUs."""
-    if row.device_map is None:
-        return place(load_model(policy, row), row).eval()
-    dtype = torch.bfloat16 if row.precision == "bf16" else torch.float32
-    return load_model(policy, row, dtype, row.device_map).eval()
+    if machine.device_map is None:
+        return place(load_model(policy, machine), machine).eval()
+    dtype = torch.bfloat16 if machine.precision == "bf16" else torch.float32
+    return load_model(policy, machine, dtype, machine.device_map).eval()
 
 
-def load_model(policy: Policy, row: Row, dtype: Any = torch.float32, device_map: str | None = None) -> PreTrainedModel:
+def load_model(
+    policy: Policy, machine: Machine, dtype: Any = torch.float32, device_map: str | None = None
+) -> PreTrainedModel:
     """Load the weights, merge the adapters into them in order, and return the model on the CPU, or where `device_map` says.
 
     `dtype` is torch's, or "auto" for that of the files.
 
     Raises `UserError` when the weights are not where the policy says, or the row's attention cannot run here.
     """
-    check_attention(row)
+    check_attention(machine)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             policy.weights,
             revision=policy.revision or "main",
             dtype=dtype,
             device_map=device_map,
-            attn_implementation=row.attn_implementation,
+            attn_implementation=machine.attn_implementation,
             use_safetensors=True,
             trust_remote_code=False,
         )

@@ -19,7 +19,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
 from rounds.data_prep.errors import UserError
-from rounds.train.config.cluster import Row
+from rounds.train.config.cluster import Machine
 from rounds.train.engine import ranks
 from rounds.train.tokens import packed_pairs
 from rounds.train.weights import packed_attention
@@ -45,13 +45,13 @@ class Scores(NamedTuple):
 class Sharding:
     """ZeRO-3 for a model that is only scored with: made before the model is loaded, it lets each rank keep only its share."""
 
-    def __init__(self, row: Row) -> None:
+    def __init__(self, machine: Machine) -> None:
         self.config = {
-            "zero_optimization": (row.deepspeed or {}).get("zero_optimization", {}),
+            "zero_optimization": (machine.deepspeed or {}).get("zero_optimization", {}),
             "train_micro_batch_size_per_gpu": 1,
-            "bf16": {"enabled": row.precision == "bf16"},
+            "bf16": {"enabled": machine.precision == "bf16"},
         }
-        self.needed = in_shards(row)
+        self.needed = in_shards(machine)
         # transformers asks for this object when a model is loaded, and holds it by a weak reference only.
         self.loading = HfDeepSpeedConfig(self.config) if self.needed else None
         self.engine: Any = None
@@ -80,11 +80,11 @@ class Sharding:
 
 
 def prepare(
-    model: PreTrainedModel, row: Row, sharding: Sharding | None = None
+    model: PreTrainedModel, machine: Machine, sharding: Sharding | None = None
 ) -> Callable[[Sequence[Tokens]], list[Scores]]:
     """Make a loaded model ready, and return what scores one batch of pairs with it."""
     add_fused_lm_head(model)
-    batching = packed_attention.choose(row.pair_batching, model)
+    batching = packed_attention.choose(machine.pair_batching, model)
     if batching != "padded":
         packed_attention.install(model)
     model.eval()
@@ -116,16 +116,16 @@ def prepare(
 
 
 def in_batches(
-    score: Callable[[Sequence[Tokens]], list[Scores]], pairs: pa.Table, places: Sequence[int], row: Row
+    score: Callable[[Sequence[Tokens]], list[Scores]], pairs: pa.Table, places: Sequence[int], machine: Machine
 ) -> list[Scores]:
     """Score the pairs at some places, as many at once as `in_blocks` does."""
-    return [each for batch in _cut(places, _pairs_at_once(row)) for each in score(_tokens(pairs, batch))]
+    return [each for batch in _cut(places, _pairs_at_once(machine)) for each in score(_tokens(pairs, batch))]
 
 
 def in_blocks(
     score: Callable[[Sequence[Tokens]], list[Scores]],
     pairs: pa.Table,
-    row: Row,
+    machine: Machine,
     folder: Path,
     progress: Callable[[int], None],
 ) -> list[Scores]:
@@ -134,8 +134,8 @@ def in_blocks(
     `folder` keeps finished blocks. Under ZeRO-3 each forward pass is one of all ranks together, so a rank that has no batch left
     scores one again.
     """
-    size = _pairs_at_once(row)
-    costs = packed_pairs.costs(pairs, row.pair_batching)
+    size = _pairs_at_once(machine)
+    costs = packed_pairs.costs(pairs, machine.pair_batching)
     order = sorted(range(len(costs)), key=lambda place: -costs[place])  # longest first: memory trouble shows at once
     batches = _cut(order, size)
     per_block = max(1, min(_BLOCK_BATCHES, -(-len(batches) // ranks.world_size())))
@@ -152,7 +152,7 @@ def in_blocks(
         mine = turn[ranks.rank()] if ranks.rank() < len(turn) else None
         block = blocks[mine] if mine is not None else ()
         found = [score(_tokens(pairs, batch)) for batch in block]
-        if in_shards(row):
+        if in_shards(machine):
             for _ in range(per_block - len(block)):
                 score(_tokens(pairs, batches[-1]))
         if mine is not None:
@@ -165,13 +165,13 @@ def in_blocks(
     return _joined(folder, len(blocks), len(order))
 
 
-def in_shards(row: Row) -> bool:
+def in_shards(machine: Machine) -> bool:
     """Tell whether a model is spread over the ranks, so that each forward pass is one of all of them together."""
-    return row.zero_stage == 3 and ranks.world_size() > 1
+    return machine.zero_stage == 3 and ranks.world_size() > 1
 
 
-def _pairs_at_once(row: Row) -> int:
-    return max(1, row.eval_batch_size // 2)
+def _pairs_at_once(machine: Machine) -> int:
+    return max(1, machine.eval_batch_size // 2)
 
 
 def _tokens(pairs: pa.Table, places: Sequence[int]) -> list[Tokens]:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.schema import Section
-from rounds.train.config.cluster import Cluster, Row
+from rounds.train.config.cluster import Cluster, Machine
 from rounds.train.engine import ranks
 from rounds.train.engine.graph import Stage
 
@@ -24,7 +24,7 @@ class Ask(Section):
 
     stages: tuple[str, ...]
     function: str
-    row: Row
+    machine: Machine
     load_in_4bit: bool = False
 
 
@@ -35,8 +35,8 @@ def asks(stages: Iterable[Stage], cluster: Cluster) -> list[Ask]:
         if stage.function not in _LOAD_MODELS:
             continue
         lora = stage.params.get("training", stage.params).get("lora") or {}
-        row = cluster.row(stage.row, stage.name)
-        mine = Ask(stages=(), function=stage.function, row=row, load_in_4bit=lora.get("load_in_4bit", False))
+        machine = cluster.machine(stage.row, stage.name)
+        mine = Ask(stages=(), function=stage.function, machine=machine, load_in_4bit=lora.get("load_in_4bit", False))
         known = next((n for n, each in enumerate(found) if each.model_copy(update={"stages": ()}) == mine), None)
         if known is None:
             found.append(mine.model_copy(update={"stages": (stage.name,)}))
@@ -49,7 +49,7 @@ def unusable(ask: Ask) -> list[str]:
     """Say all that cannot be had here of what stages ask for; nothing where they can run."""
     from rounds.train.weights import adapters, models
 
-    row = ask.row
+    row = ask.machine
     try:
         models.device_of(row)
     except UserError as error:
@@ -64,9 +64,9 @@ def unusable(ask: Ask) -> list[str]:
     return [reason for reason in found if reason]
 
 
-def _deepspeed_obstacle(row: Row) -> str | None:
+def _deepspeed_obstacle(machine: Machine) -> str | None:
     """Say what DeepSpeed would refuse of a row's file; what it does not know beside `zero_optimization` it passes over."""
-    if row.deepspeed is None:
+    if machine.deepspeed is None:
         return None
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it says which accelerator it found
@@ -74,7 +74,7 @@ def _deepspeed_obstacle(row: Row) -> str | None:
     except ImportError as error:
         return f"the row's `deepspeed` needs the package deepspeed, which cannot be imported here: {error}"
     try:
-        DeepSpeedZeroConfig.model_validate(row.deepspeed["zero_optimization"])
+        DeepSpeedZeroConfig.model_validate(machine.deepspeed["zero_optimization"])
     except ValidationError as error:
         wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}; found {e['input']!r}" for e in error.errors()]
         return f"the DeepSpeed file's zero_optimization: {'. '.join(wrong)}. DeepSpeed's fields: www.deepspeed.ai/docs/config-json"
@@ -85,8 +85,8 @@ def too_few_gpus(ask: Ask) -> str | None:
     """Say why a row's processes cannot have a GPU each on this machine, or return None."""
     import torch
 
-    wanted = ranks.processes(ask.function, ask.row)[1]
+    wanted = ranks.processes(ask.function, ask.machine)[1]
     seen = torch.cuda.device_count()
-    if ask.row.device == "cpu" or not torch.cuda.is_available() or wanted <= seen:
+    if ask.machine.device == "cpu" or not torch.cuda.is_available() or wanted <= seen:
         return None
     return f"processes: {wanted}, and torch sees {seen} GPUs here: lower it, or set device: cpu"
