@@ -228,7 +228,7 @@ def test_rounds_that_share_rows_and_not_max_length_are_each_told_with_their_own_
 
 def test_stats_tell_what_is_expected_before_anything_is_done(tmp_path: Path):
     folder = tmp_path / "none"
-    (tmp_path / "quick.yaml").write_text(f"extends: {Path(__file__).parent / 'mini.yaml'}\n")
+    (tmp_path / "quick.yaml").write_text(f"extends: {Path(__file__).parents[1] / 'mini.yaml'}\n")
     result = CliRunner().invoke(app, ["data", "stats", str(tmp_path / "quick.yaml"), "--store", str(folder)])
     assert result.exit_code == 0 and "facts" in result.output and "≤ 240" in result.output
     assert "not made yet" in result.output and "sft, first, second" in result.output

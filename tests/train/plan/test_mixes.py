@@ -12,7 +12,7 @@ from rounds.train.config import recipe
 from rounds.train.forecast import row_counts
 from rounds.train.plan.pipeline import Plan, build_plan
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+RECIPES = Path(__file__).resolve().parents[3] / "recipes"
 GENERAL = ("slim_orca_t0", "slim_orca_flan", "slim_orca_cot", "ultrachat")
 LISTED = {"medmcqa": 180_462, "medical_flashcards": 30_106, "cord19": 17_721, "headqa": 2_657, "sciq": 11_679,
           "pubmed_causal": 2_169, "medquad": 14_553, "mediqa": 1_950, "slim_orca_t0": 109_235, "slim_orca_flan": 109_169,

@@ -22,7 +22,7 @@ from rounds.train.plan.pipeline import Plan, build_plan
 from rounds.train.training import arguments
 from rounds.train.weights import adapters
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
 
 # Ours: read by a stage of our own, or turned into what the trainers have by `training.arguments`.

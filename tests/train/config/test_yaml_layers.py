@@ -6,7 +6,7 @@ import pytest
 
 from rounds.data_prep.errors import UserError
 from rounds.train.config import cluster, recipe, yaml_file
-from tests.train.test_recipe import VALID
+from tests.train.config.test_recipe import VALID
 
 
 def write(folder: Path, **files: str) -> Path:

@@ -14,7 +14,7 @@ from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Message, Pair
 from rounds.train.tokens import chat
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 LLAMA3 = (REPOSITORY / "recipes" / "chat_templates" / "llama3.jinja").read_text()
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"

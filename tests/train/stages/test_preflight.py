@@ -110,7 +110,7 @@ def test_checkpoints_of_stages_that_may_run_at_once_all_need_room(tmp_path: Path
     ]
     gate = Stage("gate", "gate", {}, {"current": base, "candidate": rounds[0]})
     later = Stage("dpo.3", "dpo", {"training": KNOBS}, {"policy": gate}, row="train")
-    row = {"deepspeed": str(Path(__file__).parents[2] / "recipes/deepspeed/zero3.json"), "precision": "bf16"}
+    row = {"deepspeed": str(Path(__file__).parents[3] / "recipes/deepspeed/zero3.json"), "precision": "bf16"}
     machine = Cluster.model_validate({"train": {**row, "save_total_limit": 2}})
     one, all_of_them = (
         disk.needed([base, *rounds, gate, later], tmp_path / "store", machine, lanes) for lanes in (1, None)

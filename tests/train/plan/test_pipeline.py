@@ -14,7 +14,7 @@ from rounds.train.config import recipe
 from rounds.train.engine.graph import Asset, Stage
 from rounds.train.plan.pipeline import Plan, build_plan
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
 QUICKSTART = REPOSITORY / "recipes" / "quickstart.yaml"
 KEYS = Path(__file__).parent / "quickstart_keys.txt"

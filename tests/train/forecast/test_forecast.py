@@ -16,7 +16,7 @@ from rounds.train.forecast.memory import Setting
 from rounds.train.forecast.model_shape import Shape
 from rounds.train.plan.pipeline import build_plan
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+RECIPES = Path(__file__).resolve().parents[3] / "recipes"
 ZERO = {stage: json.loads((RECIPES / "deepspeed" / f"zero{stage}.json").read_text()) for stage in (2, 3)}
 
 

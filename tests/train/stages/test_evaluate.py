@@ -21,7 +21,7 @@ from rounds.train.tokens import chat
 from rounds.train.weights import models
 
 Run = Callable[..., tuple[Path, dict]]
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 CPU = Machine(device="cpu", threads=1, eval_batch_size=5)
 CHOICES = ("It blocks the pump.", "It opens the airways.", "It lowers glucose.", "It displaces opioids.")
 

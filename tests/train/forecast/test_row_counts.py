@@ -10,7 +10,7 @@ from rounds.train.engine import store
 from rounds.train.forecast import row_counts
 from rounds.train.plan.pipeline import Plan, build_plan
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+RECIPES = Path(__file__).resolve().parents[3] / "recipes"
 
 
 def plan_of(name: str, root: Path, *overrides: str) -> Plan:

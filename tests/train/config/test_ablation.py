@@ -12,7 +12,7 @@ from rounds.train.config import recipe
 from rounds.train.config.ablation import Ablation, Variant, edited
 from rounds.train.config.recipe import Recipe
 
-QUICKSTART = Path(__file__).resolve().parents[2] / "recipes" / "quickstart.yaml"
+QUICKSTART = Path(__file__).resolve().parents[3] / "recipes" / "quickstart.yaml"
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Batch scripts: golden texts, what a cluster file may say, and that nothing in a name or a path becomes a command.
 
-`python -m tests.train.test_slurm_script` writes the golden files anew; look at the difference before committing it.
+`python -m tests.train.launch.test_script` writes the golden files anew; look at the difference before committing it.
 """
 
 import os
@@ -18,7 +18,7 @@ from rounds.train.engine.graph import Stage
 from rounds.train.launch import script
 
 GOLDEN = Path(__file__).parent / "golden"
-RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "clusters"
+RECIPES = Path(__file__).resolve().parents[3] / "recipes" / "clusters"
 DPO = Stage("dpo.second", "dpo", {"beta": 0.1}, row="train")
 EVALUATE = Stage("evaluate.base", "evaluate", {}, row="infer")
 SOURCE = Stage("source.notes", "source", {})

@@ -15,7 +15,7 @@ from rounds.data_prep.errors import UserError
 from rounds.train.engine import claims, digests, runs, store
 from rounds.train.engine.graph import Stage
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 # Digests

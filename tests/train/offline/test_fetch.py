@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from fake_hub import FakeHub
 from rich.console import Console
 
 from rounds.data_prep import sources
@@ -26,9 +25,10 @@ from rounds.train.display import sources as source_display
 from rounds.train.offline import fetch as fetching
 from rounds.train.offline import folder as offline_folder
 from rounds.train.offline.needs import Need
+from tests.train.offline.fake_hub import FakeHub
 
 MODEL, COMMIT = "made/tiny-llama", "a" * 40
-CLUSTER = Path(__file__).parent / "mini_cluster.yaml"
+CLUSTER = Path(__file__).parents[1] / "mini_cluster.yaml"
 WAIT_SECONDS = 300
 ASKED = ["What does {} do?", "Tell me how {} works.", "How does {} act?", "Explain {} to a student.", "Name {} again."]
 DRUGS = ["aspirin", "heparin", "metformin", "omeprazole", "salbutamol", "warfarin", "furosemide", "naloxone"]
@@ -428,7 +428,7 @@ def rounds_table() -> str:
 
 
 def test_a_recipe_that_needs_nothing_says_so(tmp_path) -> None:
-    quickstart = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
+    quickstart = Path(__file__).parents[3] / "recipes" / "quickstart.yaml"
     assert "needs nothing from the hub" in rounds("fetch", quickstart, "--to", tmp_path / "home", store=tmp_path / "s")
 
 

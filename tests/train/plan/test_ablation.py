@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_pipeline import BLOCKED, REPOSITORY
 
 from rounds.data_prep.errors import UserError
 from rounds.train.config import recipe
@@ -19,10 +18,11 @@ from rounds.train.engine import store
 from rounds.train.plan import ablation
 from rounds.train.plan.ablation import AblationPlan
 from rounds.train.plan.pipeline import build_plan
+from tests.train.plan.test_pipeline import BLOCKED, REPOSITORY
 
 ABLATIONS = sorted((REPOSITORY / "recipes" / "ablations").glob("*.yaml"))
 ON_QUICKSTART = REPOSITORY / "recipes" / "ablations" / "quickstart.yaml"
-MINI = Path(__file__).parent / "mini_ablation.yaml"
+MINI = Path(__file__).parents[1] / "mini_ablation.yaml"
 
 Planner = Callable[..., AblationPlan]
 
@@ -225,7 +225,7 @@ def test_an_ablation_runs_shares_survives_a_failing_variant_and_reports(tmp_path
         "sources.own": {"source": "file", "path": str(rows), "format": "preference", "licence": "ours", "phi": "off"}, "rounds.second.data": ["own"]}}}}  # fmt: skip
     file = tmp_path / "ablation.yaml"
     file.write_text(yaml.safe_dump(broken))
-    cluster = Path(__file__).parent / "mini_cluster.yaml"
+    cluster = Path(__file__).parents[1] / "mini_cluster.yaml"
 
     output = rounds("ablate", file, "--cluster", cluster, store=store, expect=1)
     assert "own-rows is missing: source.own" in output and "rows do not fit" in output

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 TOOLS = Path(os.environ.get("ROUNDS_SLURM_TOOLS", HERE.parents[2] / "shared" / "slurm"))
 RECIPE = HERE / "mini_slurm.yaml"
 EVALUATED = HERE / "mini.yaml"

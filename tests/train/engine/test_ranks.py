@@ -28,7 +28,7 @@ from rounds.train.config.training import Training
 from rounds.train.engine import worker
 from rounds.train.training import checkpoints
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 ZERO = {n: json.loads((REPOSITORY / "recipes" / "deepspeed" / f"zero{n}.json").read_text()) for n in (2, 3)}
 ZERO[3]["zero_optimization"]["stage3_param_persistence_threshold"] = (
     0  # else a model this small stays whole on each rank
@@ -124,7 +124,7 @@ def start(cases: list[dict], folder: Path, processes: int = 2) -> str:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={processes}",
-               f"--master-port={port}", "-m", "tests.train.ranks_driver", str(folder / "cases.json")]  # fmt: skip
+               f"--master-port={port}", "-m", "tests.train.engine.ranks_driver", str(folder / "cases.json")]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, cwd=REPOSITORY)
     assert done.returncode == 0, done.stdout + done.stderr

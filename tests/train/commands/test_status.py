@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-RECIPE = Path(__file__).parent / "mini_slurm.yaml"
+RECIPE = Path(__file__).parents[1] / "mini_slurm.yaml"
 
 
 def test_watching_and_following_begin_before_a_run_and_end_with_it(tmp_path):

@@ -27,7 +27,7 @@ from rounds.train.stages import base
 from rounds.train.weights import adapters, models
 
 Run = Callable[..., tuple[Path, dict]]
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 CPU = Machine(device="cpu", threads=1)
 KNOBS = {"learning_rate": 1e-3, "global_batch_size": 4, "max_length": 96}
 
@@ -180,7 +180,7 @@ def test_a_layer_that_the_model_has_not_is_refused_though_others_match(shelf: Pa
         assert f"{wrong}. Its linear layers are down_proj, " in str(told.value)
 
 
-MINI = Path(__file__).with_name("mini.yaml")
+MINI = Path(__file__).parents[1] / "mini.yaml"
 
 
 def planned(tmp_path: Path, **edits: object) -> pipeline.Plan:

@@ -13,7 +13,7 @@ from rounds.train.config import cluster
 from rounds.train.config.cluster import Cluster, Machine
 from rounds.train.engine.batches import micro_batches
 
-CLUSTERS = Path(__file__).parents[2] / "recipes" / "clusters"
+CLUSTERS = Path(__file__).parents[3] / "recipes" / "clusters"
 ODD = [None, 0, -1, 1.5, 1e12, 10**30, float("nan"), "", "x", "\0", "/", "~nobody", "é" * 300, "$(id)", "a\nb", [], {}, [[]],
        {"x": None}, True]  # fmt: skip
 

@@ -93,7 +93,7 @@ def test_a_stage_that_was_given_up_is_told_with_what_ended_its_attempts(tmp_path
 
 
 def test_logs_and_status_point_to_what_tells_most_and_to_how_to_go_on(tmp_path, monkeypatch):
-    file = Path(__file__).parent / "mini_slurm.yaml"
+    file = Path(__file__).parents[1] / "mini_slurm.yaml"
     folder = store.prepare(tmp_path, pipeline.build_plan(recipe.load(file), tmp_path, file.parent).stage("dpo.first"))
     (folder / "slurm").mkdir()
     printed = folder / "slurm" / "7.txt"

@@ -220,7 +220,7 @@ def test_the_order_and_the_batches_of_rows_change_no_verdict(draw: random.Random
 
 
 def bench() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "scripts" / "bench_decontaminate"
+    path = Path(__file__).resolve().parents[3] / "scripts" / "bench_decontaminate"
     spec = spec_from_loader("bench_decontaminate", SourceFileLoader("bench_decontaminate", str(path)))
     assert spec and spec.loader
     module = sys.modules[spec.name] = module_from_spec(spec)

@@ -16,7 +16,7 @@ import pytest
 
 from rounds.train.engine import store
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.xdist_group("ranks")
 
 
