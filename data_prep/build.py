@@ -22,7 +22,7 @@ from rounds.data_prep.files import FILE, ID, ROW
 from rounds.data_prep.mix import REPEAT, choose, mix, repeated_id
 from rounds.data_prep.records import SCHEMAS, Kind, Record, read_kind, read_records, write_records
 from rounds.data_prep.rewrite import rewrite
-from rounds.data_prep.schema import FilterUse, MixItem, SourceUse
+from rounds.data_prep.schema import DataParams, SourceParams, SourceUse
 from rounds.data_prep.sieve import Sieve, Sifted, sift
 from rounds.data_prep.spool import Spool
 
@@ -49,18 +49,17 @@ class _Filtered:
     masked: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
-def source(params: dict[str, Any], inputs: dict[str, Path], out: Path, machine: Any) -> dict[str, Any]:
+def source(params: SourceParams, inputs: dict[str, Path], out: Path, machine: Any) -> dict[str, Any]:
     """Fetch one set and write its rows as records.
 
-    `params`: `use` (a `SourceUse` without `path`), `source_version`, `repository`, `revision`, and where rows are changed
-    `system_prompt` and `phi`, a `FilterUse`. `inputs` may hold `path`, a local copy. Raises `UserError` when more than
+    `inputs` may hold `path`, a local copy. Raises `UserError` when more than
     `use.max_bad_share` of the rows do not fit, or no record is left.
     """
     use = SourceUse.model_validate(
         {
-            **params["use"],
+            **params.use.model_dump(),
             "path": str(inputs["path"]) if "path" in inputs else None,
-            "revision": params.get("revision") or params["use"].get("revision"),
+            "revision": params.revision or params.use.revision,
         }
     )
     origin = sources.load(use.source)
@@ -91,22 +90,20 @@ def source(params: dict[str, Any], inputs: dict[str, Path], out: Path, machine: 
         "not_chosen": count - chosen,
         "phi": masked,
         "licence": use.licence or origin.licence or None,
-        "repository": params.get("repository"),
-        "revision": params.get("revision"),
+        "repository": params.repository,
+        "revision": params.revision,
     }
 
 
-def data(params: dict[str, Any], inputs: dict[str, Path], out: Path, machine: Any) -> dict[str, Any]:
+def data(params: DataParams, inputs: dict[str, Path], out: Path, machine: Any) -> dict[str, Any]:
     """Filter the rows of several sources, in mix order, and write the mix of what is left.
 
-    `params`: `mix`, `filters`, `seed`, and `kind`, "conversation" or "pair". `inputs`: folders of `source` stages as
+    `inputs`: folders of `source` stages as
     `source.<name>`, and as `heldout.<name>` those of the sets that no row may come from. The rows written name as their
     source the recipe's `<name>`. Questions become conversations where the kind is conversation. Raises `UserError` for
     another kind of record, and when nothing is left.
     """
-    kind: Kind = params["kind"]
-    items = [MixItem.model_validate(item) for item in params["mix"]]
-    uses = [FilterUse.model_validate(use) for use in params["filters"]]
+    kind, items, uses = params.kind, list(params.mix), list(params.filters)
     sieve = Sieve(uses, dict(_named(inputs, "heldout.")), kind)
     paths = dict(_named(inputs, "source."))
     if len({item.name for item in items}) < len(items):
@@ -118,7 +115,7 @@ def data(params: dict[str, Any], inputs: dict[str, Path], out: Path, machine: An
     spool.close()
     ids = {name: each.ids for name, each in filtered.items()}
     by_filter = _by_filter([each.drops for each in filtered.values()], [use.name for use in uses])
-    places = mix(ids, items, params["seed"]) if any(ids.values()) else []
+    places = mix(ids, items, params.seed) if any(ids.values()) else []
     if not places:
         raise UserError(f"the mix of {', '.join(ids)} is empty: every row was dropped: {by_filter}")
     starts = dict(zip(ids, _starts([len(each) for each in ids.values()]), strict=True))
@@ -192,11 +189,10 @@ def _keep(path: Path, use: SourceUse, kind: Kind, count: int) -> int:
 
 
 def _rewritten(
-    params: Mapping[str, Any], kind: Kind, count: int, tally: _Tally, out: Path
+    params: SourceParams, kind: Kind, count: int, tally: _Tally, out: Path
 ) -> tuple[int, dict[str, Any] | None]:
     """Apply what is done to every row of the source; return how many are left, and the counts of `phi` where it is on."""
-    phi = FilterUse.model_validate(params["phi"]) if params.get("phi") else None
-    system_prompt = params.get("system_prompt")
+    phi, system_prompt = params.phi, params.system_prompt
     if not (phi or system_prompt):
         return count, None
     found = rewrite(

@@ -1,9 +1,34 @@
-"""The parts of a recipe that speak of data: sources, filters and mixes. Defaults live here and nowhere else."""
+"""The parts of a recipe that speak of data: sources, filters and mixes. Defaults live here and nowhere else.
+
+What every section of a recipe is, and how it is written into a stage's key and read back, stands here too: see `Later`.
+"""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    model_validator,
+)
+
+_STORED = {"stored": True}
+
+
+@dataclass(frozen=True)
+class Later:
+    """Marks a field that came after its section was first released: `Annotated[int | None, Later(None)] = None`.
+
+    `as_before` is the value under which a stage answers as it did without the field. A field that has it is left out where a stage's
+    params are stored, so old keys stay what they were; one that is missing there is read as having it. It never changes again, also
+    when the default does: a default may change what a recipe means, and must not change what an old key means.
+    """
+
+    as_before: Any
 
 
 class Section(BaseModel):
@@ -12,6 +37,46 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
+
+    def stored(self, exclude: set[str] | None = None) -> dict[str, Any]:
+        """Return it as plain JSON for a stage's key and `stage.json`: all fields, but later ones that say as before.
+
+        Raises `TypeError` for a value that is not JSON: pydantic would make a text of a path, and a path must not be in a key.
+        """
+        as_before = self._later()
+        kept = [name for name in type(self).model_fields if name not in (exclude or ())]
+        plain = {name: _plain(getattr(self, name)) for name in kept
+                 if name not in as_before or getattr(self, name) != as_before[name]}  # fmt: skip
+        return plain | {name: _plain(value) for name, value in (self.model_extra or {}).items()}
+
+    @classmethod
+    def read_stored(cls, plain: Any) -> Self:
+        """Read what `stored` wrote, in this release or one before it. Raises pydantic's `ValidationError`."""
+        return cls.model_validate(plain, context=_STORED)
+
+    @classmethod
+    def _later(cls) -> dict[str, Any]:
+        return {name: mark.as_before for name, field in cls.model_fields.items() for mark in field.metadata
+                if isinstance(mark, Later)}  # fmt: skip
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_as_before(cls, plain: Any, info: ValidationInfo) -> Any:
+        return {**cls._later(), **plain} if info.context == _STORED and isinstance(plain, Mapping) else plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Section):
+        return value.stored()
+    if isinstance(value, dict):
+        if wrong := [name for name in value if not isinstance(name, str)]:
+            raise TypeError(f"{wrong[0]!r} is no JSON key: expected a string")
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise TypeError(f"{value!r} is not JSON")
 
 
 def _named(value: Any) -> Any:
@@ -41,15 +106,13 @@ def _phi(value: Any) -> Any:
     return {**settings, "name": "phi"} if isinstance(settings, Mapping) else value
 
 
-class SourceUse(Section):
-    """One set of rows: which registered source, which split, from where."""
+class RowsUse(Section):
+    """Which rows of which registered set: what a stage's key says of them."""
 
     source: str
     """Name of a file in data_prep/sources, such as `ultrafeedback`; `file` brings your own rows."""
     split: str = "train"
     """A split that the source offers. A benchmark's test split can be used for evaluation only."""
-    path: str | None = None
-    """Local file, or local folder with the hub repository's layout, instead of the hub. Relative to the recipe."""
     revision: str | None = None
     """Commit of the hub dataset, when not the one pinned in the source's file."""
     format: (
@@ -75,6 +138,15 @@ class SourceUse(Section):
     # Our choice: single rows are bad in many sets; where the columns are others than expected, all rows are.
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Rows that do not fit the source's schema are dropped and counted; above this share the stage stops."""
+    seed: int = 0
+    """For generated sources, and for the choice of rows under `max_rows`."""
+
+
+class SourceUse(RowsUse):
+    """One set of rows: which registered source, which split, from where, and what is done to each."""
+
+    path: str | None = None
+    """Local file, or local folder with the hub repository's layout, instead of the hub. Relative to the recipe."""
     licence: str | None = None
     """`file` only: the licence of your rows, such as `CC BY 4.0`; without one the recipe must list the source under
     `allow_unlicensed`."""
@@ -84,8 +156,6 @@ class SourceUse(Section):
     system_prompt: str | None = None
     """File with a system prompt, such as `prompts/exam.md`, for rows that bring none; relative to the recipe, or one of the
     project's own. Its text is part of the stage key."""
-    seed: int = 0
-    """For generated sources, and for the choice of rows under `max_rows`."""
 
 
 class MixItem(Section):
@@ -105,17 +175,36 @@ class MixItem(Section):
 
 Filters = tuple[Annotated[FilterUse, BeforeValidator(_named)], ...]
 Mix = Annotated[tuple[Annotated[MixItem, BeforeValidator(_named)], ...], Field(min_length=1)]
-
-
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=60)]
-
-
 Count = Annotated[int, Field(gt=0)]
-
-
 Positive = Annotated[float, Field(gt=0)]
 
 
 def listed(value: Any) -> Any:
     """Let a recipe write one name, or none, where a list of names would do."""
     return [] if value is None else [value] if isinstance(value, str) else value
+
+
+class SourceParams(Section):
+    """What stage `source` is asked to do."""
+
+    use: RowsUse
+    source_version: int
+    """Of the source's file: raised when its rows come out otherwise."""
+    repository: str | None
+    revision: str | None
+    """Commit on the hub; None for rows that do not come from there."""
+    system_prompt: Annotated[str | None, Later(None)] = None
+    """Text that is said first where a row says nothing first."""
+    phi: Annotated[FilterUse | None, Later(None)] = None
+    """Masks, or drops rows with, what may identify a person."""
+
+
+class DataParams(Section):
+    """What stage `data` is asked to do."""
+
+    mix: Mix
+    filters: Filters
+    seed: int
+    kind: Literal["conversation", "pair"]
+    """Of the records that are written."""

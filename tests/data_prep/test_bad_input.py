@@ -17,10 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rounds.data_prep import build, sources
+from rounds.data_prep import sources
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import answers_of, prompt_of, read_records
 from rounds.data_prep.sources import MAX_CHARACTERS
+from tests import staged
 
 GOOD: dict[str, list[dict[str, Any]]] = {
     "question_answer": [{"question": f"What is sign {n}?", "answer": f"It is kind {n}."} for n in range(20)],
@@ -94,13 +95,13 @@ def run(folder: Path, name: str, content: bytes, format: str, **fields: Any) -> 
     out.mkdir()
     use = {"source": "file", "format": format, "max_bad_share": 0.9, **fields}
     params = {"use": use, "source_version": 1, "repository": None, "revision": None}
-    counts = build.source(params, {"path": path}, out, None)
+    counts = staged.run("source", params, {"path": path}, out, None)
     kind = {"multiple_choice": "conversation", "preference": "pair"}.get(format, "conversation")
     mixed = folder / "data"
     mixed.mkdir()
     filters = [{"name": each} for each in ("exact_dedup", "near_dedup", "decontaminate", "quality")]
     params = {"mix": [{"name": "own"}], "filters": filters, "seed": 0, "kind": kind}
-    build.data(params, {"source.own": out}, mixed, None)
+    staged.run("data", params, {"source.own": out}, mixed, None)
     return counts, out
 
 
@@ -412,7 +413,7 @@ def test_any_value_in_any_column_is_counted_by_every_source(
     out.mkdir()
     params = {"use": use, "source_version": 1, "repository": None, "revision": None}
     try:
-        counts = build.source(params, {"path": path}, out, None)
+        counts = staged.run("source", params, {"path": path}, out, None)
     except UserError as error:
         assert len(str(error).splitlines()) == 1
     else:

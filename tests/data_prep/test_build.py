@@ -9,9 +9,9 @@ from typing import Any
 import datasets
 import pytest
 
-from rounds.data_prep import build
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Conversation, Message, Pair, Question, read_kind, read_records, write_records
+from tests import staged
 
 QA = {"source": "file", "format": "question_answer"}
 
@@ -23,7 +23,7 @@ def run_source(
     path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
     out.mkdir()
     params = {"use": use, "source_version": 1, "repository": None, "revision": None}
-    return build.source(params, {"path": path}, out, None), out
+    return staged.run("source", params, {"path": path}, out, None), out
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -115,7 +115,7 @@ def test_data_filters_in_order_mixes_and_counts(tmp_path: Path) -> None:
     }
     out = tmp_path / "out"
     out.mkdir()
-    result = build.data(params("one", "two", filters=["exact_dedup", "decontaminate"]), inputs, out, None)
+    result = staged.run("data", params("one", "two", filters=["exact_dedup", "decontaminate"]), inputs, out, None)
     assert result == {
         "in": {"one": 4, "two": 1},
         "dropped": {"exact_dedup": {"duplicate": 1}, "decontaminate": {"overlaps_exam": 1}},
@@ -144,7 +144,7 @@ def test_data_of_pairs_opens_as_a_dataset(tmp_path: Path) -> None:
     pairs = [Pair(str(number), "file", (Message("user", f"{number}?"),), "Yes.", "No.") for number in range(5000)]
     inputs, out = {"source.pairs": folder(tmp_path / "pairs", pairs, "pair")}, tmp_path / "out"
     out.mkdir()
-    result = build.data(params({"name": "pairs", "max_rows": 4500}, kind="pair"), inputs, out, None)
+    result = staged.run("data", params({"name": "pairs", "max_rows": 4500}, kind="pair"), inputs, out, None)
     assert result["out"] == {"pairs": 4500}
     assert read_kind(out / "records.parquet") == "pair"
     table = datasets.load_dataset("parquet", data_files=str(out / "records.parquet"), split="train")
@@ -157,7 +157,9 @@ def test_repeated_rows_have_ids_of_their_own_and_the_name_of_their_source(tmp_pa
                                        "conversation") for name in ("one", "two")}  # fmt: skip
     out = tmp_path / "out"
     out.mkdir()
-    result = build.data(params({"name": "one", "epochs": 2.5}, {"name": "two", "share": 0.2}), inputs, out, None)
+    result = staged.run(
+        "data", params({"name": "one", "epochs": 2.5}, {"name": "two", "share": 0.2}), inputs, out, None
+    )
     found = list(read_records(out / "records.parquet"))
     assert (result["out"], result["repeats"], result["records"]) == ({"one": 10, "two": 2}, {"one": 6}, 12)
     assert len({record.id for record in found}) == 12
@@ -176,11 +178,11 @@ def test_data_refuses_what_it_cannot_mix(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     with pytest.raises(UserError, match="'pairs' holds records of kind pair; this mix takes conversation or question"):
-        build.data(params("pairs"), inputs, out, None)
+        staged.run("data", params("pairs"), inputs, out, None)
     with pytest.raises(UserError, match="twice in one mix"):
-        build.data(params("talk", "talk"), inputs, out, None)
+        staged.run("data", params("talk", "talk"), inputs, out, None)
     with pytest.raises(UserError, match=r"mix of talk is empty.*overlaps_talk': 1"):
-        build.data(params("talk", filters=["decontaminate"]), inputs, out, None)
+        staged.run("data", params("talk", filters=["decontaminate"]), inputs, out, None)
 
 
 @pytest.fixture
@@ -191,7 +193,7 @@ def fetch(tmp_path: Path, shared_data: Path) -> Callable[..., Path]:
         out = tmp_path / name
         out.mkdir()
         stage = {"use": use, "source_version": 1, "repository": None, "revision": None}
-        build.source(stage, {"path": shared_data / path}, out, None)
+        staged.run("source", stage, {"path": shared_data / path}, out, None)
         return out
 
     return run
@@ -204,7 +206,7 @@ def test_real_rows_through_both_stages(tmp_path: Path, fetch: Callable[..., Path
     }
     out = tmp_path / "out"
     out.mkdir()
-    result = build.data(params("medquad", filters=["exact_dedup", "decontaminate"]), inputs, out, None)
+    result = staged.run("data", params("medquad", filters=["exact_dedup", "decontaminate"]), inputs, out, None)
     assert result["in"] == {"medquad": 9840}
     assert result["dropped"] == {"exact_dedup": {"duplicate": 9}, "decontaminate": {}}
 
@@ -223,7 +225,7 @@ def test_real_vignettes_that_are_told_again_are_counted_by_benchmark(
     out = tmp_path / "out"
     out.mkdir()
     mixed = params({"name": "medec", "share": 0.2}, {"name": "mts", "epochs": 2}, filters=["decontaminate"])
-    result = build.data(mixed, inputs, out, None)
+    result = staged.run("data", mixed, inputs, out, None)
     assert result["in"] == {"medec": 511, "mts": 1201}
     assert set(result["dropped"]["decontaminate"]) <= {"overlaps_medqa.test", "heldout_prompt_medqa.test"}
     assert result["dropped"]["decontaminate"]["overlaps_medqa.test"] >= 40

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from rounds.data_prep import build
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Conversation, Question, prompt_of, read_records
+from tests import staged
 
 pytest.importorskip("presidio_analyzer")
 
@@ -25,7 +25,7 @@ def run(tmp_path: Path, rows: list[dict[str, Any]] = ROWS, form: str = "question
     path.write_text("\n".join(map(json.dumps, rows)))
     out.mkdir()
     params = {"use": {"source": "file", "format": form}, "source_version": 1, "repository": None, "revision": None}
-    counts = build.source({**params, **changes}, {"path": path}, out, None)
+    counts = staged.run("source", {**params, **changes}, {"path": path}, out, None)
     return counts, {record.id: record for record in read_records(out / "records.parquet")}, out
 
 

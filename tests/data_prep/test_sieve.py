@@ -10,10 +10,11 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 
-from rounds.data_prep import build, records, sieve
+from rounds.data_prep import records, sieve
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.filters import Changed, Remembering, Verdict
 from rounds.data_prep.records import Conversation, Message, Question, Record
+from tests import staged
 
 FILTERS = ["exact_dedup", "near_dedup", "decontaminate", "quality", {"name": "exact_dedup", "on": "prompt"}]
 
@@ -94,7 +95,7 @@ def test_rows_kept_and_dropped_are_the_same_for_one_process_and_three(
     for processes in (1, 3):
         out = tmp_path / str(processes)
         out.mkdir()
-        counts = build.data(params, inputs, out, SimpleNamespace(threads=processes))
+        counts = staged.run("data", params, inputs, out, SimpleNamespace(threads=processes))
         outs.append((counts, (out / "dropped.jsonl").read_text(), pq.read_table(out / "records.parquet")))
     assert outs[0][:2] == outs[1][:2]
     assert outs[0][2].equals(outs[1][2])

@@ -20,6 +20,7 @@ os.environ["TQDM_DISABLE"] = "1"
 from rounds.data_prep import records  # noqa: E402
 from rounds.data_prep.records import Conversation, Message, Pair, Record  # noqa: E402
 from rounds.train.config.cluster import Machine  # noqa: E402
+from tests import staged  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FACTS = [
@@ -83,7 +84,6 @@ def put(tmp_path: Path) -> Callable[[str, Sequence[Record]], Path]:
 @pytest.fixture(scope="session")
 def made_base(tmp_path_factory: pytest.TempPathFactory, conversations: list[Conversation]) -> Path:
     """The folder of stage `base` with a tiny Llama and the project's Llama 3 chat template."""
-    from rounds.train.stages import base
 
     root = tmp_path_factory.mktemp("made")
     (root / "corpus").mkdir()
@@ -93,7 +93,7 @@ def made_base(tmp_path_factory: pytest.TempPathFactory, conversations: list[Conv
             "vocab_size": 400, "max_position_embeddings": 256}  # fmt: skip
     template = (REPOSITORY / "recipes" / "chat_templates" / "llama3.jinja").read_text()
     params = {"base": tiny, "chat_template": template, "seed": 7}
-    base.run(params, {"corpus": root / "corpus"}, root / "base", Machine())
+    staged.run("base", params, {"corpus": root / "corpus"}, root / "base", Machine())
     return root / "base"
 
 
@@ -107,14 +107,13 @@ def shelf(tmp_path: Path, made_base: Path) -> Path:
 @pytest.fixture
 def run_stage(shelf: Path) -> Callable[..., tuple[Path, dict]]:
     """Run a stage's function into a folder of the shelf; returns the folder and its counts. Running it again goes on."""
-    from rounds.train.engine import worker
 
     def run(
         function: str, name: str, params: dict, inputs: dict[str, Path], machine: Machine | None = None
     ) -> tuple[Path, dict]:
         out = shelf / name
         out.mkdir(exist_ok=True)
-        return out, worker.function_of(function)(params, inputs, out, machine or Machine(device="cpu", threads=1))
+        return out, staged.run(function, params, inputs, out, machine or Machine(device="cpu", threads=1))
 
     return run
 

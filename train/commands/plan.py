@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from rounds.data_prep.schema import DataParams
 from rounds.train.commands import options
 from rounds.train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
 from rounds.train.config import cluster, yaml_file
@@ -81,7 +82,6 @@ def _shares(rows: dict[str, int]) -> str:
 
 def _notes(made: Plan) -> list[str]:
     """Say what the training sets are compared with."""
-    data = {stage.name: stage for stage in made.stages if stage.function == "data"}
-    compared = [name for name, stage in data.items()
-                if any(use["name"] == "decontaminate" for use in stage.params["filters"])]  # fmt: skip
+    data = {stage.name: stage.params for stage in made.stages if isinstance(stage.params, DataParams)}
+    compared = [name for name, params in data.items() if any(use.name == "decontaminate" for use in params.filters)]
     return held_out.told(made.held_out, compared, [name for name in data if name not in compared])

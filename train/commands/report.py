@@ -26,10 +26,11 @@ def report(
     root = store_of(root, cluster_file)
     stage = plan_of(file, overrides, root).stage("report")
     folder = store.folder(root, stage)
-    page = folder / ("report.html" if stage.function == "report" else "ablation.html")
+    page = folder / stage.kind.page
     if not page.is_file():
-        command = "run" if stage.function == "report" else "ablate"
-        why = (store.read_json(folder / "failed.json") or {}).get("message", "the run is not finished")
+        command = "ablate" if stage.kind.compares else "run"
+        failure = store.failure(folder)
+        why = failure.message if failure else "the run is not finished"
         go_on = options.command_line(command, file, overrides, cluster_file, root)
         raise UserError(f"no report in {root}: {why}; `{go_on}` goes on")
     print(page)

@@ -133,11 +133,7 @@ def _table(title: str, now: list[State]) -> Table:
 def _result(entry: State) -> str:
     record = store.done(entry.folder)
     if record:
-        return (
-            entry.because
-            if record["status"] == "skipped"
-            else f"{progress.headline(entry.stage, record)} ({record['seconds']:.0f} s)"
-        )
+        return entry.because if record.skipped else f"{progress.headline(entry.stage, record)} ({record.seconds:.0f} s)"
     if entry.state == "not known":
         return ""  # said once, below the table
     if entry.progress:

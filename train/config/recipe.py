@@ -5,7 +5,7 @@ What changes where or how fast a stage runs is not in a recipe but in `recipes/c
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -15,8 +15,8 @@ from rounds.train.config.evaluation import Evaluate, Gate
 from rounds.train.config.training import Round, Sft
 
 
-class Tiny(Section):
-    """A small random Llama with a BPE tokenizer trained on the instruction set: no download, learns in minutes."""
+class StartTiny(Section):
+    """A small random Llama: what a stage's key says of it."""
 
     kind: Literal["tiny"]
     hidden_size: Count = 192
@@ -31,13 +31,9 @@ class Tiny(Section):
     """Longest sequence, in tokens."""
     tie_word_embeddings: bool = True
     """Share the input and output embeddings."""
-    chat_template: str = "chat_templates/llama3.jinja"
-    """Jinja file of the chat template; relative to the recipe, or one of the project's own."""
-    tokenizer_data: Mix | None = None
-    """Conversations to train the tokenizer on; None takes the sft data. Give it where there is no SFT."""
 
     @model_validator(mode="after")
-    def _heads_fit(self) -> "Tiny":
+    def _heads_fit(self) -> Self:
         if self.hidden_size % (2 * self.num_attention_heads):
             raise ValueError(
                 f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} heads of an even width; "
@@ -46,29 +42,51 @@ class Tiny(Section):
         return self
 
 
-class Local(Section):
-    """A Hugging Face model folder on this machine: config, safetensors weights, tokenizer."""
+class Tiny(StartTiny):
+    """A small random Llama with a BPE tokenizer trained on the instruction set: no download, learns in minutes."""
+
+    chat_template: str = "chat_templates/llama3.jinja"
+    """Jinja file of the chat template; relative to the recipe, or one of the project's own."""
+    tokenizer_data: Mix | None = None
+    """Conversations to train the tokenizer on; None takes the sft data. Give it where there is no SFT."""
+
+
+class StartLocal(Section):
+    """A model folder, whose content enters a stage's key by its digest."""
 
     kind: Literal["local"]
+
+
+class Local(StartLocal):
+    """A Hugging Face model folder on this machine: config, safetensors weights, tokenizer."""
+
     path: str
     """The folder; relative to the recipe. Its contents, not its path, are part of the stage key."""
     chat_template: str | None = None
     """Jinja file to use instead of the tokenizer's own template; needed where the tokenizer has none."""
 
 
-class Hub(Section):
-    """A model on the Hugging Face hub."""
+class StartHub(Section):
+    """A model on the hub, at a commit: what a stage's key says of it."""
 
     kind: Literal["hub"]
     id: str
     """Repository, such as `meta-llama/Meta-Llama-3-8B-Instruct`."""
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
     """Full commit hash. A branch name would let the same recipe mean different weights."""
+
+
+class Hub(StartHub):
+    """A model on the Hugging Face hub."""
+
     chat_template: str | None = None
     """Jinja file to use instead of the tokenizer's own template; needed where the tokenizer has none."""
 
 
 Base = Annotated[Tiny | Local | Hub, Field(discriminator="kind")]
+"""The start model as a recipe gives it."""
+Start = Annotated[StartTiny | StartLocal | StartHub, Field(discriminator="kind")]
+"""The same as a stage's params say it: no path, and no text that is a param of its own."""
 
 
 class Export(Section):

@@ -51,7 +51,7 @@ def plan(console: Console, made: AblationPlan, root: Path, gpu_hours: Mapping[st
         console.print(f"Training and evaluation: {all_hours:,.1f} GPU-hours; each variant alone {apart:,.1f}: {_share(all_hours, apart)}{left_out}.",
                       highlight=False, soft_wrap=True)  # fmt: skip
     for field, unit in (("seconds", "stage-seconds"), ("cpu_seconds", "seconds of processor time")):
-        taken = {key: (record or {}).get(field) for key, record in records.items()}
+        taken = {key: getattr(record, field, None) for key, record in records.items()}
         if all(each is not None for each in taken.values()):
             spent, apart = sum(taken[s.key] or 0 for s in made.shared), sum(taken[s.key] or 0 for s in alone)
             console.print(f"Measured: {spent:,.0f} {unit}; each variant alone {apart:,.0f}: {_share(spent, apart)}.",
@@ -61,7 +61,7 @@ def plan(console: Console, made: AblationPlan, root: Path, gpu_hours: Mapping[st
 def summary(console: Console, made: AblationPlan, root: Path, seconds: float) -> None:
     """Print the differences to the baseline, and where the page and the table are."""
     folder = store.folder(root, made.stages[-1])
-    counts: dict[str, Any] = (store.done(folder) or {}).get("counts", {})
+    counts = store.counts(folder)
     if counts:
         console.print(_differences(made, counts["differences"]))
         console.print(

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from rounds.train.engine import runs, store
 from rounds.train.engine.graph import Stage
+from rounds.train.engine.params import DpoParams, SftParams
 from rounds.train.forecast import row_counts
 from rounds.train.plan.pipeline import Plan
 
@@ -24,7 +25,7 @@ def plan_table(plan: Plan, root: Path) -> Table:
     for stage in plan.stages:
         record = store.done(store.folder(root, stage))
         if record:
-            state = Text("skipped" if record["status"] == "skipped" else "done", "green")
+            state = Text("skipped" if record.skipped else "done", "green")
         else:
             state = Text("to do" + _why(stage, before.get(stage.name)), "yellow")
         table.add_row(stage.name, stage.key, state, _size(stage, plan, root, sizes.get(stage.name)))
@@ -38,7 +39,7 @@ def _why(stage: Stage, old: dict | None) -> str:
     changes = []
     if old["version"] != stage.version:
         changes.append(f"code version {old['version']} -> {stage.version}")
-    changes += _differences("", old["params"], json.loads(json.dumps(dict(stage.params))))
+    changes += _differences("", old["params"], stage.params.stored())
     new_inputs = {name: source.key for name, source in stage.inputs.items()}
     changed = [name for name in new_inputs if old["inputs"].get(name) != new_inputs[name]]
     removed = [name for name in old["inputs"] if name not in new_inputs]
@@ -64,22 +65,24 @@ def _differences(path: str, old: Any, new: Any) -> list[str]:
 
 def _size(stage: Stage, plan: Plan, root: Path, size: row_counts.Size | None) -> str:
     """Say how large a stage is, or will be as far as finished stages and published sizes tell."""
-    counts = (store.done(store.folder(root, stage)) or {}).get("counts", {})
+    counts = store.counts(store.folder(root, stage))
     if "parameters" in counts:
         return f"{counts['parameters']:,} parameters"
     if size is None:
         return ""
-    if stage.function in ("sft", "dpo"):
+    if stage.kind.trains:
         return _steps(stage, plan, size)
-    about = "" if size.counted else "about " if stage.function == "pack" else "up to "
-    if stage.function == "pack":
+    about = "" if size.counted else "about " if stage.kind.packs else "up to "
+    if stage.kind.packs:
         return f"{about}{size.rows:,} packed rows, {size.tokens:,.0f} tokens"
-    return f"{about}{size.rows:,} {'pairs' if stage.function in ('tokenize', 'reference') else 'rows'}"
+    return f"{about}{size.rows:,} {'pairs' if stage.kind.of_pairs else 'rows'}"
 
 
 def _steps(stage: Stage, plan: Plan, size: row_counts.Size) -> str:
-    steps = row_counts.steps(size.rows, stage.params["training"])
-    text = f"{steps:,} steps of {stage.params['training']['global_batch_size']}"
+    assert isinstance(stage.params, SftParams | DpoParams)
+    training = stage.params.training
+    steps = row_counts.steps(size.rows, training)
+    text = f"{steps:,} steps of {training.global_batch_size}"
     if not size.counted:
         unsure = f"; {size.assumed_share:.0%} of its rows taken as {row_counts.MEAN_TOKENS} tokens"
         text += f" if no row is dropped{unsure if size.assumed_share else ''}"

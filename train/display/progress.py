@@ -19,6 +19,7 @@ from rich.progress import (
 from rounds.data_prep import progress
 from rounds.train.engine import claims, store
 from rounds.train.engine.graph import Stage
+from rounds.train.engine.records import Done
 from rounds.train.plan.pipeline import Plan
 
 _SECONDS_BETWEEN_LINES = 15.0
@@ -70,15 +71,15 @@ class Live:
             self._line(f"    {stage.name}: {now['step']} of {now['total'] or '?'} {now['unit']} {shown}")
 
     def _ends(self, stage: Stage, folder: Path) -> None:
-        record = store.done(folder) or {}
+        record = store.done(folder)
         self.done += 1
         if self.current is not None:
             self.progress.remove_task(self.current)
             self.current = None
         self.progress.update(self.stages, completed=self.done)
-        detail = f"skipped: {record['because']}" if record.get("status") == "skipped" else headline(stage, record)
+        detail = "" if record is None else f"skipped: {record.because}" if record.skipped else headline(stage, record)
         self.console.print(
-            f"{stage.name:<24} {record.get('seconds', 0):7.1f} s  {detail}", highlight=False, markup=False
+            f"{stage.name:<24} {record.seconds if record else 0:7.1f} s  {detail}", highlight=False, markup=False
         )
 
     def _line(self, text: str) -> None:
@@ -91,14 +92,14 @@ def numbers(state: dict) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in progress.numbers(state).items())
 
 
-def headline(stage: Stage, record: dict) -> str:
-    counts = record.get("counts", {})
-    if stage.function == "gate":
+def headline(stage: Stage, record: Done) -> str:
+    counts = record.counts
+    if stage.kind.decides:
         return counts["decision"]
-    if stage.function == "evaluate":
+    if stage.kind.measures:
         shown = [name for name in counts["scores"] if name.count("/") == 1][:4]
         return ", ".join(f"{name} {counts['scores'][name][0]:.3f}" for name in shown)
-    if stage.function in ("sft", "dpo"):
+    if stage.kind.trains:
         return f"{counts['steps']} steps, mean loss {counts['train_loss']:.4f}"
     names = ("records", "conversations", "rows", "pairs", "tokens", "parameters")
     dropped = counts.get("dropped", {})

@@ -18,10 +18,11 @@ from rounds.data_prep import records, rewrite, sources
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Conversation, Message, Pair, Record
 from rounds.data_prep.render import to_conversation
-from rounds.data_prep.schema import FilterUse, SourceUse
+from rounds.data_prep.schema import SourceParams, SourceUse
 from rounds.train.config.recipe import Hub, Local
 from rounds.train.engine import policy, store
 from rounds.train.engine.graph import Asset, Stage
+from rounds.train.engine.params import PackParams, TokenizeParams
 from rounds.train.plan.pipeline import Plan
 from rounds.train.tokens import chat, pair_budget
 from rounds.train.weights import models
@@ -44,12 +45,12 @@ def rows(plan: Plan, root: Path, name: str, count: int) -> Rows:
     """Return the first rows of a source. Raises `UserError` where the recipe has none of that name, or no row fits."""
     own = next((stage for stage in plan.stages if stage.name == f"source.{name}"), None)
     if own is None:
-        names = ", ".join(stage.name.removeprefix("source.") for stage in plan.stages if stage.function == "source")
+        names = ", ".join(stage.name.removeprefix("source.") for stage in plan.stages if stage.kind.reads_source)
         raise UserError(f"no stage of this recipe reads a source {name!r}; it reads {names}")
     longest = _max_length(plan, own)
     for stage in plan.stages:
         read = [key.removeprefix("source.") for key, parent in stage.inputs.items() if parent.key == own.key]
-        if stage.function == "data" and read and store.done(store.folder(root, stage)):
+        if stage.kind.mixes and read and store.done(store.folder(root, stage)):
             path = store.folder(root, stage) / "records.parquet"
             taken = list(_first(path, read[0], count))
             if taken:
@@ -63,9 +64,10 @@ def rows(plan: Plan, root: Path, name: str, count: int) -> Rows:
 
 def _max_length(plan: Plan, source: Stage) -> int | None:
     """Return the `max_length` of the sets that take rows of a source, the largest of several."""
-    sets = {stage.key for stage in plan.stages if stage.function == "data" and source.key in _keys(stage)}
-    readers = [stage for stage in plan.stages if stage.function in ("pack", "tokenize")]
-    return max((stage.params["max_length"] for stage in readers if stage.inputs["data"].key in sets), default=None)
+    sets = {stage.key for stage in plan.stages if stage.kind.mixes and source.key in _keys(stage)}
+    readers = [(stage.params, stage.inputs["data"]) for stage in plan.stages if stage.kind.makes_tokens]
+    return max((params.max_length for params, data in readers if isinstance(params, PackParams | TokenizeParams) and data.key in sets),
+               default=None)  # fmt: skip
 
 
 def _keys(data: Stage) -> set[str]:
@@ -176,10 +178,12 @@ def _first(path: Path, source: str | None, count: int) -> Iterator[Record]:
 
 def _straight(stage: Stage, count: int) -> list[Record]:
     """Read the first rows that fit, and treat them as the source's stage would."""
-    given: dict[str, Any] = dict(stage.params["use"])
+    params = stage.params
+    assert isinstance(params, SourceParams)
+    given: dict[str, Any] = params.use.model_dump()
     asset = stage.inputs.get("path")
     given["path"] = str(asset.path) if isinstance(asset, Asset) else None
-    given["revision"] = stage.params["revision"] or given["revision"]
+    given["revision"] = params.revision or given["revision"]
     use = SourceUse.model_validate(given)
     origin = sources.load(use.source)
 
@@ -193,5 +197,4 @@ def _straight(stage: Stage, count: int) -> list[Record]:
     found = list(islice(fitting(), count))
     if not found:
         raise UserError(f"{stage.name}: no row of split {use.split!r} fits; `rounds run` counts the reasons")
-    phi = FilterUse.model_validate(stage.params["phi"]) if stage.params.get("phi") else None
-    return rewrite.rewritten(found, system_prompt=stage.params.get("system_prompt"), phi=phi)
+    return rewrite.rewritten(found, system_prompt=params.system_prompt, phi=params.phi)

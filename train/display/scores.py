@@ -12,23 +12,23 @@ from rounds.train.plan.pipeline import Plan
 def summary(console: Console, plan: Plan, root: Path, ran: int, seconds: float) -> None:
     """Print the scores per round, the gates' decisions, and where the report and the model are."""
     evaluations = {stage.name.removeprefix("evaluate."): store.read_json(store.folder(root, stage) / "scores.json") or {}
-                   for stage in plan.stages if stage.function == "evaluate"}  # fmt: skip
+                   for stage in plan.stages if stage.kind.measures}  # fmt: skip
     if evaluations:
         console.print(scores_table(plan.recipe.name, evaluations))
     for stage in plan.stages:
-        if stage.function == "gate":
+        if stage.kind.decides:
             decision = store.read_json(store.folder(root, stage) / "decision.json") or {}
             console.print(f"{stage.name}: {decision.get('decision')}", highlight=False)
             for rule in decision.get("rules", []):
                 console.print(f"    {rule['says']}", highlight=False, markup=False, soft_wrap=True)
     for stage in plan.stages:
-        record = store.done(store.folder(root, stage)) or {}
-        if record.get("counts", {}).get("stops_rounds") and record["counts"]["decision"] == "rejected":
+        counts = store.counts(store.folder(root, stage))
+        if counts.get("stops_rounds") and counts["decision"] == "rejected":
             console.print(f"stopped at {stage.name}: the rounds after it were skipped", style="yellow", highlight=False)
     done = "nothing was left to do" if not ran else f"{ran} stages run in {seconds:.1f} s"
     console.print(f"{done}; {len(plan.stages)} in all", highlight=False)
     exported = store.folder(root, plan.stage("export"))
-    made_by = store.spec(policy.chain(store.inputs(exported)["policy"])[-1])["name"]
+    made_by = store.spec(policy.chain(store.inputs(exported)["policy"])[-1]).name
     print(f"model:  {exported / 'model'} (the policy after {made_by})")
     print(f"report: {store.folder(root, plan.stage('report')) / 'report.html'}")
 

@@ -12,29 +12,27 @@ from rounds.train.engine import claims, store
 def stage(console: Console, folder: Path, whole_log: bool) -> None:
     """Print everything that a stage's folder tells."""
     spec, record = store.spec(folder), store.done(folder)
-    state = record["status"] if record else "running" if claims.is_held(folder) else "not finished"
-    console.print(Text.assemble((spec["name"], "bold"), f" ({spec['function']}, version {spec['version']}): {state}"))
+    state = record.status if record else "running" if claims.is_held(folder) else "not finished"
+    console.print(Text.assemble((spec.name, "bold"), f" ({spec.function}, version {spec.version}): {state}"))
     console.print(f"folder  {folder}", highlight=False, soft_wrap=True)
-    console.print(f"commit  {spec['git_commit']}", highlight=False)
+    console.print(f"commit  {spec.git_commit}", highlight=False)
     console.print("inputs", style="bold")
-    for name, entry in spec["inputs"].items():
-        console.print(
-            f"  {name}: {entry.get('stage') or entry.get('path')}", highlight=False, markup=False, soft_wrap=True
-        )
+    for name, entry in spec.inputs.items():
+        console.print(f"  {name}: {entry.stage or entry.path}", highlight=False, markup=False, soft_wrap=True)
     console.print("params", style="bold")
-    console.print_json(data=spec["params"])
+    console.print_json(data=spec.params)
     if record:
         console.print("counts", style="bold")
-        console.print_json(data=record.get("counts", {"because": record.get("because")}))
-        console.print(f"files ({record['seconds']:.1f} s of work)", style="bold")
-        for name in record["digests"]:
+        console.print_json(data=record.counts or {"because": record.because})
+        console.print(f"files ({record.seconds:.1f} s of work)", style="bold")
+        for name in record.digests:
             console.print(f"  {name}  {(folder / name).stat().st_size:,} bytes", highlight=False, markup=False)
     scores = store.read_json(folder / "scores.json")
     if scores:
-        console.print(scores_table(spec["name"], {"score": scores}))
-    failure = store.read_json(folder / "failed.json")
+        console.print(scores_table(spec.name, {"score": scores}))
+    failure = store.failure(folder)
     if failure:
-        console.print(f"failed: {failure['message']}", style="red", markup=False)
+        console.print(f"failed: {failure.message}", style="red", markup=False)
     log = folder / "log.txt"
     if log.is_file():
         lines = log.read_text(errors="replace").splitlines()

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rounds.data_prep.errors import UserError
+from rounds.data_prep.schema import DataParams
 from rounds.train.engine import store
 from rounds.train.forecast import row_counts
 from rounds.train.plan.pipeline import Plan
@@ -35,9 +36,9 @@ def sets(plan: Plan, root: Path) -> dict[str, dict[str, Any]]:
 
 def names(plan: Plan) -> dict[str, tuple[str, str | None]]:
     """Return each set's data stage and the stage that makes tokens of it, under the manifest's names."""
-    data = {stage.name: stage.key for stage in plan.stages if stage.function == "data"}
+    data = {stage.name: stage.key for stage in plan.stages if stage.kind.mixes}
     readers = {stage.name: stage.inputs["data"].key for stage in plan.stages
-               if stage.function in ("pack", "tokenize")}  # fmt: skip
+               if stage.kind.makes_tokens}  # fmt: skip
     return set_names(data, readers)
 
 
@@ -55,12 +56,14 @@ def table(plan: Plan, root: Path) -> Table:
             _counted(made, name, finished[name])
         else:
             rows = wanted.get(stage, {})
-            for item in plan.stage(stage).params["mix"]:
-                count = rows.get(item["name"])
+            params = plan.stage(stage).params
+            assert isinstance(params, DataParams)
+            for item in params.mix:
+                count = rows.get(item.name)
                 share = f"{count / max(1, sum(rows.values())):.1%}" if count is not None else ""
                 most = "?" if count is None else f"≤ {count:,}"
                 made.add_row(
-                    name, item["name"], "", "", "", "", Text(most, "yellow"), Text(share, "yellow"), "", "", "", ""
+                    name, item.name, "", "", "", "", Text(most, "yellow"), Text(share, "yellow"), "", "", "", ""
                 )
     return made
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from rounds.data_prep.errors import UserError
 from rounds.train.config.cluster import Cluster, Machine
 from rounds.train.engine.graph import Stage
+from rounds.train.engine.params import DpoParams, SftParams
 
 FOUR_BIT_IN_SHARDS = (
     "lora.load_in_4bit and ZeRO-3 do not go together here: each device holds all 4-bit weights. Use deepspeed/zero2.json, or no "
@@ -23,13 +24,13 @@ def check(stages: Iterable[Stage], cluster: Cluster) -> None:
     shard weights in 4 bits, or that DeepSpeed does not train right by. Raises `UserError`, a line for each."""
     wrong = []
     for stage in stages:
-        if "training" in stage.params:
-            training, machine = stage.params["training"], cluster.machine(stage.row, stage.name)
+        if isinstance(stage.params, SftParams | DpoParams):
+            training, machine = stage.params.training, cluster.machine(stage.row, stage.name)
             try:
-                micro_batches(training["global_batch_size"], machine, training.get("per_device_train_batch_size"))
+                micro_batches(training.global_batch_size, machine, training.per_device_train_batch_size)
             except UserError as error:
                 wrong.append(f"{stage.name}: {error}")
-            if (training.get("lora") or {}).get("load_in_4bit") and machine.zero_stage == 3:
+            if (training.lora and training.lora.load_in_4bit) and machine.zero_stage == 3:
                 wrong.append(f"{stage.name}: {FOUR_BIT_IN_SHARDS}")
             if machine.deepspeed is not None and machine.zero_stage == 0 and machine.precision == "bf16":
                 wrong.append(f"{stage.name}: {BF16_UNSHARDED}")

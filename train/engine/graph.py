@@ -8,7 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rounds.data_prep.schema import Section
 from rounds.train.config.cluster import RowName
+from rounds.train.engine.kinds import Kind
 
 KEY_LENGTH = 16
 
@@ -30,29 +32,27 @@ class Asset:
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """One step of a run: a function, what it is asked to do, and what it reads.
+    """One step of a run: its kind, what it is asked to do, and what it reads.
 
-    `function` names the code, `version` is raised when that code's answer changes. `params` is plain JSON. Only these
-    and the keys of `inputs` make the key; `name`, `row` and `after_stop` do not.
+    Only the kind's name and version, the params as they are stored, and the keys of `inputs` make the key; `name` does not.
     """
 
     name: str
-    function: str
-    params: Mapping[str, Any]
+    kind: Kind
+    params: Section
+    """The kind's record, of `params.py`."""
     inputs: Mapping[str, "Stage | Asset"] = field(default_factory=dict)
-    version: int = 1
-    row: RowName = "cpu"
-    after_stop: bool = False
-    """Runs even when a gate has ended the rounds before it."""
+    stored_version: int | None = None
+    """The version of the code that it was planned with, where that was another release; None is this one's."""
 
     @cached_property
     def key(self) -> str:
-        """Hash of function, version, params and input keys: the same key means the same answer. Cached, since without
+        """Hash of kind, version, params and input keys: the same key means the same answer. Cached, since without
         that the cost doubles with every round."""
         identity = {
-            "function": self.function,
+            "function": self.kind.name,
             "version": self.version,
-            "params": dict(self.params),
+            "params": self.params.stored(),
             "inputs": {name: source.key for name, source in self.inputs.items()},
         }
         return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:KEY_LENGTH]
@@ -60,7 +60,17 @@ class Stage:
     @property
     def folder_name(self) -> str:
         """Name of the stage's folder in a store."""
-        return f"{self.function}-{self.key}"
+        return f"{self.kind.name}-{self.key}"
+
+    @property
+    def version(self) -> int:
+        """Version of the code."""
+        return self.kind.version if self.stored_version is None else self.stored_version
+
+    @property
+    def row(self) -> RowName:
+        """The row of the cluster file that it runs by; a check's is the one that it looks at."""
+        return getattr(self.params, "row") if self.kind.checks else self.kind.row  # noqa: B009
 
     @property
     def parents(self) -> list["Stage"]:

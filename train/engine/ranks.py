@@ -15,13 +15,10 @@ from typing import Any
 
 from rounds.data_prep.errors import UserError
 from rounds.train.config.cluster import Machine
+from rounds.train.engine.kinds import Kind
 
 EXIT_STOPPED = 75
 """Exit code of a rank that stopped because it was asked to (EX_TEMPFAIL); torchrun turns it into 1."""
-TRAINING = ("sft", "dpo")
-"""Functions whose stages make a new policy."""
-TOGETHER = (*TRAINING, "reference", "preflight")
-"""Functions whose stages run as all ranks of their cluster row; every other stage is one process."""
 _TOLD = "rounds/told"
 _POLL_SECONDS = 0.2
 _TIMEOUT = timedelta(minutes=30)
@@ -51,9 +48,9 @@ def node() -> str:
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def processes(function: str, machine: Machine) -> tuple[int, int]:
-    """Return how many nodes, and processes on each, a stage of this function is started with."""
-    return (machine.nodes, machine.processes) if function in TOGETHER else (1, 1)
+def processes(kind: Kind, machine: Machine) -> tuple[int, int]:
+    """Return how many nodes, and processes on each, a stage of this kind is started with."""
+    return (machine.nodes, machine.processes) if kind.spread else (1, 1)
 
 
 class Others:

@@ -11,7 +11,7 @@ from rounds.train.engine.store import read_json, write_json
 def remember_run(root: Path, name: str, recipe: str, stages: list[Stage]) -> None:
     """Note which stages a recipe consists of, so that they can be found by name and a change can be explained."""
     entries = {
-        stage.name: {"folder": stage.folder_name, "params": dict(stage.params), "version": stage.version,
+        stage.name: {"folder": stage.folder_name, "params": stage.params.stored(), "version": stage.version,
                      "inputs": {key: source.key for key, source in stage.inputs.items()}}
         for stage in stages
     }  # fmt: skip

@@ -20,23 +20,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from rounds.data_prep.errors import UserError
+from rounds.train.engine import records
 from rounds.train.engine.graph import Asset, Stage
+from rounds.train.engine.records import Done, Failure, Spec
 
 logger = logging.getLogger("rounds")
 
 DEFAULT_ROOT = "store"
-SIDE_FILES = {
-    "stage.json",
-    "log.txt",
-    "progress.json",
-    "failed.json",
-    "done.json",
-    "lock",
-    "holder.json",
-    "job.json",
-    "stop",
-}
+SIDE_FILES = {records.SPEC, records.LOG, records.PROGRESS, records.FAILED, records.DONE, records.LOCK, records.HOLDER, records.JOB,
+              records.STOP}  # fmt: skip
 SIDE_FOLDERS = {"checkpoints", "wandb", "cache", "logs", "slurm"}
 """What a stage folder holds besides its result: not digested, not the business of later stages."""
 
@@ -66,21 +61,34 @@ def write_json(path: Path, value: Any) -> None:
     partial.replace(path)
 
 
-def spec(stage_folder: Path) -> dict[str, Any]:
-    """Return what a prepared stage is asked to do: its `stage.json`. Raises `UserError` where that is no such file."""
-    found = read_json(stage_folder / "stage.json")
-    if not isinstance(found, dict) or "name" not in found:
+def spec(stage_folder: Path) -> Spec:
+    """Return what a prepared stage is asked to do. Raises `UserError` where its `stage.json` is none."""
+    try:
+        return Spec.model_validate(read_json(stage_folder / records.SPEC))
+    except ValidationError:
         raise UserError(
-            f"{stage_folder / 'stage.json'} is damaged: remove that folder, and `rounds run` makes it again"
-        )
-    return found
+            f"{stage_folder / records.SPEC} is damaged: remove that folder, and `rounds run` makes it again"
+        ) from None
 
 
-def done(stage_folder: Path) -> dict | None:
+def done(stage_folder: Path) -> Done | None:
     """Return the record of a finished stage, or None: also where a file of its result is gone, so it is made again."""
-    record = read_json(stage_folder / "done.json")
-    whole = isinstance(record, dict) and all((stage_folder / name).is_file() for name in record.get("digests", {}))
-    return record if whole else None
+    try:
+        record = Done.model_validate(read_json(stage_folder / records.DONE))
+    except ValidationError:
+        return None
+    return record if all((stage_folder / name).is_file() for name in record.digests) else None
+
+
+def counts(stage_folder: Path) -> dict[str, Any]:
+    """Return what a finished stage counted; empty where it is not finished, or was skipped."""
+    record = done(stage_folder)
+    return record.counts if record else {}
+
+
+def failure(stage_folder: Path) -> Failure | None:
+    """Return why a stage's last attempt ended, or None."""
+    return records.failure(stage_folder, read_json(stage_folder / records.FAILED))
 
 
 def unfinished(root: Path, stages: Iterable[Stage]) -> list[Stage]:
@@ -94,20 +102,20 @@ def prepare(root: Path, stage: Stage) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     wanted = {
         "name": stage.name,
-        "function": stage.function,
+        "function": stage.kind.name,
         "version": stage.version,
-        "params": dict(stage.params),
+        "params": stage.params.stored(),
         "inputs": {
             name: {"path": str(source.path), "digest": source.digest, "patterns": list(source.patterns)}
             if isinstance(source, Asset)
             else {"stage": source.folder_name}
             for name, source in stage.inputs.items()
         },
-        "after_stop": stage.after_stop,
+        "after_stop": stage.kind.after_stop,
     }
-    old = read_json(path / "stage.json")
+    old = read_json(path / records.SPEC)
     if not isinstance(old, dict) or any(old.get(field) != value for field, value in wanted.items() if field != "name"):
-        write_json(path / "stage.json", {**wanted, "git_commit": _git_commit()})
+        write_json(path / records.SPEC, {**wanted, "git_commit": _git_commit()})
     return path
 
 
@@ -119,13 +127,12 @@ def planned(stage_folder: Path) -> Stage:
         if path.name not in made:
             known = spec(path)
             sources = {
-                name: read(path.parent / entry["stage"])
-                if "stage" in entry
-                else Asset(Path(entry["path"]), entry["digest"], tuple(entry["patterns"]))
-                for name, entry in known["inputs"].items()
+                name: read(path.parent / entry.stage)
+                if entry.stage
+                else Asset(Path(entry.path or ""), entry.digest or "", entry.patterns)
+                for name, entry in known.inputs.items()
             }
-            made[path.name] = Stage(known["name"], known["function"], known["params"], sources, known["version"],
-                                    after_stop=known["after_stop"])  # fmt: skip
+            made[path.name] = Stage(known.name, known.kind, known.record, sources, known.version)
         return made[path.name]
 
     return read(stage_folder)
@@ -134,8 +141,8 @@ def planned(stage_folder: Path) -> Stage:
 def inputs(stage_folder: Path) -> dict[str, Path]:
     """Return where a prepared stage finds its inputs: sibling folders, and the user's own files and folders."""
     return {
-        name: stage_folder.parent / entry["stage"] if "stage" in entry else Path(entry["path"])
-        for name, entry in spec(stage_folder)["inputs"].items()
+        name: stage_folder.parent / entry.stage if entry.stage else Path(entry.path or "")
+        for name, entry in spec(stage_folder).inputs.items()
     }
 
 

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-logger = logging.getLogger(__name__)
+from rounds.train.engine.records import Input, Spec
 
-TRACKED = ("sft", "dpo", "evaluate", "gate")
-"""Stages with something to plot; a wandb job for every data stage would only be clutter."""
+logger = logging.getLogger(__name__)
 
 
 def settings(wandb: Any, group: str) -> dict[str, str | None] | None:
@@ -22,9 +21,9 @@ def settings(wandb: Any, group: str) -> dict[str, str | None] | None:
 
 
 @contextlib.contextmanager
-def job(settings: dict[str, str | None] | None, spec: dict, folder: Path) -> Iterator[None]:
+def job(settings: dict[str, str | None] | None, spec: Spec, folder: Path) -> Iterator[None]:
     """Record the stage inside as one wandb job. A resumed stage goes on in the same job."""
-    if settings is None or spec["function"] not in TRACKED:
+    if settings is None or not spec.kind.tracked:
         yield
         return
     import wandb
@@ -35,11 +34,11 @@ def job(settings: dict[str, str | None] | None, spec: dict, folder: Path) -> Ite
         "project": settings["project"],
         "entity": settings["entity"],
         "group": settings["group"],
-        "name": spec["name"],
-        "job_type": spec["function"],
+        "name": spec.name,
+        "job_type": spec.function,
         "id": folder.name,
         "resume": "allow",
-        "config": {"params": spec["params"], "inputs": _keys(spec["inputs"]), "git_commit": spec["git_commit"]},
+        "config": {"params": spec.params, "inputs": _keys(spec.inputs), "git_commit": spec.git_commit},
         "dir": folder,
     }
     try:
@@ -54,9 +53,9 @@ def job(settings: dict[str, str | None] | None, spec: dict, folder: Path) -> Ite
         yield
 
 
-def _keys(inputs: dict[str, dict[str, str]]) -> dict[str, str]:
+def _keys(inputs: dict[str, Input]) -> dict[str, str | None]:
     """Name inputs by stage or digest: where files lie on this machine is nobody else's business."""
-    return {name: entry.get("stage") or entry["digest"] for name, entry in inputs.items()}
+    return {name: entry.stage or entry.digest for name, entry in inputs.items()}
 
 
 def log(values: Mapping[str, float], step: int | None = None) -> None:

@@ -25,10 +25,11 @@ from rounds.data_prep.schema import Section
 from rounds.train.config.cluster import Machine
 from rounds.train.engine import claims, policy, ranks, store, tracking
 from rounds.train.engine import digests as file_digests
+from rounds.train.engine.kinds import Kind
+from rounds.train.engine.records import Spec
 
 logger = logging.getLogger("rounds")
 
-_DATA_STAGES = {"source": "rounds.data_prep.build", "data": "rounds.data_prep.build"}
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 
@@ -41,11 +42,10 @@ class Job(Section):
     """Project, entity and group; None records nothing."""
 
 
-def function_of(name: str) -> Callable[[dict, dict[str, Path], Path, Machine], dict]:
-    """Import the code of a stage: train/stages/NAME.py, or the data stages of data_prep."""
-    if name in _DATA_STAGES:
-        return getattr(importlib.import_module(_DATA_STAGES[name]), name)
-    return importlib.import_module(f"rounds.train.stages.{name}").run
+def code_of(kind: Kind) -> Callable[[Any, dict[str, Path], Path, Machine], dict]:
+    """Import the function of a kind of stage; it takes the kind's params record, inputs, the folder to write to, and the machine."""
+    module, _, name = kind.code.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def run(job: Job) -> None:
@@ -92,13 +92,13 @@ def _claimed(job: Job, others: ranks.Others | None) -> dict[str, Any]:
         record = _skip(spec, inputs)
         if others:
             others.tell(go=record is None)
-        if record and spec["function"] in ranks.TRAINING:
+        if record and spec.kind.trains:
             policy.write_same(job.folder, inputs["policy"])  # what follows, a gate or the export, goes on with that
         if record is None:
             _check_inputs(spec, inputs, job)
             if others:
                 others.join(job.machine)
-            elif spec["function"] in ranks.TOGETHER:
+            elif spec.kind.spread:
                 ranks.join_alone(job.machine)
             record = {"counts": _compute(spec, inputs, job)}
     except ranks.Stopped:
@@ -128,36 +128,33 @@ def _compute_along(job: Job, others: ranks.Others) -> None:
         raise
 
 
-def _check_inputs(spec: dict, inputs: dict[str, Path], job: Job) -> None:
+def _check_inputs(spec: Spec, inputs: dict[str, Path], job: Job) -> None:
     for name, folder in inputs.items():
-        entry = spec["inputs"][name]
-        if "stage" in entry and not store.done(folder):
+        entry = spec.inputs[name]
+        if entry.stage and not store.done(folder):
             raise UserError(f"input {name} ({folder.name}) is not finished; run the recipe again")
-        if (
-            "path" in entry
-            and file_digests.asset(job.folder.parent, folder, tuple(entry["patterns"])).digest != entry["digest"]
-        ):
+        if entry.path and file_digests.asset(job.folder.parent, folder, entry.patterns).digest != entry.digest:
             raise UserError(f"input {name}: {folder} has changed since the run was planned; run the recipe again")
 
 
-def _compute(spec: dict, inputs: dict[str, Path], job: Job) -> dict[str, Any]:
+def _compute(spec: Spec, inputs: dict[str, Path], job: Job) -> dict[str, Any]:
     where = f", rank {ranks.rank()} of {ranks.world_size()} on {ranks.node()}" if ranks.world_size() > 1 else ""
-    logger.info("stage %s (%s) starts%s", spec["name"], job.folder.name, where)
+    logger.info("stage %s (%s) starts%s", spec.name, job.folder.name, where)
     with tracking.job(job.wandb, spec, job.folder):
-        return function_of(spec["function"])(spec["params"], inputs, job.folder, job.machine)
+        return code_of(spec.kind)(spec.record, inputs, job.folder, job.machine)
 
 
-def _skip(spec: dict, inputs: dict[str, Path]) -> dict[str, Any] | None:
+def _skip(spec: Spec, inputs: dict[str, Path]) -> dict[str, Any] | None:
     """A stage behind a gate that ended the rounds has nothing to do; it is finished as skipped, not failed."""
-    if spec["after_stop"]:
+    if spec.after_stop:
         return None
     for name, folder in inputs.items():
-        record = (store.done(folder) if "stage" in spec["inputs"][name] else None) or {}
-        if record.get("status") == "skipped":
-            return {"status": "skipped", "because": record["because"]}
-        if record.get("counts", {}).get("stops_rounds"):
-            gate = store.spec(folder)["name"]
-            return {"status": "skipped", "because": f"the rounds ended at {gate}: {record['counts']['decision']}"}
+        record = store.done(folder) if spec.inputs[name].stage else None
+        if record and record.skipped:
+            return {"status": record.status, "because": record.because}
+        if record and record.counts.get("stops_rounds"):
+            gate = store.spec(folder).name
+            return {"status": "skipped", "because": f"the rounds ended at {gate}: {record.counts['decision']}"}
     return None
 
 
@@ -171,8 +168,8 @@ def _record_failure(job: Job, error: Exception) -> None:
         failure |= {"log": str(log_of(job.folder)), "lost_contact": lost}
         failure["message"] = text if known else f"rank {ranks.rank()} on {ranks.node()}: {text}"
     path = job.folder / "failed.json"
-    before = store.read_json(path)
-    if before and (lost or not (before.get("lost_contact") or "state" in before)):
+    before = store.failure(job.folder)
+    if before and (lost or not (before.lost_contact or before.state)):
         return  # "state": by the batch script, when the time was nearly over
     try:
         store.write_json(path, failure)

@@ -31,17 +31,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rounds.data_prep import progress, records
 from rounds.data_prep.errors import UserError
-from rounds.data_prep.schema import Section
+from rounds.train.engine.params import Task
 from rounds.train.tokens import chat
-
-
-class Task(Section):
-    task: str
-    name: str
-    source: str | None
-    num_fewshot: int
-    limit: int | None
-    yaml: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from rounds.train.config.cluster import Cluster, Machine
 from rounds.train.config.gpus import GPUS
 from rounds.train.config.training import Lora, Training
 from rounds.train.engine import batches, store
+from rounds.train.engine.kinds import Kind
 from rounds.train.forecast import memory
 from rounds.train.forecast.memory import Memory, Setting
 from rounds.train.forecast.model_shape import Shape
@@ -38,7 +39,7 @@ def place(cluster: Cluster) -> Place:
     return Place(many_nodes=cluster.kind == "slurm")
 
 
-def setting(function: str, training: Training, machine: Machine) -> tuple[Setting, int, int]:
+def setting(kind: Kind, training: Training, machine: Machine) -> tuple[Setting, int, int]:
     """Return how a stage trains on a row, at the longest pairs that its recipe allows, with micro-batch and accumulation.
 
     Raises `UserError` where the row's processes do not divide the batch.
@@ -46,7 +47,7 @@ def setting(function: str, training: Training, machine: Machine) -> tuple[Settin
     micro, accumulation = batches.micro_batches(
         training.global_batch_size, machine, training.per_device_train_batch_size
     )
-    rows = micro if function == "sft" else 2 * micro  # both sides of a pair
+    rows = 2 * micro if kind.is_round else micro  # both sides of a pair
     how = Setting(
         micro_tokens=rows * training.max_length,
         longest=training.max_length,
@@ -58,15 +59,15 @@ def setting(function: str, training: Training, machine: Machine) -> tuple[Settin
         ranks=machine.world_size,
         deepspeed=machine.deepspeed,
         on_gpu=on_gpu(machine),
-        dense_mask=dense_mask(function, machine),
+        dense_mask=dense_mask(kind, machine),
     )
     return how, micro, accumulation
 
 
-def dense_mask(function: str, machine: Machine) -> bool:
+def dense_mask(kind: Kind, machine: Machine) -> bool:
     """Tell whether attention is given a mask of rows x rows, and so computes what the mask hides: for padded pairs, unless there is
     FlashAttention, and for packed rows with eager."""
-    if function == "sft":
+    if not kind.is_round:
         return machine.attn_implementation == "eager"
     return machine.attn_implementation != "flash_attention_2" and machine.pair_batching == "padded"
 
@@ -81,12 +82,12 @@ def room(machine: Machine) -> float | None:
     return None if machine.gpu is None else GPUS[machine.gpu].memory * GIB - memory.RESERVE
 
 
-def advice(function: str, training: Training, model: Shape, machine: Machine, place: Place) -> str:
+def advice(kind: Kind, training: Training, model: Shape, machine: Machine, place: Place) -> str:
     """Say nothing where a stage fits, else the least change that was found to make it fit."""
     space = room(machine)
     if space is None:
         return ""
-    how, _, _ = setting(function, training, machine)
+    how, _, _ = setting(kind, training, machine)
     short = _host_lack(model, how, machine, place)
     if memory.training(model, how).peak <= space and not short:
         return ""
@@ -94,7 +95,7 @@ def advice(function: str, training: Training, model: Shape, machine: Machine, pl
     hosts = ""
     for words, other_training, other_row in _alternatives(training, machine, place):
         try:
-            how, _, _ = setting(function, other_training, other_row)
+            how, _, _ = setting(kind, other_training, other_row)
         except UserError:  # the ranks do not divide the batch
             continue
         peak = memory.training(model, how).peak

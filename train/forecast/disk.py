@@ -9,8 +9,8 @@ from pydantic import TypeAdapter
 from rounds.data_prep.errors import UserError
 from rounds.train.config.cluster import Cluster
 from rounds.train.config.recipe import Base
-from rounds.train.config.training import Training
 from rounds.train.engine.graph import Asset, Stage
+from rounds.train.engine.params import BaseParams, DpoParams, SftParams
 from rounds.train.forecast import advice, memory, model_shape
 
 
@@ -24,7 +24,7 @@ def needed(todo: Sequence[Stage], root: Path, cluster: Cluster, lanes: int | Non
     checkpoints: dict[int, list[float]] = defaultdict(list)
     merged: list[float] = []
     for stage in todo:
-        if stage.function not in ("sft", "dpo"):
+        if not isinstance(stage.params, SftParams | DpoParams):
             continue
         before = _policies_before(stage)
         machine = cluster.machine(stage.row, stage.name)
@@ -32,11 +32,11 @@ def needed(todo: Sequence[Stage], root: Path, cluster: Cluster, lanes: int | Non
             model, _ = model_shape.of(_base(before[-1]), root)
         except UserError:
             return None
-        how, _, _ = advice.setting(stage.function, Training.model_validate(stage.params["training"]), machine)
+        how, _, _ = advice.setting(stage.kind, stage.params.training, machine)
         policies.append(memory.policy(model, how))
         checkpoints[len(before)].append((machine.save_total_limit + 1) * memory.checkpoint(model, how))
         merged.append(4.0 * model.parameters if how.lora else policies[-1])
-    exports = sum(stage.function == "export" for stage in todo) * max(merged, default=0)
+    exports = sum(stage.kind.exports for stage in todo) * max(merged, default=0)
     at_work = max((sum(sorted(held, reverse=True)[:lanes]) for held in checkpoints.values()), default=0)
     return int(sum(policies) + exports + at_work)
 
@@ -51,4 +51,5 @@ def _base(stage: Stage) -> Base:
     """Return the recipe's section of the start model; a folder's place is no part of the params, but of the inputs."""
     model = stage.inputs.get("model")
     place = {"path": str(model.path)} if isinstance(model, Asset) else {}
-    return TypeAdapter(Base).validate_python({**stage.params["base"], **place})
+    assert isinstance(stage.params, BaseParams)
+    return TypeAdapter(Base).validate_python({**stage.params.base.model_dump(), **place})

@@ -7,8 +7,8 @@ every choice of a question as one pass over question and choice. No torch.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rounds.train.config.evaluation import TaskUse
 from rounds.train.engine.graph import Stage
+from rounds.train.engine.params import EvaluateParams
 from rounds.train.forecast.row_counts import Size
 
 QUESTION_TOKENS = 250
@@ -37,14 +37,14 @@ class Reading:
 def of(stage: Stage, known: Mapping[str, Size]) -> Reading:
     """Return how much an `evaluate` stage reads and writes."""
     params, scored, answers, written = stage.params, 0.0, 0, 0
+    assert isinstance(params, EvaluateParams)
     sides_of = {name: 2 for name in stage.inputs if name.startswith("preferences.")} | {"conversations": 1}
     heldout = [(_size(stage, name, known), sides) for name, sides in sides_of.items()]
-    for task in params["tasks"]:
-        use = TaskUse.model_validate({name: value for name, value in task.items() if name in TaskUse.model_fields})
-        size = _size(stage, f"task.{use.source}", known)
-        count, choices = (size.rows, _CHOICES) if size else _PUBLISHED.get(use.task, _PUBLISHED["medqa_4options"])
-        count = min(count, use.limit or count)
-        if "generate_until" in (task["yaml"] or ""):
+    for task in params.tasks:
+        size = _size(stage, f"task.{task.source}", known)
+        count, choices = (size.rows, _CHOICES) if size else _PUBLISHED.get(task.task, _PUBLISHED["medqa_4options"])
+        count = min(count, task.limit or count)
+        if "generate_until" in (task.yaml or ""):
             answers, written = answers + count, _WRITTEN
         else:
             scored += count * choices * QUESTION_TOKENS
@@ -52,7 +52,7 @@ def of(stage: Stage, known: Mapping[str, Size]) -> Reading:
         if size:
             scored += size.rows * sides * (size.prompt_tokens + size.answer_tokens)
     if any(size for size, _ in heldout):
-        answers, written = answers + params["num_answers"], max(written, params["max_new_tokens"])
+        answers, written = answers + params.num_answers, max(written, params.max_new_tokens)
     return Reading(scored, answers, written)
 
 

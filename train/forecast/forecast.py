@@ -6,8 +6,10 @@ from pathlib import Path
 from rounds.data_prep.errors import UserError
 from rounds.train.config.cluster import Cluster, Machine
 from rounds.train.config.gpus import GPUS
-from rounds.train.config.training import Lora, Training
+from rounds.train.config.training import Training
 from rounds.train.engine.graph import Stage
+from rounds.train.engine.kinds import Kind
+from rounds.train.engine.params import DpoParams, EvaluateParams, ReferenceParams, SftParams, TokenizeParams
 from rounds.train.forecast import advice as advice_
 from rounds.train.forecast import arithmetic, evaluation_tokens, memory, model_shape, row_counts
 from rounds.train.forecast.memory import Memory, Setting
@@ -54,7 +56,7 @@ def forecasts(plan: Plan, cluster: Cluster, root: Path) -> tuple[list[Forecast],
     known, place = row_counts.sizes(plan, root), advice_.place(cluster)
     found = []
     for stage in plan.stages:
-        if stage.function in ("sft", "dpo"):
+        if stage.kind.trains:
             rows = stage.inputs.get("rows", stage)
             data = rows.inputs.get("data") if isinstance(rows, Stage) else None
             mean = _mean(known.get(data.name if isinstance(data, Stage) else stage.name))
@@ -66,9 +68,9 @@ def forecasts(plan: Plan, cluster: Cluster, root: Path) -> tuple[list[Forecast],
                 found.append(
                     Forecast(stage.name, cluster.machine(stage.row, stage.name), Memory(), 0, 0, advice=str(error))
                 )
-        elif stage.function == "reference":
+        elif stage.kind.scores_pairs:
             found.append(_scoring(stage, model, cluster.machine(stage.row, stage.name), known.get(stage.name), place))
-        elif stage.function == "evaluate":
+        elif stage.kind.measures:
             reading = evaluation_tokens.of(stage, known)
             found.append(_evaluating(stage, model, cluster.machine(stage.row, stage.name), reading))
     return found, model, origin
@@ -82,12 +84,13 @@ def _mean(size: row_counts.Size | None) -> float:
 def _training(
     stage: Stage, model: Shape, machine: Machine, size: row_counts.Size | None, mean: float, place: advice_.Place
 ) -> Forecast:
-    training = Training.model_validate(stage.params["training"])
-    how, micro, accumulation = advice_.setting(stage.function, training, machine)
+    assert isinstance(stage.params, SftParams | DpoParams)
+    training = stage.params.training
+    how, micro, accumulation = advice_.setting(stage.kind, training, machine)
     need = memory.training(model, how)
     hours = rate = None
     if machine.gpu is not None and size is not None:
-        hours, rate = _time(stage.function, training, model, machine, size, mean)
+        hours, rate = _time(stage.kind, training, model, machine, size, mean)
     return Forecast(
         stage.name,
         machine,
@@ -96,7 +99,7 @@ def _training(
         accumulation,
         hours,
         rate,
-        advice_.advice(stage.function, training, model, machine, place),
+        advice_.advice(stage.kind, training, model, machine, place),
     )
 
 
@@ -105,16 +108,16 @@ def _scoring(
 ) -> Forecast:
     """Score every pair once on all ranks, in the arithmetic and with the sharding of training."""
     pairs = stage.inputs["pairs"]
-    assert isinstance(pairs, Stage)
-    longest = pairs.params["max_length"]
-    lora = stage.params.get("lora")
+    assert isinstance(pairs, Stage) and isinstance(pairs.params, TokenizeParams)
+    assert isinstance(stage.params, ReferenceParams)
+    longest, lora = pairs.params.max_length, stage.params.lora
 
     def need(machine: Machine) -> Memory:
         how = Setting(
             micro_tokens=machine.eval_batch_size * longest,
             longest=longest,
             optimizer="sgd",
-            lora=Lora.model_validate(lora) if lora else None,
+            lora=lora,
             precision=machine.precision,
             ranks=machine.world_size,
             deepspeed=machine.deepspeed,
@@ -137,7 +140,8 @@ def _evaluating(stage: Stage, model: Shape, machine: Machine, reading: evaluatio
     """Score and write in one process, on one GPU or, with `device_map`, through the GPUs of a node one after the other."""
     devices = max(1, machine.slurm.gpus) if machine.device_map else 1
     width = 2 if machine.precision == "bf16" else 4
-    longest = stage.params["max_length"]
+    assert isinstance(stage.params, EvaluateParams)
+    longest = stage.params.max_length
     how = Setting(
         micro_tokens=machine.eval_batch_size * longest,
         longest=longest,
@@ -172,20 +176,20 @@ def _evaluating(stage: Stage, model: Shape, machine: Machine, reading: evaluatio
 
 
 def _time(
-    function: str, training: Training, model: Shape, machine: Machine, size: row_counts.Size, mean: float
+    kind: Kind, training: Training, model: Shape, machine: Machine, size: row_counts.Size, mean: float
 ) -> tuple[float, float]:
     """Return hours, and tokens per second and GPU. `mean` is that of a conversation, or of a prompt with one answer."""
     assert machine.gpu is not None
-    if function == "sft":
+    if not kind.is_round:
         per_row, longest = float(training.max_length), float(training.max_length)
     else:
         per_row = arithmetic.pair_tokens(size.prompt_tokens, size.answer_tokens, machine.pair_batching)
         longest = min(training.max_length, mean * arithmetic.PADDING)
-    span = arithmetic.span(longest, mean, skips_masked=not advice_.dense_mask(function, machine))
+    span = arithmetic.span(longest, mean, skips_masked=not advice_.dense_mask(kind, machine))
     work = arithmetic.Work(span, machine.activation_checkpointing, frozen=training.lora is not None)
-    tokens = row_counts.steps(size.rows, training.model_dump()) * training.global_batch_size * per_row
+    tokens = row_counts.steps(size.rows, training) * training.global_batch_size * per_row
     seconds = arithmetic.seconds(
         tokens * arithmetic.flops_per_token(model, work), GPUS[machine.gpu], machine.world_size, machine.precision
     )
-    seconds /= arithmetic.DPO_SHARE if function == "dpo" else 1
+    seconds /= arithmetic.DPO_SHARE if kind.is_round else 1
     return seconds / 3600, tokens / seconds / machine.world_size

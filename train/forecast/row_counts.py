@@ -11,9 +11,11 @@ from typing import Any
 
 from rounds.data_prep import sources
 from rounds.data_prep.mix import counts as mix_counts
-from rounds.data_prep.schema import MixItem, SourceUse
+from rounds.data_prep.schema import DataParams, Mix, RowsUse, SourceParams
+from rounds.train.config.training import Training
 from rounds.train.engine import store
 from rounds.train.engine.graph import Stage
+from rounds.train.engine.params import PackParams
 from rounds.train.plan.pipeline import Plan
 
 MEAN_TOKENS = 538
@@ -48,7 +50,7 @@ def sizes(plan: Plan, root: Path) -> dict[str, Size]:
     """Return the size of every stage for which one is known, by the stage's name."""
     found: dict[str, Size] = {}
     for stage in plan.stages:  # parents come first
-        counts = (store.done(store.folder(root, stage)) or {}).get("counts", {})
+        counts = store.counts(store.folder(root, stage))
         parents = {name: found[parent.name] for name, parent in stage.inputs.items()
                    if isinstance(parent, Stage) and parent.name in found}  # fmt: skip
         size = _size(stage, counts, parents)
@@ -61,52 +63,51 @@ def mixes(plan: Plan, root: Path) -> dict[str, dict[str, int]]:
     """Return for every data stage how many rows of each source are, or will be, in its mix, where that is known."""
     known, found = sizes(plan, root), {}
     for stage in plan.stages:
-        if stage.function == "data":
-            counts = (store.done(store.folder(root, stage)) or {}).get("counts", {})
+        if isinstance(stage.params, DataParams):
+            counts = store.counts(store.folder(root, stage))
             parents = {name: known[parent.name] for name, parent in stage.inputs.items()
                        if isinstance(parent, Stage) and parent.name in known}  # fmt: skip
-            rows = counts.get("out") or _rows_of(stage.params["mix"], parents)
+            rows = counts.get("out") or _rows_of(stage.params.mix, parents)
             found |= {stage.name: rows} if rows else {}
     return found
 
 
-def steps(rows: int, training: Mapping[str, Any]) -> int:
+def steps(rows: int, training: Training) -> int:
     """Optimizer steps as transformers' Trainer counts them: the last batch of an epoch is filled up to a whole one."""
-    per_epoch = -(-rows // training["global_batch_size"])
-    return -(-int(per_epoch * training["num_train_epochs"] * 1000) // 1000)
+    per_epoch = -(-rows // training.global_batch_size)
+    return -(-int(per_epoch * training.num_train_epochs * 1000) // 1000)
 
 
 def _size(stage: Stage, counts: Mapping[str, Any], parents: Mapping[str, Size]) -> Size | None:
-    if stage.function == "source":
-        return _source(stage.params["use"], counts)
-    if stage.function == "data":
-        return _mixed(stage.params["mix"], counts, parents)
-    if stage.function == "pack" and "data" in parents:
-        return _packed(stage.params["max_length"], counts, parents["data"])
-    if stage.function in ("tokenize", "reference"):
+    if isinstance(stage.params, SourceParams):
+        return _source(stage.params.use, counts)
+    if isinstance(stage.params, DataParams):
+        return _mixed(stage.params.mix, counts, parents)
+    if isinstance(stage.params, PackParams) and "data" in parents:
+        return _packed(stage.params.max_length, counts, parents["data"])
+    if stage.kind.of_pairs:
         before = parents.get("data") or parents.get("pairs")
         return before and _counted(before, counts.get("pairs"))
-    return parents.get("rows") or parents.get("pairs") if stage.function in ("sft", "dpo") else None
+    return parents.get("rows") or parents.get("pairs") if stage.kind.trains else None
 
 
 def _counted(size: Size, rows: int | None) -> Size:
     return size if rows is None else Size(rows, size.prompt_tokens, size.answer_tokens, True, size.assumed_share)
 
 
-def _source(use: Mapping[str, Any], counts: Mapping[str, Any]) -> Size | None:
-    asked = SourceUse.model_validate(use)
-    source = sources.load(asked.source)
-    known = source.sizes.get(asked.split)
-    limits = [limit for limit in (known, asked.max_rows) if limit is not None]
+def _source(use: RowsUse, counts: Mapping[str, Any]) -> Size | None:
+    source = sources.load(use.source)
+    known = source.sizes.get(use.split)
+    limits = [limit for limit in (known, use.max_rows) if limit is not None]
     rows = counts.get("records", min(limits, default=None))
     if rows is None:
         return None
-    tokens = source.mean_tokens.get(asked.split)
+    tokens = source.mean_tokens.get(use.split)
     prompt, answer = tokens or (MEAN_TOKENS / 2, MEAN_TOKENS / 2)
     return Size(rows, prompt, answer, "records" in counts, 0.0 if tokens else 1.0)
 
 
-def _mixed(mix: list[dict[str, Any]], counts: Mapping[str, Any], parents: Mapping[str, Size]) -> Size | None:
+def _mixed(mix: Mix, counts: Mapping[str, Any], parents: Mapping[str, Size]) -> Size | None:
     rows = _rows_of(mix, parents)
     if rows is None:
         return None
@@ -128,13 +129,12 @@ def _mixed(mix: list[dict[str, Any]], counts: Mapping[str, Any], parents: Mappin
     )
 
 
-def _rows_of(mix: list[dict[str, Any]], parents: Mapping[str, Size]) -> dict[str, int] | None:
+def _rows_of(mix: Mix, parents: Mapping[str, Size]) -> dict[str, int] | None:
     """Return how many rows a mix takes of each source, or None; of a source of unknown size as many as it may at most."""
-    items = [MixItem.model_validate(item) for item in mix]
     known = {item.name: parents[f"source.{item.name}"].rows if f"source.{item.name}" in parents else item.max_rows
-             for item in items}  # fmt: skip
+             for item in mix}  # fmt: skip
     rows = {name: count for name, count in known.items() if count is not None}
-    return mix_counts(rows, items) if len(rows) == len(items) else None
+    return mix_counts(rows, mix) if len(rows) == len(mix) else None
 
 
 def _packed(max_length: int, counts: Mapping[str, Any], data: Size) -> Size:

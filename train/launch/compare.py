@@ -11,6 +11,7 @@ from pathlib import Path
 from rounds.data_prep.errors import UserError
 from rounds.train.engine import store, worker
 from rounds.train.engine.graph import Stage
+from rounds.train.engine.params import AblationReportParams
 from rounds.train.plan import ablation
 
 
@@ -34,8 +35,8 @@ def main(job: worker.Job) -> None:
     try:
         worker.main(job.model_copy(update={"folder": folder}))
     except SystemExit:
-        failure = store.read_json(folder / "failed.json") or {"message": "no page could be made"}
-        _tell(job.folder, f"{failure['message']} (log: {folder / 'log.txt'})")
+        failure = store.failure(folder)
+        _tell(job.folder, f"{failure.message if failure else 'no page could be made'} (log: {folder / 'log.txt'})")
         raise
     note(job.folder, reduced)
     sys.exit(1)
@@ -43,8 +44,9 @@ def main(job: worker.Job) -> None:
 
 def note(whole: Path, reduced: Stage) -> None:
     """Say in the folder of the report on all variants, for `rounds status`, which ones the page lacks, and where it is."""
-    page = store.folder(whole.parent, reduced) / "ablation.html"
-    _tell(whole, f"compared without {', '.join(reduced.params['missing'])}: {page}")
+    page = store.folder(whole.parent, reduced) / reduced.kind.page
+    assert isinstance(reduced.params, AblationReportParams)
+    _tell(whole, f"compared without {', '.join(reduced.params.missing)}: {page}")
 
 
 def _tell(folder: Path, message: str) -> None:

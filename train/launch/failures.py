@@ -22,9 +22,9 @@ def why(name: str, folder: Path, exit_code: int | None, torchrun_output: str = "
 
     A rank that is killed writes nothing, and the others only that they lost contact: then the agent knows the cause.
     """
-    failure = store.read_json(folder / "failed.json")
+    failure = store.failure(folder)
     killed = killed_rank(torchrun_output)
-    if killed and (failure is None or failure.get("lost_contact")):
+    if killed and (failure is None or failure.lost_contact):
         rank, how = killed
         log = folder / (f"logs/rank-{rank}.txt" if rank != "0" else "log.txt")
         message = f"{how}. Its log: {log}. The same command goes on from the last checkpoint"
@@ -36,10 +36,10 @@ def why(name: str, folder: Path, exit_code: int | None, torchrun_output: str = "
                 f"{name} did not start: the port for its ranks was taken by another program. Run the same command again"
             )
         return f"{name} did not finish: {_cause(folder, exit_code)}. Log: {folder / 'log.txt'}. The same command goes on from here."
-    if failure["user_error"]:
-        return f"{name}: {failure['message']}"
-    log = failure.get("log", folder / "log.txt")
-    return f"{name} failed: {failure['message']}. The traceback is in {log}."
+    if failure.user_error:
+        return f"{name}: {failure.message}"
+    log = failure.log or folder / "log.txt"
+    return f"{name} failed: {failure.message}. The traceback is in {log}."
 
 
 _PERHAPS = " (out of memory, perhaps)"

@@ -22,6 +22,7 @@ from rounds.data_prep.errors import UserError
 from rounds.train.config.cluster import Cluster
 from rounds.train.engine import ranks, store, worker
 from rounds.train.engine.graph import Asset, Stage
+from rounds.train.engine.params import Requirement
 from rounds.train.launch import failures
 from rounds.train.weights import requirements
 
@@ -29,8 +30,6 @@ POLL_SECONDS = 0.2
 _PRELOAD = ["rounds.train.launch.preload"]
 _PORTS_TRIED = 3
 TORCHRUN_LOG = "logs/torchrun.txt"
-_LIGHT = {"source", "data", "gate"}
-"""Stages that need no torch; when only these are left, nothing is preloaded."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +93,13 @@ def _check(stages: Sequence[Stage], root: Path, cluster: Cluster) -> None:
     """Refuse a run whose stages ask for what is not here. Also sets what all processes start with: the forkserver starts now."""
     todo = store.unfinished(root, stages)
     context = multiprocessing.get_context("forkserver")
-    if any(stage.function not in _LIGHT for stage in todo):
+    if not all(stage.kind.light for stage in todo):
         context.set_forkserver_preload(_PRELOAD)
     _set_environment()
     wrong = []
     for stage in todo:
         machine = cluster.machine(stage.row, stage.name)
-        if stage.function in ranks.TOGETHER and machine.nodes > 1:
+        if stage.kind.spread and machine.nodes > 1:
             wrong.append(f"{stage.name}: its cluster row says nodes: {machine.nodes}; this machine is one node: use a SLURM cluster file, "
                          "or set nodes: 1")  # fmt: skip
     asks = requirements.asks(todo, cluster)
@@ -119,7 +118,7 @@ def _check(stages: Sequence[Stage], root: Path, cluster: Cluster) -> None:
         raise UserError("\n".join(wrong))
 
 
-def _look(asks: list[requirements.Ask], sending: Any) -> None:
+def _look(asks: list[Requirement], sending: Any) -> None:
     """In a process of its own, since the launcher has no torch: send what cannot be had here."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     wrong = []
@@ -132,7 +131,7 @@ def _look(asks: list[requirements.Ask], sending: Any) -> None:
 
 def _run_one(context: Any, job: worker.Job, stage: Stage, watch: Callable[[Event], None]) -> tuple[int | None, str]:
     """Run a stage to its end, alone or as several ranks. Returns the exit code and what torchrun said."""
-    together = ranks.processes(stage.function, job.machine) != (1, 1)
+    together = ranks.processes(stage.kind, job.machine) != (1, 1)
     output = ""
     for _ in range(_PORTS_TRIED if together else 1):
         process = context.Process(target=_agent if together else _child, args=(job,), name=stage.name)

@@ -9,8 +9,9 @@ from typing import get_args
 
 from rounds.train.config.cluster import Cluster, RowName
 from rounds.train.config.slurm import Resources
-from rounds.train.engine import store
+from rounds.train.engine import kinds, store
 from rounds.train.engine.graph import Asset, Stage
+from rounds.train.engine.params import PreflightParams, Requirement
 from rounds.train.forecast import disk
 from rounds.train.weights import requirements
 
@@ -23,7 +24,7 @@ def stages(run: Sequence[Stage], root: Path, cluster: Cluster, lanes: int | None
     paths = {str(asset.path.resolve()) for stage in todo for asset in stage.inputs.values() if isinstance(asset, Asset)}
     if cluster.offline and cluster.fetched:
         paths.add(str(cluster.fetched.resolve()))
-    need = disk.needed(todo, root, cluster, lanes) if any(stage.function in ("sft", "dpo") for stage in todo) else None
+    need = disk.needed(todo, root, cluster, lanes) if any(stage.kind.trains for stage in todo) else None
     return [_stage(row, sorted(paths), need, cluster, todo) for row in rows]
 
 
@@ -32,21 +33,22 @@ def _stage(row: RowName, paths: list[str], need: int | None, cluster: Cluster, t
     asked = cluster.machine(row, name).slurm
     asks = requirements.asks([stage for stage in todo if stage.row == row], cluster)
     if not todo and row != "cpu":  # no recipe is at hand
-        function = "sft" if row == "train" else "evaluate"
-        asks = [requirements.Ask(stages=(f"row `{row}`",), function=function, machine=cluster.machine(row, name))]
-    params = {
-        "row": row,
-        "gpus": asked.gpus,
-        "gpu_type": asked.gpu_type,
-        "need_bytes": need,
-        "paths": paths,
-        "asks": [
-            ask.model_dump(mode="json", exclude={"machine": {"slurm"}})
-            for ask in asks
-            if _alike(ask.machine.slurm, asked)
-        ],
-    }
-    return Stage(name, "preflight", params, row=row)
+        kind = kinds.SFT if row == "train" else kinds.EVALUATE
+        asks = [Requirement(stages=(f"row `{row}`",), function=kind.name, machine=cluster.machine(row, name))]
+    params = PreflightParams(
+        row=row,
+        gpus=asked.gpus,
+        gpu_type=asked.gpu_type,
+        need_bytes=need,
+        paths=tuple(paths),
+        asks=tuple(_without_slurm(ask) for ask in asks if _alike(ask.machine.slurm, asked)),
+    )
+    return Stage(name, kinds.PREFLIGHT, params)
+
+
+def _without_slurm(ask: Requirement) -> Requirement:
+    """What a job asks of SLURM is no business of the node's."""
+    return ask.model_copy(update={"machine": ask.machine.model_copy(update={"slurm": Resources()})})
 
 
 def _alike(one: Resources, other: Resources) -> bool:

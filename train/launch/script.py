@@ -27,9 +27,6 @@ _QUIET = {
     "TOKENIZERS_PARALLELISM": "true",
     "TQDM_DISABLE": "1",
 }
-_STOPS_WHEN_ASKED = ("sft", "dpo")
-COMPARES = ("ablation_report",)
-"""Of what these need, they take what is finished."""
 _TOO_SHORT = "its time was over, and this stage keeps nothing half done: raise time in the cluster file so that it fits"
 _TOO_SHORT_TO_SAVE = "its time was over before it had a new checkpoint: raise time in the cluster file"
 
@@ -48,9 +45,9 @@ def comment(folder: Path) -> str:
 def render(run: str, stage: Stage, folder: Path, machine: Machine, variables: Mapping[str, str]) -> str:
     """Write the script of a stage whose folder is `folder`, an absolute path, with more environment `variables`."""
     resources = machine.slurm
-    nodes, processes = ranks.processes(stage.function, machine)
+    nodes, processes = ranks.processes(stage.kind, machine)
     name = job_name(run, stage.name)
-    trains = stage.function in _STOPS_WHEN_ASKED
+    trains = stage.kind.trains
     return _template().render(
         title=f"Stage {name} ({folder.name}), {nodes} x {max(resources.gpus, processes)} {'GPUs' if resources.gpus else 'processes'}",
         login_shell=bool(resources.environment.modules) or not resources.environment.inherit,
@@ -140,7 +137,7 @@ def _mounts(resources: Resources, folder: Path) -> list[str]:
 
 
 def _module(stage: Stage) -> str:
-    return "rounds.train.launch.compare" if stage.function in COMPARES else "rounds.train.engine.worker"
+    return "rounds.train.launch.compare" if stage.kind.compares else "rounds.train.engine.worker"
 
 
 def _command(resources: Resources, folder: Path, processes: int, together: bool, module: str) -> list[str]:

@@ -68,7 +68,7 @@ class Entry:
     @property
     def nodes(self) -> int:
         """How many nodes the stage takes."""
-        return ranks.processes(self.stage.function, self.machine)[0]
+        return ranks.processes(self.stage.kind, self.machine)[0]
 
 
 @dataclass
@@ -218,7 +218,7 @@ def _submitted(
     written = write_script(stage, root, machine, run)
     behind = chain.behind(waits_for)
     before = [job for job in behind if job not in waits_for]
-    whatever = stage.function in script.COMPARES  # comes when all others have ended, well or not
+    whatever = stage.kind.compares  # comes when all others have ended, well or not
     try:
         number = (
             queue.submit(written, (), list(chain.jobs.values()))
@@ -251,7 +251,7 @@ def checks_of(stages: Sequence[Stage], root: Path) -> list[Stage]:
     """Return the checks that the last submission of these stages put before them."""
     names = [name for stage in stages for name in (record(store.folder(root, stage)) or {}).get("checks", ())]
     specs = [store.spec(root / name) for name in dict.fromkeys(names) if (root / name / "stage.json").exists()]
-    return [Stage(spec["name"], spec["function"], spec["params"], row=spec["params"]["row"]) for spec in specs]
+    return [Stage(spec.name, spec.kind, spec.record, stored_version=spec.version) for spec in specs]
 
 
 def rehearse(
@@ -286,10 +286,10 @@ def fits(pattern: str, stage: Stage) -> bool:
 def row_of(stage: Stage, cluster: Cluster) -> Machine:
     """Return the row of a stage, checked for what its processes need."""
     machine = cluster.machine(stage.row, stage.name)
-    if stage.function == "preflight" and not any(fits(pattern, stage) for pattern in cluster.stages):
+    if stage.kind.checks and not any(fits(pattern, stage) for pattern in cluster.stages):
         quick = {"time": _PREFLIGHT_TIME, "signal_seconds": 60}
         machine = machine.model_copy(update={"slurm": machine.slurm.model_copy(update=quick)})
-    slurm.check(machine.slurm, f"stage {stage.name}", ranks.processes(stage.function, machine)[1])
+    slurm.check(machine.slurm, f"stage {stage.name}", ranks.processes(stage.kind, machine)[1])
     return machine
 
 

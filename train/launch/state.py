@@ -12,6 +12,7 @@ from pathlib import Path
 from rounds.data_prep import progress
 from rounds.train.engine import claims, store
 from rounds.train.engine.graph import Stage
+from rounds.train.engine.records import Failure
 from rounds.train.launch import failures, queue, script, slurm
 from rounds.train.launch.queue import Job
 
@@ -91,17 +92,17 @@ def _jobs(folders: Sequence[Path]) -> dict[Path, Job]:
 def _state(stage: Stage, folder: Path, job: Job | None, parents: list[State]) -> State:
     record = store.done(folder)
     if record:
-        return State(stage, folder, record["status"], job, record.get("because", ""))
+        return State(stage, folder, record.status, job, record.because)
     if job and job.live:
         return State(stage, folder, *_in_queue(job, folder))
     if claims.is_held(folder):
         return State(stage, folder, "running", None, f"by {claims.holder(folder)}")
-    failure = store.read_json(folder / "failed.json")
-    if failure and not (failure.get("lost_contact") and job and _FINAL.get(job.state, "failed") != "failed"):
+    failure = store.failure(folder)
+    if failure and not (failure.lost_contact and job and _FINAL.get(job.state, "failed") != "failed"):
         # else SLURM ended it, and the ranks saw each other go
         how = _killed(folder, job.id) if job and _given_up(failure) else None
-        because = f"{failure['message']}{f'. Before that {how}' if how else ''}"
-        return State(stage, folder, failure.get("state", "failed"), job, because)
+        because = f"{failure.message}{f'. Before that {how}' if how else ''}"
+        return State(stage, folder, failure.state or "failed", job, because)
     bad = next((each for each in parents if each.state in ENDED_BADLY or each.because.startswith("behind ")), None)
     origin = bad and (bad.because.removeprefix("behind ") if bad.because.startswith("behind ") else bad.stage.name)
     if job and job.state == "UNKNOWN" and job.reason:
@@ -161,19 +162,19 @@ def _killed(folder: Path, job: str) -> str | None:
     return None
 
 
-def _given_up(failure: dict) -> bool:
+def _given_up(failure: Failure) -> bool:
     """Tell whether the batch script gave a stage up after too many restarts: what ended those is in its own output."""
-    return failure.get("state") == "failed"
+    return failure.state == "failed"
 
 
 def right_log(folder: Path) -> Path:
     """Return the log that tells most: that of the rank that failed first, the stage's own, or what the batch script printed."""
-    failure = store.read_json(folder / "failed.json") or {}
+    failure = store.failure(folder)
     printed = sorted((folder / "slurm").glob("*.txt"), key=lambda path: path.stat().st_mtime)
-    log = Path(failure.get("log", folder / "log.txt"))
+    log = Path(failure.log) if failure and failure.log else folder / "log.txt"
     if not printed:
         return log
-    if _given_up(failure):
+    if failure and _given_up(failure):
         return printed[-1]
     if failure and log.exists():
         return log

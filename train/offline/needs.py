@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from rounds.data_prep import sources
-from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.schema import SourceParams, SourceUse
+from rounds.train.config.recipe import Start, StartHub
 from rounds.train.engine.graph import Stage, parents_first
+from rounds.train.engine.params import BaseParams, EvaluateParams
 from rounds.train.engine.policy import MODEL_FILES
-
-_READ_NO_WEIGHTS = {"source", "data", "pack", "tokenize", "gate", "manifest", "report"}
 
 
 @dataclass(frozen=True)
@@ -48,28 +48,25 @@ def of(stages: Iterable[Stage]) -> list[Need]:
 
 def use_of(stage: Stage) -> SourceUse:
     """Return what a `source` stage reads, at the revision that its key says."""
-    return SourceUse.model_validate({**stage.params["use"], "revision": stage.params["revision"]})
+    assert isinstance(stage.params, SourceParams)
+    return SourceUse.model_validate({**stage.params.use.model_dump(), "revision": stage.params.revision})
 
 
 def _of(stage: Stage) -> Sequence[Need]:
-    if stage.function == "source":
-        return _of_source(stage)
+    if isinstance(stage.params, SourceParams):
+        return _of_source(stage, stage.params)
     found = []
-    if stage.function not in _READ_NO_WEIGHTS:
+    if stage.kind.reads_weights:
         base = _base(stage)
-        if base.get("kind") == "hub":
-            found.append(Need("model", base["id"], base["revision"], MODEL_FILES, (stage.name,)))
-    if stage.function == "evaluate":
-        found += [
-            Need("task", task["task"], None, (), (stage.name,))
-            for task in stage.params["tasks"]
-            if task["yaml"] is None
-        ]
+        if isinstance(base, StartHub):
+            found.append(Need("model", base.id, base.revision, MODEL_FILES, (stage.name,)))
+    if isinstance(stage.params, EvaluateParams):
+        found += [Need("task", task.task, None, (), (stage.name,)) for task in stage.params.tasks if task.yaml is None]
     return found
 
 
-def _of_source(stage: Stage) -> list[Need]:
-    if "path" in stage.inputs or stage.params["repository"] is None:
+def _of_source(stage: Stage, params: SourceParams) -> list[Need]:
+    if "path" in stage.inputs or params.repository is None:
         return []
     use = use_of(stage)
     source = sources.load(use.source)
@@ -77,6 +74,6 @@ def _of_source(stage: Stage) -> list[Need]:
     return [Need("dataset", each.repository, each.revision, each.files, (stage.name,)) for each in read]
 
 
-def _base(stage: Stage) -> dict:
+def _base(stage: Stage) -> Start | None:
     """Return the recipe's `base` section from the stage that all policies start from."""
-    return next((each.params["base"] for each in parents_first([stage]) if each.function == "base"), {})
+    return next((each.params.base for each in parents_first([stage]) if isinstance(each.params, BaseParams)), None)

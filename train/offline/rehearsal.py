@@ -30,7 +30,7 @@ def run(file: Path, overrides: Sequence[str]) -> bool:
         stages = pipeline.build_plan(loaded, Path(), file.resolve().parent, read_files=False).stages
     well = True
     for stage in stages:
-        if stage.function == "source" and needs.of([stage]):
+        if stage.kind.reads_source and needs.of([stage]):
             well &= _told(stage.name, lambda stage=stage: _source(stage))
     for need in needs.of(stages):
         if need.kind != "dataset":

@@ -17,6 +17,8 @@ from rounds.train.config import recipe, yaml_file
 from rounds.train.config.ablation import Ablation, Variant, edited
 from rounds.train.config.recipe import Recipe
 from rounds.train.engine.graph import Stage, parents_first
+from rounds.train.engine.kinds import ABLATION_REPORT
+from rounds.train.engine.params import AblationReportParams, CellParams, VariantParams
 from rounds.train.plan import pipeline
 from rounds.train.plan.pipeline import Plan
 
@@ -84,20 +86,21 @@ def without(report: Stage, failed: Mapping[str, str]) -> Stage:
     Raises `UserError` when the baseline is not among them, or nothing else is.
     """
     params = report.params
+    assert isinstance(params, AblationReportParams)
     folders = {stage.folder_name: failed[stage.key] for stage in report.parents if stage.key in failed}
-    lost = {name: folders[stage] for name, variant in params["variants"].items() for cell in variant["cells"]
-            for stage in cell["stages"] if stage in folders}  # fmt: skip
-    if params["baseline"] in lost:
-        raise UserError(f"no report: the baseline {params['baseline']!r} did not finish: {lost[params['baseline']]}")
-    kept = {name: variant for name, variant in params["variants"].items() if name not in lost}
+    lost = {name: folders[stage] for name, variant in params.variants.items() for cell in variant.cells
+            for stage in cell.stages if stage in folders}  # fmt: skip
+    if params.baseline in lost:
+        raise UserError(f"no report: the baseline {params.baseline!r} did not finish: {lost[params.baseline]}")
+    kept = {name: variant for name, variant in params.variants.items() if name not in lost}
     if lost and len(kept) == 1:
         reasons = "; ".join(f"{name}: {why}" for name, why in lost.items())
         raise UserError(
-            f"no report: only the baseline {params['baseline']!r} finished, and there is nothing to compare with it: {reasons}"
+            f"no report: only the baseline {params.baseline!r} finished, and there is nothing to compare with it: {reasons}"
         )
-    needed = {stage for variant in kept.values() for cell in variant["cells"] for stage in cell["stages"]}
+    needed = {stage for variant in kept.values() for cell in variant.cells for stage in cell.stages}
     inputs = {name: stage for name, stage in report.inputs.items() if name in needed}
-    return replace(report, params={**params, "variants": kept, "missing": lost}, inputs=inputs)
+    return replace(report, params=params.model_copy(update={"variants": kept, "missing": lost}), inputs=inputs)
 
 
 def is_ablation(file: Path) -> bool:
@@ -174,31 +177,31 @@ def _report(ablation: Ablation, base: Recipe, cells: Sequence[Cell], union: Sequ
     """Make the stage that compares the cells with the baseline's."""
     baseline = next(cell.plan.recipe for cell in cells if cell.variant == ablation.baseline)
     variants = {
-        name: {
-            "about": variant.about,
-            "changes": changes(baseline, next(cell.plan.recipe for cell in cells if cell.variant == name)),
-            "cells": [
-                {
-                    "seed": cell.seed,
-                    "scores": cell.plan.scores.folder_name,
-                    "stages": [stage.folder_name for stage in cell.stages],
-                }
+        name: VariantParams(
+            about=variant.about,
+            changes=tuple(changes(baseline, next(cell.plan.recipe for cell in cells if cell.variant == name))),
+            cells=tuple(
+                CellParams(
+                    seed=cell.seed,
+                    scores=cell.plan.scores.folder_name,
+                    stages=tuple(stage.folder_name for stage in cell.stages),
+                )
                 for cell in cells
                 if cell.variant == name
-            ],
-        }
+            ),
+        )
         for name, variant in ablation.all().items()
     }
-    params = {
-        "name": ablation.name,
-        "description": ablation.description,
-        "base": base.name,
-        "baseline": ablation.baseline,
-        "variants": variants,
-        "missing": {},
-    }
+    params = AblationReportParams(
+        name=ablation.name,
+        description=ablation.description,
+        base=base.name,
+        baseline=ablation.baseline,
+        variants=variants,
+        missing={},
+    )
     stages = {stage.folder_name: stage for stage in union}
-    return Stage("report", "ablation_report", params, stages, 3, after_stop=True)
+    return Stage("report", ABLATION_REPORT, params, stages)
 
 
 def changes(old: Recipe, new: Recipe) -> list[str]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from rounds.data_prep.schema import SourceParams
 from rounds.train.reports import figures
 from rounds.train.reports.steps import Finished, Step
 from rounds.train.tokens.lengths import edge
@@ -14,22 +15,23 @@ def source_rows(stages: Mapping[str, Finished], recipe: Mapping[str, Any]) -> li
     """List where rows came from, and which stages read them for what."""
     found = []
     for stage in stages.values():
-        if stage.function != "source":
+        params = stage.spec.record
+        if not isinstance(params, SourceParams):
             continue
-        readers = [(other, name) for other in stages.values() for name, entry in other.spec.get("inputs", {}).items()
-                   if entry.get("stage") == stage.folder.name and other.function in ("data", "evaluate")]  # fmt: skip
+        readers = [(other, name) for other in stages.values() for name, entry in other.spec.stages().items()
+                   if entry == stage.folder.name and (other.kind.mixes or other.kind.measures)]  # fmt: skip
         trained = [other.name.removeprefix("data.") for other, name in readers if name.startswith("source.")]
-        path = stage.spec.get("inputs", {}).get("path", {})
+        path = stage.spec.inputs.get("path")
         name = stage.name.removeprefix("source.")
         stated = recipe.get("sources", {}).get(name, {}).get("licence")
         found.append({
             "name": name,
             "licence": stated or stage.counts.get("licence"),
-            "use": stage.spec.get("params", {}).get("use", {}),
+            "use": params.use,
             "counts": stage.counts,
             "trained": trained,
-            "evaluated": any(other.function == "evaluate" for other, _ in readers),
-            "digest": path.get("digest", "")[:12],
+            "evaluated": any(other.kind.measures for other, _ in readers),
+            "digest": (path.digest or "")[:12] if path else "",
         })  # fmt: skip
     return sorted(found, key=lambda each: (not each["trained"], each["evaluated"]))
 
@@ -54,7 +56,7 @@ def set_rows(steps: Sequence[Step], stages: Mapping[str, Finished]) -> list[dict
             "rows": rows,
             "most": max((max(row["in"], row["out"] + row["dropped"]) for row in rows), default=0),
             "counts": tokens.counts,
-            "max_length": tokens.spec.get("params", {}).get("max_length"),
+            "max_length": tokens.spec.params.get("max_length"),
             "lengths": Markup(figures.histogram(label, [(name.replace("<=", "≤"), n) for name, n in lengths]))
             if lengths
             else None,

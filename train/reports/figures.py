@@ -18,6 +18,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from rounds.train.engine.kinds import Kind
+
 # matplotlib knows no CSS variables: it draws in these colours, and the finished text gets the variables in their place.
 _INK, _LINE, _FIRST, _SECOND, _PAGE = "#010203", "#010204", "#010205", "#010206", "#010207"
 _COLOURS = {
@@ -259,13 +261,6 @@ def _svg(figure: Figure, label: str) -> str:
     return f'<svg role="img" aria-label="{escape(label)}" {head[0]}>' + text[text.index(">") + 1 :]
 
 
-_COLUMNS = {"source": 0, "data": 1, "pack": 2, "tokenize": 2, "reference": 3, "base": 4, "sft": 4, "dpo": 4, "evaluate": 5,
-            "gate": 6, "export": 7}  # fmt: skip
-_ARROWS = {
-    "data": ("source.",), "pack": ("data",), "tokenize": ("data",), "reference": ("pairs", "policy"), "evaluate": ("policy",),
-    "sft": ("policy", "rows"), "dpo": ("policy", "reference"), "gate": ("candidate_scores",), "export": ("policy",),
-}  # fmt: skip
-"""The inputs that are drawn; all of them would hide the flow."""
 _LEFT, _TOP, _WIDE, _HIGH, _BOX_WIDTH, _BOX_HEIGHT = 100, 8, 112, 58, 92, 26
 
 
@@ -275,7 +270,7 @@ class Box:
 
     name: str
     row: str
-    function: str
+    kind: Kind
     state: str
     key: str
     reads: Mapping[str, str]
@@ -285,15 +280,15 @@ def lineage(rows: Sequence[str], stages: Sequence[Box]) -> str:
     """Draw the run: a row per policy, a column per kind of stage; the sources of a policy are one box."""
     cells: dict[tuple[int, int], list[Box]] = {}
     for stage in stages:
-        if stage.row in rows and stage.function in _COLUMNS:
-            cells.setdefault((rows.index(stage.row), _COLUMNS[stage.function]), []).append(stage)
+        if stage.row in rows and stage.kind.column is not None:
+            cells.setdefault((rows.index(stage.row), stage.kind.column), []).append(stage)
     places = {stage.key: place for place, those in cells.items() for stage in those}
     edges = {
         (places[key], place): None
         for place, those in cells.items()
         for stage in those
         for name, key in stage.reads.items()
-        if key in places and name.startswith(_ARROWS.get(stage.function, ()))
+        if key in places and name.startswith(stage.kind.arrows)
     }
     used = sorted({column for _, column in cells})
     width, height = _LEFT + len(used) * _WIDE, 2 * _TOP + max(0, len(rows) - 1) * _HIGH + _BOX_HEIGHT
@@ -324,7 +319,7 @@ def _arrow(start: tuple[int, int], end: tuple[int, int]) -> str:
 
 def _box(centre: tuple[int, int], stages: Sequence[Box]) -> str:
     (x, y), first = centre, stages[0]
-    text = first.function if len(stages) == 1 else f"{len(stages)} {first.function}s"
+    text = first.kind.name if len(stages) == 1 else f"{len(stages)} {first.kind.name}s"
     return (
         f'<g class="{first.state}"><title>{escape(", ".join(stage.name for stage in stages))}</title><rect x="{x - _BOX_WIDTH // 2}" '
         f'y="{y - _BOX_HEIGHT // 2}" width="{_BOX_WIDTH}" height="{_BOX_HEIGHT}" rx="5"/><text x="{x}" y="{y + 4}">{text}</text></g>'

@@ -12,7 +12,7 @@ def side_by_side(steps: Sequence[Step]) -> dict[str, Any]:
     """Choose prompts that all were asked, by their place alone: those where a round changed the answer, and others."""
     asked = [step for step in steps if step.answers]
     prompts = [prompt for prompt in asked[0].answers if all(prompt in step.answers for step in asked)] if asked else []
-    rounds = [step for step in asked if step.stage.function == "dpo" and step.start in asked]
+    rounds = [step for step in asked if step.stage.kind.is_round and step.start in asked]
     changed = {
         step.name: [p for p in prompts if step.start and step.answers[p]["answer"] != step.start.answers[p]["answer"]]
         for step in rounds

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rounds.train.engine import store
+from rounds.train.engine.kinds import Kind
+from rounds.train.engine.records import Done, Spec
 from rounds.train.evaluation.paired import Comparison, compare, conclude, is_main, read_items, read_questions
 
 
@@ -17,27 +19,32 @@ class Finished:
 
     name: str
     folder: Path
-    spec: dict[str, Any]
-    record: dict[str, Any]
+    spec: Spec
+    record: Done
 
     @property
-    def function(self) -> str:
-        """The stage's function; its name begins with it."""
-        return self.name.partition(".")[0]
+    def kind(self) -> Kind:
+        """The stage's kind."""
+        return self.spec.kind
 
     @property
     def skipped(self) -> bool:
         """Whether the rounds had ended before this stage."""
-        return self.record.get("status") == "skipped"
+        return self.record.skipped
 
     @property
     def counts(self) -> dict[str, Any]:
         """What the stage counted; empty when it was skipped."""
-        return self.record.get("counts") or {}
+        return self.record.counts
 
     def input(self, name: str) -> str | None:
         """Return the folder name of a stage that this one reads."""
-        return self.spec.get("inputs", {}).get(name, {}).get("stage")
+        return self.spec.stages().get(name)
+
+
+def finished(name: str, folder: Path) -> Finished:
+    """Read a stage's folder; `name` is the stage's in this run."""
+    return Finished(name, folder, store.spec(folder), store.done(folder) or Done(status="not finished"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +111,7 @@ class Judged:
     @property
     def is_round(self) -> bool:
         """Whether this is one DPO round, and not SFT or all rounds together."""
-        return self.title == self.step.name and self.step.stage.function == "dpo"
+        return self.title == self.step.name and self.step.stage.kind.is_round
 
     @property
     def main(self) -> list[Comparison]:
@@ -135,7 +142,7 @@ def find_steps(recipe: Mapping[str, Any], stages: Mapping[str, Finished]) -> lis
         start = steps.get(policy_of(stage.input("policy"), by_folder) or "")
         status = "skipped" if stage.skipped else gate.counts["decision"] if gate else "trained" if start else "start"
         steps[stage.folder.name] = Step(
-            name, stage, start, status, stage.record.get("because", ""),
+            name, stage, start, status, stage.record.because,
             evaluation if evaluation and not evaluation.skipped else None, sections.get(name),
         )  # fmt: skip
     return list(steps.values())
@@ -144,9 +151,9 @@ def find_steps(recipe: Mapping[str, Any], stages: Mapping[str, Finished]) -> lis
 def policy_of(folder_name: str | None, by_folder: Mapping[str, Finished]) -> str | None:
     """Follow gates, and training stages that were skipped, to the folder name of the stage whose weights they pass on."""
     stage = by_folder.get(folder_name or "")
-    if stage is not None and stage.skipped and stage.function in ("sft", "dpo"):
+    if stage is not None and stage.skipped and stage.kind.trains:
         return policy_of(stage.input("policy"), by_folder)
-    if stage is None or stage.function != "gate":
+    if stage is None or not stage.kind.decides:
         return folder_name
     return policy_of(stage.input("candidate" if stage.counts["decision"] == "accepted" else "current"), by_folder)
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rounds.data_prep.schema import DataParams
 from rounds.train.engine import store
 from rounds.train.tokens.lengths import edge
 
@@ -29,12 +30,14 @@ def set_names(data: Mapping[str, str], readers: Mapping[str, str]) -> dict[str, 
 
 def training_set(folder: Path, tokens: Path | None) -> dict[str, Any]:
     """Say what became of each source on its way into a training set: a finished data stage, and its tokens if there are any."""
-    spec, counts = store.spec(folder), (store.done(folder) or {})["counts"]
-    lengths = (store.done(tokens) or {})["counts"]["by_source"] if tokens else {}
+    spec, counts = store.spec(folder), store.counts(folder)
+    params = spec.record
+    assert isinstance(params, DataParams)
+    lengths = store.counts(tokens)["by_source"] if tokens else {}
     sources, all_tokens = {}, sum(each["tokens"] for each in lengths.values())
     for name, came in counts["in"].items():
         found, out = counts["dropped_by_source"].get(name, {}), counts["out"].get(name, 0)
-        dropped = {use["name"]: found[use["name"]] for use in spec["params"]["filters"] if use["name"] in found}
+        dropped = {use.name: found[use.name] for use in params.filters if use.name in found}
         repeats = counts["repeats"].get(name, 0)
         gone = sum(sum(reasons.values()) for reasons in dropped.values())
         sources[name] = {
@@ -49,9 +52,9 @@ def training_set(folder: Path, tokens: Path | None) -> dict[str, Any]:
             "lengths": lengths.get(name),
         }
     return {
-        "kind": spec["params"]["kind"],
-        "filters": spec["params"]["filters"],
-        "compared_with": sorted(key.removeprefix("heldout.") for key in spec["inputs"] if key.startswith("heldout.")),
+        "kind": params.kind,
+        "filters": [use.stored() for use in params.filters],
+        "compared_with": sorted(key.removeprefix("heldout.") for key in spec.inputs if key.startswith("heldout.")),
         "sources": sources,
         "rows": counts["records"],
         "masked": counts["masked"],

@@ -15,40 +15,15 @@ from typing import Any
 
 from markupsafe import Markup
 
-from rounds.data_prep.schema import Section
 from rounds.train.config.cluster import Machine
 from rounds.train.engine import store
+from rounds.train.engine.params import AblationReportParams
 from rounds.train.evaluation.paired import MIN_ITEMS, NEUTRAL, is_main, read_items, read_questions
 from rounds.train.reports import figures, pages
 from rounds.train.reports.contrasts import ALPHA, Contrast, contrast, judged
 
 _COLUMNS = ("variant", "metric", "seeds", "items", "clusters", "baseline_value", "value", "difference", "low", "high", "p",
             "p_holm", "verdict", "seed_stderr", "seconds_own", "seconds_alone")  # fmt: skip
-
-
-class CellParams(Section):
-    """One variant under one seed."""
-
-    seed: int
-    scores: str
-    stages: tuple[str, ...]
-
-
-class VariantParams(Section):
-    """A variant: what it asks, what it changes in the baseline's recipe, and its cells."""
-
-    about: str
-    changes: tuple[str, ...]
-    cells: tuple[CellParams, ...]
-
-
-class Params(Section):
-    name: str
-    description: str
-    base: str
-    baseline: str
-    variants: dict[str, VariantParams]
-    missing: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -64,13 +39,13 @@ class Cost:
 class Results:
     """The finished stages of an ablation."""
 
-    asked: Params
+    asked: AblationReportParams
     inputs: Mapping[str, Path]
 
     @cached_property
     def seconds(self) -> dict[str, float]:
         """How long each stage worked."""
-        return {name: (store.done(folder) or {}).get("seconds", 0.0) for name, folder in self.inputs.items()}
+        return {name: record.seconds if (record := store.done(folder)) else 0.0 for name, folder in self.inputs.items()}
 
     @cached_property
     def scores(self) -> dict[str, dict[int, dict[str, Any]]]:
@@ -125,9 +100,9 @@ class Results:
         }
 
 
-def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
+def run(params: AblationReportParams, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Compare the variants; write the page and the table."""
-    results = Results(Params.model_validate(params), inputs)
+    results = Results(params, inputs)
     contrasts, costs = results.contrasts(), results.costs()
     main = [each for each in contrasts if is_main(each.metric)]
     page = _page(results, contrasts, costs)
@@ -209,8 +184,8 @@ def _digits(contrasts: Iterable[Contrast]) -> float:
 def _tasks(results: Results) -> list[dict[str, Any]]:
     for folder in results.inputs.values():
         spec = store.spec(folder)
-        if spec["function"] == "evaluate":
-            return spec["params"]["tasks"]
+        if spec.kind.measures:
+            return spec.params["tasks"]
     return []
 
 

@@ -16,10 +16,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase,
 
 from rounds.data_prep import hub, records
 from rounds.data_prep.errors import UserError
-from rounds.data_prep.schema import Section
 from rounds.train.config.cluster import Machine
-from rounds.train.config.recipe import Base, Hub, Tiny
+from rounds.train.config.recipe import Start, StartHub, StartTiny
 from rounds.train.engine import policy
+from rounds.train.engine.params import BaseParams
 from rounds.train.tokens import chat
 from rounds.train.weights import models
 
@@ -28,23 +28,16 @@ logger = logging.getLogger(__name__)
 _CONTROL_TOKENS = ["<|begin_of_text|>", "<|pad|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 
 
-class Params(Section):
-    base: Base
-    chat_template: str | None
-    seed: int = 0
-
-
-def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
+def run(params: BaseParams, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Make, find or fetch the starting model, and check that its chat template can be trained with."""
-    asked = Params.model_validate(_with_place(params, inputs))
-    if isinstance(asked.base, Tiny):
-        return _tiny(asked.base, asked, inputs["corpus"] / "records.parquet", out)
-    where = str(inputs["model"]) if "model" in inputs else _fetch(asked.base)
+    if isinstance(params.base, StartTiny):
+        return _tiny(params.base, params, inputs["corpus"] / "records.parquet", out)
+    where = str(inputs["model"]) if "model" in inputs else _fetch(params.base)
     model, tokenizer = models.open_folder(where)
-    _finish_tokenizer(tokenizer, asked.chat_template, out)
+    _finish_tokenizer(tokenizer, params.chat_template, out)
     embedded: Any = model.get_input_embeddings()
     _check_tokens(tokenizer, embedded.num_embeddings, where)
-    from_hub = asked.base if isinstance(asked.base, Hub) else None
+    from_hub = params.base if isinstance(params.base, StartHub) else None
     policy.write_base(out, from_hub.id if from_hub else None, from_hub.revision if from_hub else None)
     return {"model_type": model.config.model_type, "vocabulary": len(tokenizer), **models.count_parameters(model)}
 
@@ -66,19 +59,12 @@ def _check_tokens(tokenizer: PreTrainedTokenizerBase, rows: int, where: str) -> 
         )
 
 
-def _with_place(params: dict, inputs: dict[str, Path]) -> dict:
-    """The user's paths are no part of the params; give the sections that need one the place they have here."""
-    kind = params["base"]["kind"]
-    extra = {"path": str(inputs["model"])} if kind == "local" else {}
-    return {**params, "base": {**params["base"], **extra}}
-
-
-def _fetch(base: Base) -> str:
-    assert isinstance(base, Hub)
+def _fetch(base: Start) -> str:
+    assert isinstance(base, StartHub)
     return str(hub.download(base.id, base.revision, policy.MODEL_FILES, "model"))
 
 
-def _tiny(base: Tiny, asked: Params, corpus: Path, out: Path) -> dict[str, Any]:
+def _tiny(base: StartTiny, params: BaseParams, corpus: Path, out: Path) -> dict[str, Any]:
     inner = Tokenizer(BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
@@ -99,8 +85,8 @@ def _tiny(base: Tiny, asked: Params, corpus: Path, out: Path) -> dict[str, Any]:
         additional_special_tokens=_CONTROL_TOKENS[2:4],
         model_max_length=base.max_position_embeddings,
     )
-    _finish_tokenizer(tokenizer, asked.chat_template, out)
-    torch.manual_seed(asked.seed)
+    _finish_tokenizer(tokenizer, params.chat_template, out)
+    torch.manual_seed(params.seed or 0)
     shape = base.model_dump(exclude={"kind", "vocab_size", "chat_template"})
     model = LlamaForCausalLM(
         LlamaConfig(

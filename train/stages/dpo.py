@@ -20,10 +20,10 @@ from peft import PeftModel
 from trl import DPOConfig, DPOTrainer
 
 from rounds.data_prep.errors import UserError
-from rounds.data_prep.schema import Section
 from rounds.train.config.cluster import Machine, PairBatching
-from rounds.train.config.training import BATCH_LOSSES, DpoLoss, Lora, Training
+from rounds.train.config.training import BATCH_LOSSES, Lora
 from rounds.train.engine import policy, ranks, store
+from rounds.train.engine.params import DpoParams
 from rounds.train.tokens import packed_pairs
 from rounds.train.training import arguments, checkpoints
 from rounds.train.training import train as training
@@ -55,29 +55,21 @@ _SAMPLE = 4
 _COLUMNS = ["prompt_ids", "chosen_ids", "rejected_ids"]
 
 
-class Params(Section):
-    training: Training
-    dpo: DpoLoss
-    reference_is_start: bool
-    seed: int
-
-
-def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
+def run(params: DpoParams, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Train from the last complete checkpoint on, or from the start after checking the first loss."""
-    asked = Params.model_validate(params)
-    arguments.prepare(machine, asked.seed)
+    arguments.prepare(machine, params.seed)
     start = policy.read(inputs["policy"])
     _check_arithmetic(inputs["reference"], machine)
     with ranks.first():
-        pairs = _with_reference(inputs["pairs"], inputs["reference"], asked.dpo.ld_alpha, out)
+        pairs = _with_reference(inputs["pairs"], inputs["reference"], params.dpo.ld_alpha, out)
     going_on = bool(ranks.agree(checkpoints.last_checkpoint(out / "checkpoints") is not None))
-    if not (going_on or asked.reference_is_start):
-        _check_sample(asked, inputs, machine, out)
-    lora = asked.training.lora
+    if not (going_on or params.reference_is_start):
+        _check_sample(params, inputs, machine, out)
+    lora = params.training.lora
     start = adapters.merged_on_disk(start, machine, lora, out / "cache")
     args = DPOConfig(
-        **arguments.arguments(asked.training, machine, asked.seed, out),
-        **asked.dpo.model_dump(mode="json"),  # as JSON, since TRL wants lists
+        **arguments.arguments(params.training, machine, params.seed, out),
+        **params.dpo.model_dump(mode="json"),  # as JSON, since TRL wants lists
         max_length=None,  # the pairs are already within the round's max_length
         precompute_ref_log_probs=True,
     )
@@ -90,9 +82,9 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> d
         pair_batching=machine.pair_batching,
     )
     adapters.restore(trainer.model, start, lora)
-    if asked.reference_is_start and not going_on:
+    if params.reference_is_start and not going_on:
         trainer.check_first_loss(_rounding(machine, lora))
-    counts = training.run(trainer, out, inputs["policy"], asked.training, machine)
+    counts = training.run(trainer, out, inputs["policy"], params.training, machine)
     return {**counts, "pairs": len(pairs)}
 
 
@@ -187,7 +179,7 @@ def _sizes(pairs: Any) -> dict[str, list[int]]:
 
 def _check_arithmetic(reference: Path, machine: Machine) -> None:
     here = models.arithmetic(machine)
-    found = (store.done(reference) or {"counts": {}})["counts"].get("arithmetic", here)
+    found = store.counts(reference).get("arithmetic", here)
     if found != here:
         raise UserError(
             f"the reference log-probabilities ({reference.name}) were computed in {found}, and this cluster's row `train` means "
@@ -201,16 +193,16 @@ def _rounding(machine: Machine, lora: Lora | None) -> Rounding:
     return _ROUNDING["bf16" if in_bf16 else "fp32"]
 
 
-def _check_sample(asked: Params, inputs: dict[str, Path], machine: Machine, out: Path) -> None:
+def _check_sample(params: DpoParams, inputs: dict[str, Path], machine: Machine, out: Path) -> None:
     """Score a few pairs again with the reference policy, which leaves memory before the round's own model is loaded.
 
     Where the round starts from its reference, its first step shows the same without a second model. Under ZeRO-3 all ranks score
     the same pairs with the model in shards, as the stage `reference` does; else rank 0 does so alone. Raises `UserError` where a
     stored number is another.
     """
-    lora = asked.training.lora
+    lora = params.training.lora
     table = pq.read_table(inputs["pairs"] / "pairs.parquet")
-    places = sorted(random.Random(asked.seed).sample(range(len(table)), min(_SAMPLE, len(table))))
+    places = sorted(random.Random(params.seed).sample(range(len(table)), min(_SAMPLE, len(table))))
     stored = pq.read_table(inputs["reference"] / "logps.parquet").take(places).to_pylist()
     described = adapters.merged_on_disk(policy.read(inputs["reference_policy"]), machine, lora, out / "cache")
     if pair_logprobs.in_shards(machine):

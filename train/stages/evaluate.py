@@ -24,9 +24,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rounds.data_prep import progress, records
 from rounds.data_prep.errors import UserError
-from rounds.data_prep.schema import Section
 from rounds.train.config.cluster import Machine
 from rounds.train.engine import policy, store, tracking
+from rounds.train.engine.params import EvaluateParams, Task
 from rounds.train.evaluation import lm_eval, questions
 from rounds.train.evaluation.items import Items
 from rounds.train.tokens import chat
@@ -36,13 +36,6 @@ Prompts = dict[tuple[records.Message, ...], str]
 """Prompts, and the question that each asks."""
 R = TypeVar("R", records.Pair, records.Conversation)
 T = TypeVar("T", chat.EncodedPair, chat.Encoded)
-
-
-class Params(Section):
-    tasks: tuple[lm_eval.Task, ...]
-    num_answers: int
-    max_new_tokens: int
-    max_length: int
 
 
 @dataclass(frozen=True)
@@ -55,18 +48,17 @@ class Subject:
     window: int
 
 
-def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
+def run(params: EvaluateParams, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Score the policy; returns the scores for `done.json`."""
-    asked = Params.model_validate(params)
     models.set_threads(machine)
     torch.manual_seed(0)
     described = policy.read(inputs["policy"])
     tokenizer = models.load_tokenizer(described)
     model = models.load_to_score(described, machine)
-    subject = Subject(model, tokenizer, machine.eval_batch_size, _window(model, asked.max_length))
+    subject = Subject(model, tokenizer, machine.eval_batch_size, _window(model, params.max_length))
     items, prompts, counts = Items(), Prompts(), {"aggregate_only": [], "broken_up": {}, "dropped": {}}
-    if asked.tasks:
-        counts["aggregate_only"], counts["broken_up"] = _tasks(subject, asked.tasks, inputs, out, items)
+    if params.tasks:
+        counts["aggregate_only"], counts["broken_up"] = _tasks(subject, params.tasks, inputs, out, items)
     pairs = {
         name.removeprefix("preferences."): path for name, path in inputs.items() if name.startswith("preferences.")
     }
@@ -77,8 +69,8 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> d
     if "conversations" in inputs:
         measured, counts["dropped"]["conversations"] = _conversations(subject, inputs["conversations"], out, items)
         prompts |= measured
-    if asked.num_answers and prompts:
-        _answers(subject, dict(islice(prompts.items(), asked.num_answers)), asked.max_new_tokens, out, items)
+    if params.num_answers and prompts:
+        _answers(subject, dict(islice(prompts.items(), params.num_answers)), params.max_new_tokens, out, items)
     found = items.scores()
     items.write(out / "items.parquet")
     store.write_json(out / "scores.json", found)
@@ -92,7 +84,7 @@ def _window(model: PreTrainedModel, max_length: int) -> int:
 
 
 def _tasks(
-    subject: Subject, tasks: Sequence[lm_eval.Task], inputs: dict[str, Path], out: Path, items: Items
+    subject: Subject, tasks: Sequence[Task], inputs: dict[str, Path], out: Path, items: Items
 ) -> tuple[list[str], dict[str, int]]:
     """Ask lm-eval's tasks. Returns the metrics without items, where one that lm-eval has no number for has no score, and how
     many control tokens in its texts were broken up, by task."""

@@ -19,10 +19,12 @@ from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import GenerationConfig
 
-from rounds.data_prep.schema import Section
+from rounds.data_prep.schema import SourceParams
 from rounds.train.config.cluster import Machine
+from rounds.train.config.recipe import StartHub, StartLocal
 from rounds.train.engine import policy, store
-from rounds.train.reports.steps import Finished, Step, find_steps
+from rounds.train.engine.params import EvaluateParams, ExportParams
+from rounds.train.reports.steps import Finished, Step, find_steps, finished
 from rounds.train.tokens import chat
 from rounds.train.weights import models
 
@@ -30,18 +32,8 @@ logger = logging.getLogger(__name__)
 DATA_CARD = ("DATA_CARD.md", "manifest.json")
 
 
-class Params(Section):
-    name: str
-    description: str
-    licence: str | None
-    licences: dict[str, str]
-    """Licences that the recipe states, by source name."""
-    base: dict[str, Any]
-
-
-def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
+def run(params: ExportParams, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Load the final policy, merge its adapters, and write it with the card."""
-    asked = Params.model_validate(params)
     described = policy.read(inputs["policy"])
     tokenizer = models.load_tokenizer(described)
     model = models.load_model(described, machine, dtype="auto" if not described.adapters else torch.float32)
@@ -53,22 +45,23 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> d
         eos_token_id=sorted({stop, *(others if isinstance(others, list) else [others] if others is not None else [])}),
     )
     models.save_model(model, tokenizer, out / "model")
-    (out / "model" / "README.md").write_text(card(asked, inputs), encoding="utf-8")
+    (out / "model" / "README.md").write_text(card(params, inputs), encoding="utf-8")
     for name in DATA_CARD:  # so that the folder can be passed on with what its rows were
         shutil.copyfile(inputs["manifest"] / name, out / "model" / name)
     return {"folder": "model", **models.count_parameters(model)}
 
 
-def card(asked: Params, inputs: Mapping[str, Path]) -> str:
+def card(asked: ExportParams, inputs: Mapping[str, Path]) -> str:
     """Write the model card of the policy in `inputs`; it reads the store, not the weights."""
     chain = policy.chain(inputs["policy"])
     steps = find_steps({"rounds": _rounds(inputs)}, _stages(inputs, chain))
     by_folder = {step.stage.folder.name: step for step in steps}
     accepted = [by_folder[folder.name] for folder in chain]
     trained = [_training(step, asked.licences) for step in accepted[1:]]
+    base = asked.base
     data = ModelCardData(
         license=asked.licence,
-        base_model=asked.base.get("id"),
+        base_model=base.id if isinstance(base, StartHub) else None,
         library_name="transformers",
         pipeline_tag="text-generation",
         language="en",
@@ -82,13 +75,16 @@ def card(asked: Params, inputs: Mapping[str, Path]) -> str:
     environment.filters["cell"] = _cell
     text = environment.get_template("model_card.md.jinja").render(
         asked=asked,
-        base=asked.base.get("id")
-        or ("a local model folder" if asked.base["kind"] == "local" else "a small randomly initialised Llama"),
-        revision=asked.base.get("revision"),
+        base=base.id
+        if isinstance(base, StartHub)
+        else "a local model folder"
+        if isinstance(base, StartLocal)
+        else "a small randomly initialised Llama",
+        revision=base.revision if isinstance(base, StartHub) else None,
         accepted=accepted,
         trained=trained,
         evaluated=_evaluated_on(measured[0], inputs, asked.licences) if measured else {"sets": [], "tasks": []},
-        rounds=[(step, _reasons(step, inputs)) for step in steps if step.stage.function == "dpo"],
+        rounds=[(step, _reasons(step, inputs)) for step in steps if step.stage.kind.is_round],
         not_compared=rows["not_compared_with"],
         warnings=rows["warnings"],
         measured=measured,
@@ -107,29 +103,29 @@ def _stages(inputs: Mapping[str, Path], chain: Sequence[Path]) -> dict[str, Fini
     Every policy descends from the base and from SFT, so the chain holds these two whichever rounds were rejected.
     """
     known = {folder.name for name, folder in inputs.items() if name != "policy"}
-    named = {store.spec(folder)["function"]: folder for folder in chain if folder.name not in known}
+    named = {store.spec(folder).function: folder for folder in chain if folder.name not in known}
     named |= {name: folder for name, folder in inputs.items() if name != "policy"}
-    return {name: Finished(name, folder, store.spec(folder), store.done(folder) or {})
-            for name, folder in named.items()}  # fmt: skip
+    return {name: finished(name, folder) for name, folder in named.items()}
 
 
 def _training(step: Step, licences: Mapping[str, str]) -> dict[str, Any]:
     """Say how a policy was trained, on which rows of the mix, and how many of these the tokeniser dropped."""
     stage = step.stage
-    tokens = store.inputs(stage.folder)["rows" if stage.function == "sft" else "pairs"]
+    tokens = store.inputs(stage.folder)["pairs" if stage.kind.is_round else "rows"]
     data = store.inputs(tokens)["data"]
     sources = store.inputs(data)
-    given = (store.done(data) or {})["counts"]["out"]
+    given = store.counts(data)["out"]
     return {
         "step": step,
-        "method": stage.function,
-        "asked": stage.spec["params"],
+        "method": stage.kind.name,
+        "is_round": stage.kind.is_round,
+        "asked": stage.spec.record,
         "adapter": json.loads((stage.folder / "policy.json").read_text())["kind"] == "adapter",
         "sets": [
             {**_set(name, sources[f"source.{name}"], licences), "rows": rows} for name, rows in given.items() if rows
         ],
-        "dropped": (store.done(tokens) or {})["counts"]["dropped"],
-        "decontaminated": any(use["name"] == "decontaminate" for use in store.spec(data)["params"]["filters"]),
+        "dropped": store.counts(tokens)["dropped"],
+        "decontaminated": any(use["name"] == "decontaminate" for use in store.spec(data).params["filters"]),
     }
 
 
@@ -137,31 +133,34 @@ def _evaluated_on(step: Step, inputs: Mapping[str, Path], licences: Mapping[str,
     """List the sets that every policy was measured on, and for what, and the tasks with data of their own."""
     assert step.evaluation
     names = {folder: name.removeprefix("source.") for name, folder in inputs.items() if name.startswith("source.")}
-    tasks = step.evaluation.spec["params"]["tasks"]
+    asked = step.evaluation.spec.record
+    assert isinstance(asked, EvaluateParams)
     sets = []
     for key, folder in store.inputs(step.evaluation.folder).items():
         if key == "policy":
             continue
-        uses = [task["name"] + (f" (first {task['limit']})" if task["limit"] else "")
-                for task in tasks if key == f"task.{task['source']}"]  # fmt: skip
+        uses = [task.name + (f" (first {task.limit})" if task.limit else "")
+                for task in asked.tasks if key == f"task.{task.source}"]  # fmt: skip
         name = key.removeprefix("task.") if uses else names[folder]
         sets.append({**_set(name, folder, licences), "used_for": ", ".join(uses or [key.partition(".")[0]])})
-    return {"sets": sets, "tasks": [task for task in tasks if not task["source"]]}
+    return {"sets": sets, "tasks": [task for task in asked.tasks if not task.source]}
 
 
 def _set(name: str, folder: Path, licences: Mapping[str, str]) -> dict[str, Any]:
     """Describe a source: `origin` tells whether two sets are splits of the same rows."""
-    asked, counts = store.spec(folder), (store.done(folder) or {})["counts"]
-    use, path = asked["params"]["use"], asked["inputs"].get("path", {})
+    spec, counts = store.spec(folder), store.counts(folder)
+    params, path = spec.record, spec.inputs.get("path")
+    assert isinstance(params, SourceParams)
+    use = params.use
     repository = counts["repository"]
     return {
         "name": name,
-        "split": f"{use['source']}, {use['split']}",
+        "split": f"{use.source}, {use.split}",
         "rows": counts["records"],
         "repository": f"local copy of {repository}" if repository and path else repository,
         "revision": counts["revision"],
         "licence": licences.get(name) or counts["licence"],
-        "origin": (use["source"], path.get("digest")),
+        "origin": (use.source, path.digest if path else None),
     }
 
 

@@ -16,17 +16,18 @@ import pyarrow.parquet as pq
 
 from rounds.data_prep.errors import UserError, nearest
 from rounds.train.config.cluster import Machine
-from rounds.train.config.evaluation import Gate, Rule
+from rounds.train.config.evaluation import Rule
 from rounds.train.engine import policy, store, tracking
+from rounds.train.engine.params import GateParams
 from rounds.train.evaluation.paired import paired_difference, read_questions
 
 
-def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
+def run(params: GateParams, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Check every rule and pass a policy on."""
-    gate = Gate.model_validate(params)
-    skipped = (store.done(inputs["candidate"]) or {}).get("status") == "skipped"
+    candidate = store.done(inputs["candidate"])
+    skipped = candidate is not None and candidate.skipped
     verdicts = (
-        [] if skipped else [judge(rule, inputs["current_scores"], inputs["candidate_scores"]) for rule in gate.rules]
+        [] if skipped else [judge(rule, inputs["current_scores"], inputs["candidate_scores"]) for rule in params.rules]
     )
     accepted = not skipped and all(verdict["holds"] for verdict in verdicts)
     decision = "skipped" if skipped else "accepted" if accepted else "rejected"
@@ -35,7 +36,7 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> d
     for name in ("scores.json", "items.parquet"):
         shutil.copyfile(inputs[f"{winner}_scores"] / name, out / name)
     # A skipped round passes the stop on, or the round after it would run again.
-    stops = skipped or (decision == "rejected" and gate.on_reject == "stop")
+    stops = skipped or (decision == "rejected" and params.on_reject == "stop")
     store.write_json(out / "decision.json", {"decision": decision, "stops_rounds": stops, "rules": verdicts})
     tracking.scores({"accepted": accepted})
     return {"decision": decision, "stops_rounds": stops, "reasons": [verdict["says"] for verdict in verdicts]}

@@ -14,35 +14,19 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rounds.data_prep import licences
-from rounds.data_prep.schema import Section
+from rounds.data_prep.schema import SourceParams
 from rounds.train.config.cluster import Machine
 from rounds.train.engine import store
+from rounds.train.engine.params import ManifestParams
 from rounds.train.reports.training_sets import set_names, training_set
 
 SCHEMA = 1
 """Raised when a field of manifest.json changes its meaning or goes."""
 
 
-class Known(Section):
-    """What the recipe and the registry say of a source beyond what its stage does."""
-
-    licence: str | None
-    verified: bool
-    origin: str
-
-
-class Params(Section):
-    name: str
-    description: str
-    sources: dict[str, Known]
-    missing_benchmarks: tuple[str, ...]
-    unknown_tasks: tuple[str, ...]
-
-
-def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
+def run(params: ManifestParams, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Read what the stages counted, and write it down twice."""
-    asked = Params.model_validate(params)
-    made = manifest(asked, inputs)
+    made = manifest(params, inputs)
     store.write_json(out / "manifest.json", made)
     (out / "DATA_CARD.md").write_text(_card(made), encoding="utf-8")
     return {
@@ -56,16 +40,17 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> d
     }
 
 
-def manifest(asked: Params, inputs: Mapping[str, Path]) -> dict[str, Any]:
+def manifest(asked: ManifestParams, inputs: Mapping[str, Path]) -> dict[str, Any]:
     """Put together what is known of every source and every training set."""
-    data = {name: path for name, path in inputs.items() if store.spec(path)["function"] == "data"}
-    readers = {name: store.inputs(path)["data"].name for name, path in inputs.items()
-               if store.spec(path)["function"] in ("pack", "tokenize")}  # fmt: skip
+    data = {name: path for name, path in inputs.items() if store.spec(path).kind.mixes}
+    readers = {
+        name: store.inputs(path)["data"].name for name, path in inputs.items() if store.spec(path).kind.makes_tokens
+    }
     named = set_names({name: path.name for name, path in data.items()}, readers)
     sets = {name: training_set(data[stage], inputs[reader] if reader else None)
             for name, (stage, reader) in named.items()}  # fmt: skip
     sources = {name.removeprefix("source."): _source(name.removeprefix("source."), path, asked, sets)
-               for name, path in inputs.items() if store.spec(path)["function"] == "source"}  # fmt: skip
+               for name, path in inputs.items() if store.spec(path).kind.reads_source}  # fmt: skip
     overlaps = Counter()
     for name in {stage: name for name, (stage, _) in named.items()}.values():  # of sets of the same rows, once
         overlaps.update(sets[name]["overlaps"])
@@ -81,19 +66,20 @@ def manifest(asked: Params, inputs: Mapping[str, Path]) -> dict[str, Any]:
     }
 
 
-def _source(name: str, folder: Path, asked: Params, sets: Mapping[str, Any]) -> dict[str, Any]:
-    spec, counts = store.spec(folder), (store.done(folder) or {})["counts"]
-    use, known = spec["params"]["use"], asked.sources[name]
+def _source(name: str, folder: Path, asked: ManifestParams, sets: Mapping[str, Any]) -> dict[str, Any]:
+    spec, counts = store.spec(folder), store.counts(folder)
+    params, known = spec.record, asked.sources[name]
+    assert isinstance(params, SourceParams)
     licence = known.licence or counts["licence"]
     terms = licences.terms(licence)
     return {
-        "source": use["source"],
-        "split": use["split"],
+        "source": params.use.source,
+        "split": params.use.split,
         "repository": counts["repository"],
         "origin": known.origin or None,
         "revision": counts["revision"],
         "verified": known.verified,
-        "digest": spec["inputs"].get("path", {}).get("digest"),
+        "digest": spec.inputs["path"].digest if "path" in spec.inputs else None,
         "licence": licence,
         "conditions": terms.said() if terms else None,
         "trained_on_in": [each for each, made in sets.items() if name in made["sources"]],
@@ -103,11 +89,11 @@ def _source(name: str, folder: Path, asked: Params, sets: Mapping[str, Any]) -> 
         "not_chosen": counts["not_chosen"],
         "records": counts["records"],
         "phi": counts.get("phi"),  # absent where a set was fetched before there was a choice
-        "system_prompt": spec["params"].get("system_prompt"),
+        "system_prompt": params.system_prompt,
     }
 
 
-def _warnings(asked: Params, sources: Mapping[str, Any], sets: Mapping[str, Any]) -> list[str]:
+def _warnings(asked: ManifestParams, sources: Mapping[str, Any], sets: Mapping[str, Any]) -> list[str]:
     said = [line for name, each in sources.items() if each["trained_on_in"]
             for line in licences.warnings(name, each["licence"])]  # fmt: skip
     said += [f"{name}: its repository, commit or columns could not be checked when its source was written"

@@ -21,9 +21,9 @@ from trl import pack_dataset
 
 from rounds.data_prep import progress, records
 from rounds.data_prep.pool import in_order
-from rounds.data_prep.schema import Section
 from rounds.train.config.cluster import Machine
 from rounds.train.engine import policy
+from rounds.train.engine.params import PackParams
 from rounds.train.tokens import chat
 from rounds.train.tokens.lengths import Lengths, bucket, none_left
 from rounds.train.weights import models
@@ -35,10 +35,6 @@ _WINDOW_ROWS = 256
 # The tokenizer works in threads of its own and holds no lock: one batch is rendered while another is tokenised.
 _THREADS = 2
 _SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
-
-
-class Params(Section):
-    max_length: int
 
 
 @dataclass
@@ -86,14 +82,13 @@ class _Counts:
                 "by_source": {name: lengths.counts() for name, lengths in sorted(self.by_source.items())}}  # fmt: skip
 
 
-def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
+def run(params: PackParams, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Tokenise, drop what does not fit, and pack by best fit decreasing (TRL's `bfd`)."""
-    asked = Params.model_validate(params)
     tokenizer = models.load_tokenizer(policy.read(inputs["tokenizer"]))
     source, partial = inputs["data"] / "records.parquet", out / "rows.parquet.partial"
     total, counts, rows = pq.read_metadata(source).num_rows, _Counts(), 0
     pool = ThreadPoolExecutor(_THREADS)
-    batches = in_order(pool, lambda each: _encode(each, tokenizer, asked.max_length), _batches(source), _THREADS)
+    batches = in_order(pool, lambda each: _encode(each, tokenizer, params.max_length), _batches(source), _THREADS)
     with (out / "dropped.jsonl").open("w") as log, pq.ParquetWriter(partial, _packed(_SCHEMA)) as writer:
         window: list[pa.Table] = []
         packed = 0
@@ -101,14 +96,14 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> d
             counts.add(batch, log)
             window.append(batch.rows)
             progress.write(out, counts.seen, total, "conversations")
-            if counts.tokens - packed >= _WINDOW_ROWS * asked.max_length:
-                rows += _write(window, asked.max_length, writer)
+            if counts.tokens - packed >= _WINDOW_ROWS * params.max_length:
+                rows += _write(window, params.max_length, writer)
                 window, packed = [], counts.tokens
-        rows += _write(window, asked.max_length, writer)
+        rows += _write(window, params.max_length, writer)
     if not counts.conversations:
-        raise none_left("conversation", asked.max_length, counts.dropped, out / "dropped.jsonl")
+        raise none_left("conversation", params.max_length, counts.dropped, out / "dropped.jsonl")
     partial.rename(out / "rows.parquet")
-    return {**counts.plain(), "rows": rows, "fill": round(counts.tokens / (rows * asked.max_length), 4)}
+    return {**counts.plain(), "rows": rows, "fill": round(counts.tokens / (rows * params.max_length), 4)}
 
 
 def _batches(source: Path) -> Iterator[list[records.Conversation]]:

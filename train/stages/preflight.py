@@ -20,9 +20,9 @@ from rich.filesize import decimal
 from torch import distributed
 
 from rounds.data_prep.errors import UserError
-from rounds.data_prep.schema import Section
 from rounds.train.config.cluster import Machine
 from rounds.train.engine import ranks, store
+from rounds.train.engine.params import PreflightParams, Requirement
 from rounds.train.weights import requirements
 
 MAX_SKEW_SECONDS = 5.0
@@ -36,32 +36,18 @@ _FREE_SHARE = 0.9
 """Of a GPU's memory: less is in use by somebody else's process."""
 
 
-class Params(Section):
-    row: str
-    gpus: int
-    """GPUs per node that were asked for."""
-    gpu_type: str | None
-    need_bytes: int | None
-    """Room that the plan takes in the store; None is not known."""
-    paths: tuple[str, ...]
-    """The recipe's own files and folders, and what was fetched for a run without the hub."""
-    asks: tuple[requirements.Ask, ...]
-    """What the stages that run on such nodes need to be installed, each as its own row says."""
-
-
-def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
+def run(params: PreflightParams, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Make every check on every rank, and fail with all that is wrong."""
-    asked = Params.model_validate(params)
     device = "cuda" if machine.device != "cpu" and torch.cuda.is_available() else "cpu"
     checks: list[tuple[str, Callable[[], tuple[str, list[str]]]]] = [
         ("store", lambda: _store(out)),
-        ("disk", lambda: _disk(out, asked.need_bytes)),
+        ("disk", lambda: _disk(out, params.need_bytes)),
         ("clocks", _clocks),
         ("versions", _versions),
-        ("GPUs", lambda: _gpus(asked, machine)),
-        ("kernels", lambda: _kernels(asked.asks)),
+        ("GPUs", lambda: _gpus(params, machine)),
+        ("kernels", lambda: _kernels(params.asks)),
         ("all-reduce", lambda: _all_reduce(device)),
-        ("files", lambda: _files(asked.paths)),
+        ("files", lambda: _files(params.paths)),
     ]
     found, wrong = [], []
     for name, check in checks:
@@ -71,7 +57,7 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> d
     if ranks.rank() == 0:
         store.write_json(out / "checks.json", found)
     if wrong:
-        raise UserError(f"{len(wrong)} checks of row `{asked.row}` failed. " + "; ".join(wrong))
+        raise UserError(f"{len(wrong)} checks of row `{params.row}` failed. " + "; ".join(wrong))
     return {"checks": {entry["check"]: entry["found"] for entry in found}}
 
 
@@ -169,7 +155,7 @@ def _code() -> str:
     return hashlib.sha256(text).hexdigest()[:12]
 
 
-def _gpus(asked: Params, machine: Machine) -> tuple[str, list[str]]:
+def _gpus(asked: PreflightParams, machine: Machine) -> tuple[str, list[str]]:
     """Each rank looks at all GPUs of its node, also those that other ranks will use."""
     if machine.device == "cpu":
         return "none: the row says device: cpu", []
@@ -200,7 +186,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _kernels(asks: tuple[requirements.Ask, ...]) -> tuple[str, list[str]]:
+def _kernels(asks: tuple[Requirement, ...]) -> tuple[str, list[str]]:
     """Attention, Liger and bitsandbytes must be on every node, or training fails when its data are long made."""
     mine = [f"{', '.join(ask.stages)}: {reason}" for ask in asks for reason in requirements.unusable(ask)]
     used = sorted({ask.machine.attn_implementation for ask in asks} | {"liger" for ask in asks if ask.machine.use_liger_kernel}

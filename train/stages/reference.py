@@ -16,22 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rounds.data_prep import progress
-from rounds.data_prep.schema import Section
 from rounds.train.config.cluster import Machine
-from rounds.train.config.training import Lora
 from rounds.train.engine import digests, policy, ranks
+from rounds.train.engine.params import ReferenceParams
 from rounds.train.weights import adapters, models, pair_logprobs
 
 
-class Params(Section):
-    lora: Lora | None = None
-    """The round's, where it changes the arithmetic: weights in 4 bits, or an adapter that stays apart."""
-
-
-def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
+def run(params: ReferenceParams, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Score every side of every pair once; a run that was interrupted goes on with the blocks that are missing."""
     models.set_threads(machine)
-    lora = Params.model_validate(params).lora
+    lora = params.lora
     pairs = pq.read_table(inputs["pairs"] / "pairs.parquet")
 
     def tell(done: int) -> None:

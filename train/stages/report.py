@@ -16,14 +16,14 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from rounds.data_prep.schema import Section
 from rounds.train.config.cluster import Machine
 from rounds.train.engine import store
+from rounds.train.engine.params import ReportParams
 from rounds.train.evaluation.paired import NEUTRAL, Z95, is_main
 from rounds.train.reports import figures, pages
 from rounds.train.reports.data import set_rows, source_rows
 from rounds.train.reports.samples import side_by_side
-from rounds.train.reports.steps import Finished, Judged, Step, find_steps, higher_is_better, judge, policy_of
+from rounds.train.reports.steps import Finished, Judged, Step, find_steps, finished, higher_is_better, judge, policy_of
 
 _CURVES = {
     "loss": "loss",
@@ -44,17 +44,10 @@ _CURVES = {
 _SFT_CURVES = ("loss", "grad_norm", "answer_tokens", "tokens_per_second", "memory_gib")
 
 
-class Params(Section):
-    recipe: dict[str, Any]
-
-
-def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
+def run(params: ReportParams, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Read the run's folders, write the page and the table of scores."""
-    recipe = Params.model_validate(params).recipe
-    stages = {
-        name: Finished(name, folder, store.read_json(folder / "stage.json") or {}, store.done(folder) or {})
-        for name, folder in inputs.items()
-    }
+    recipe = params.recipe
+    stages = {name: finished(name, folder) for name, folder in inputs.items()}
     steps = find_steps(recipe, stages)
     judged = judge(steps)
     page = _render(recipe, stages, steps, judged)
@@ -131,9 +124,7 @@ def _base(recipe: Mapping[str, Any], stages: Mapping[str, Finished]) -> dict[str
 
 def _when(stages: Sequence[Finished]) -> dict[str, Any]:
     """Say when the stages ran, in UTC, and how long they took together."""
-    ended = [
-        (stage.record["finished"], stage.record.get("seconds", 0)) for stage in stages if "finished" in stage.record
-    ]
+    ended = [(end, stage.record.seconds) for stage in stages if (end := stage.record.finished) is not None]
     times = [min(end - seconds for end, seconds in ended), max(end for end, _ in ended)] if ended else []
     return {
         "span": [datetime.fromtimestamp(time, UTC) for time in times],
@@ -173,7 +164,7 @@ def _curve_figures(steps: Sequence[Step]) -> list[tuple[str, Markup]]:
         sft = [figures.Curve(step.name, _logged(step, key)) for step in steps if step.name == "sft"]
         if sft and sft[0].values:
             found.append((name, Markup(figures.curves(name, sft, named=False))))
-    rounds = [step for step in steps if step.stage.function == "dpo"]
+    rounds = [step for step in steps if step.stage.kind.is_round]
     for key, name in _CURVES.items():
         curves = [figures.Curve(step.name, values) for step in rounds if (values := _logged(step, key))]
         if curves:
@@ -192,7 +183,7 @@ def _gates(steps: Sequence[Step], stages: Mapping[str, Finished]) -> list[dict[s
     found = []
     for step in steps:
         gate = stages.get(f"gate.{step.name}")
-        if gate or step.stage.function == "dpo":
+        if gate or step.stage.kind.is_round:
             decision = (store.read_json(gate.folder / "decision.json") if gate else None) or {}
             found.append(
                 {"step": step, "gate": gate, "rules": decision.get("rules", []), "stops": decision.get("stops_rounds")}
@@ -217,10 +208,10 @@ def _lineage(steps: Sequence[Step], stages: Mapping[str, Finished], sources: Seq
         figures.Box(
             name,
             lanes.get(name) or name.partition(".")[2] or name,
-            stage.function,
+            stage.kind,
             "skipped" if stage.skipped else states.get(name, "done"),
             stage.folder.name,
-            {key: entry["stage"] for key, entry in stage.spec.get("inputs", {}).items() if "stage" in entry},
+            stage.spec.stages(),
         )
         for name, stage in stages.items()
     ]

@@ -15,10 +15,9 @@ from datasets import Dataset
 from peft import PeftModel
 from trl import SFTConfig, SFTTrainer
 
-from rounds.data_prep.schema import Section
 from rounds.train.config.cluster import Machine
-from rounds.train.config.training import Training
 from rounds.train.engine import policy, ranks
+from rounds.train.engine.params import SftParams
 from rounds.train.tokens.packed_row import PackedRow, Segment
 from rounds.train.training import arguments
 from rounds.train.training import train as training
@@ -26,24 +25,18 @@ from rounds.train.training import trainer as stage_trainer
 from rounds.train.weights import adapters, models, packed_attention
 
 
-class Params(Section):
-    training: Training
-    seed: int
-
-
-def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
+def run(params: SftParams, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Train from the last complete checkpoint on, or from the start."""
-    asked = Params.model_validate(params)
-    arguments.prepare(machine, asked.seed)
+    arguments.prepare(machine, params.seed)
     start = policy.read(inputs["policy"])
     tokenizer = models.load_tokenizer(start)
     with ranks.first():
         rows = Dataset.from_parquet(str(inputs["rows"] / "rows.parquet"), cache_dir=str(out / "cache"))
     assert isinstance(rows, Dataset)
-    lora = asked.training.lora
+    lora = params.training.lora
     start = adapters.merged_on_disk(start, machine, lora, out / "cache")
     args = SFTConfig(
-        **arguments.arguments(asked.training, machine, asked.seed, out),
+        **arguments.arguments(params.training, machine, params.seed, out),
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
@@ -56,7 +49,7 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> d
         peft_config=adapters.config(lora),
     )
     adapters.restore(trainer.model, start, lora)
-    counts = training.run(trainer, out, inputs["policy"], asked.training, machine)
+    counts = training.run(trainer, out, inputs["policy"], params.training, machine)
     return {**counts, "rows": len(rows)}
 
 

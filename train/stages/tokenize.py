@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 
 from rounds.data_prep import progress, records
 from rounds.data_prep.pool import in_order
-from rounds.data_prep.schema import Section
 from rounds.train.config.cluster import Machine
 from rounds.train.engine import policy
+from rounds.train.engine.params import TokenizeParams
 from rounds.train.tokens import chat
 from rounds.train.tokens.lengths import Lengths, none_left
 from rounds.train.tokens.pair_budget import fit
@@ -36,20 +36,15 @@ _THREADS = 2
 """The tokenizer works in threads of its own and holds no lock: one batch is rendered while another is tokenised."""
 
 
-class Params(Section):
-    max_length: int
-
-
-def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
+def run(params: TokenizeParams, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Tokenise every pair, keep those that honour the contract, and count the others by reason."""
-    asked = Params.model_validate(params)
     tokenizer = models.load_tokenizer(policy.read(inputs["tokenizer"]))
     source = inputs["data"] / "records.parquet"
     total, seen, kept, cut = pq.read_metadata(source).num_rows, 0, 0, 0
     dropped, tokens = Counter(), Counter()
     by_source: defaultdict[str, Lengths] = defaultdict(Lengths)
     pool = ThreadPoolExecutor(_THREADS)
-    batches = in_order(pool, lambda each: _encode(each, tokenizer, asked.max_length), _batches(source), _THREADS)
+    batches = in_order(pool, lambda each: _encode(each, tokenizer, params.max_length), _batches(source), _THREADS)
     with pq.ParquetWriter(out / "pairs.parquet.partial", _SCHEMA) as writer, (out / "dropped.jsonl").open("w") as log:
         for batch in batches:
             rows = []
@@ -71,7 +66,7 @@ def run(params: dict, inputs: dict[str, Path], out: Path, machine: Machine) -> d
             seen += len(batch)
             progress.write(out, seen, total, "pairs")
     if not kept:
-        raise none_left("pair", asked.max_length, dropped, out / "dropped.jsonl")
+        raise none_left("pair", params.max_length, dropped, out / "dropped.jsonl")
     (out / "pairs.parquet.partial").rename(out / "pairs.parquet")
     means = {f"mean_{name.removesuffix('_ids')}_tokens": round(total / kept, 1) for name, total in tokens.items()}
     return {"pairs": kept, "cut": cut, "dropped": dict(dropped), **means,

@@ -11,32 +11,25 @@ from collections.abc import Iterable
 from pydantic import ValidationError
 
 from rounds.data_prep.errors import UserError
-from rounds.data_prep.schema import Section
 from rounds.train.config.cluster import Cluster, Machine
+from rounds.train.config.training import Lora
 from rounds.train.engine import ranks
 from rounds.train.engine.graph import Stage
-
-_LOAD_MODELS = (*ranks.TRAINING, "reference", "evaluate")
-
-
-class Ask(Section):
-    """What stages alike in this need of the machine that runs them."""
-
-    stages: tuple[str, ...]
-    function: str
-    machine: Machine
-    load_in_4bit: bool = False
+from rounds.train.engine.kinds import KINDS
+from rounds.train.engine.params import DpoParams, ReferenceParams, Requirement, SftParams
 
 
-def asks(stages: Iterable[Stage], cluster: Cluster) -> list[Ask]:
+def asks(stages: Iterable[Stage], cluster: Cluster) -> list[Requirement]:
     """Return what the stages that load a model ask for, each once."""
-    found: list[Ask] = []
+    found: list[Requirement] = []
     for stage in stages:
-        if stage.function not in _LOAD_MODELS:
+        if not stage.kind.loads_policy:
             continue
-        lora = stage.params.get("training", stage.params).get("lora") or {}
+        lora = _lora(stage)
         machine = cluster.machine(stage.row, stage.name)
-        mine = Ask(stages=(), function=stage.function, machine=machine, load_in_4bit=lora.get("load_in_4bit", False))
+        mine = Requirement(
+            stages=(), function=stage.kind.name, machine=machine, load_in_4bit=bool(lora and lora.load_in_4bit)
+        )
         known = next((n for n, each in enumerate(found) if each.model_copy(update={"stages": ()}) == mine), None)
         if known is None:
             found.append(mine.model_copy(update={"stages": (stage.name,)}))
@@ -45,7 +38,13 @@ def asks(stages: Iterable[Stage], cluster: Cluster) -> list[Ask]:
     return found
 
 
-def unusable(ask: Ask) -> list[str]:
+def _lora(stage: Stage) -> Lora | None:
+    if isinstance(stage.params, SftParams | DpoParams):
+        return stage.params.training.lora
+    return stage.params.lora if isinstance(stage.params, ReferenceParams) else None
+
+
+def unusable(ask: Requirement) -> list[str]:
     """Say all that cannot be had here of what stages ask for; nothing where they can run."""
     from rounds.train.weights import adapters, models
 
@@ -55,9 +54,9 @@ def unusable(ask: Ask) -> list[str]:
     except UserError as error:
         return [str(error)]  # without the GPU the rest would only say so again
     found = [models.attention_obstacle(row)]
-    if ask.function in ranks.TRAINING:
+    if KINDS[ask.function].trains:
         found.append(models.liger_obstacle(row))
-    if ask.function in ranks.TOGETHER:
+    if KINDS[ask.function].spread:
         found.append(_deepspeed_obstacle(row))
     if ask.load_in_4bit:
         found.append(adapters.four_bit_obstacle(row))
@@ -81,11 +80,11 @@ def _deepspeed_obstacle(machine: Machine) -> str | None:
     return None
 
 
-def too_few_gpus(ask: Ask) -> str | None:
+def too_few_gpus(ask: Requirement) -> str | None:
     """Say why a row's processes cannot have a GPU each on this machine, or return None."""
     import torch
 
-    wanted = ranks.processes(ask.function, ask.machine)[1]
+    wanted = ranks.processes(KINDS[ask.function], ask.machine)[1]
     seen = torch.cuda.device_count()
     if ask.machine.device == "cpu" or not torch.cuda.is_available() or wanted <= seen:
         return None

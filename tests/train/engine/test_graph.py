@@ -1,14 +1,18 @@
 """A stage's key: what changes it, what does not, and that computing it stays cheap."""
 
-from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import PrivateAttr
 
+from rounds.data_prep.schema import Section
 from rounds.train.engine.graph import KEY_LENGTH, Asset, Stage, canonical_json, parents_first
+from rounds.train.engine.kinds import Kind
+from tests import staged
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
@@ -18,10 +22,17 @@ values = st.recursive(
 params = st.dictionaries(st.text(max_size=4), values, max_size=4)
 
 
+KIND = Kind("dpo", "nowhere:run", "nowhere:Plain", 1)
+
+
+class Plain(Section):
+    values: Any
+
+
 def stage(**changes: Any) -> Stage:
-    fields: dict[str, Any] = {"name": "dpo.first", "function": "dpo", "params": {"beta": 0.1, "seed": 0},
-                              "inputs": {"policy": Asset(Path("a"), "one"), "pairs": Asset(Path("b"), "two")}}  # fmt: skip
-    return Stage(**{**fields, **changes})
+    fields: dict[str, Any] = {"name": "dpo.first", "kind": KIND, "params": {"beta": 0.1, "seed": 0},
+                              "inputs": {"policy": Asset(Path("a"), "one"), "pairs": Asset(Path("b"), "two")}} | changes  # fmt: skip
+    return Stage(**{**fields, "params": Plain(values=fields["params"])})
 
 
 def backwards(value: Any) -> Any:
@@ -46,7 +57,8 @@ def test_other_params_are_another_key_and_the_same_params_the_same(one: dict, tw
 
 @pytest.mark.parametrize(
     "changes",
-    [{"name": "dpo.other"}, {"row": "train"}, {"after_stop": True},
+    [{"name": "dpo.other"}, {"kind": replace(KIND, row="train")}, {"kind": replace(KIND, after_stop=True)},
+     {"kind": replace(KIND, code="elsewhere:run")},
      {"inputs": {"pairs": Asset(Path("elsewhere"), "two"), "policy": Asset(Path("c"), "one")}}],
     ids=str,
 )  # fmt: skip
@@ -57,8 +69,9 @@ def test_names_machines_paths_and_order_are_not_in_the_key(changes: dict):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"function": "sft"},
-        {"version": 2},
+        {"kind": replace(KIND, name="sft")},
+        {"kind": replace(KIND, version=2)},
+        {"stored_version": 2},
         {"params": {"beta": 0.2, "seed": 0}},
         {"params": {"beta": 0.1}},
         {"params": {"beta": 0.1, "seed": None}},
@@ -77,9 +90,9 @@ def test_function_version_params_and_every_input_are_in_the_key(changes: dict):
 
 def test_a_change_far_up_changes_every_key_below():
     def chain(seed: int) -> list[Stage]:
-        first = Stage("a", "a", {"seed": seed})
-        second = Stage("b", "b", {}, {"in": first})
-        return [first, second, Stage("c", "c", {}, {"in": second})]
+        first = staged.stage("a", "a", {"seed": seed})
+        second = staged.stage("b", "b", {}, {"in": first})
+        return [first, second, staged.stage("c", "c", {}, {"in": second})]
 
     assert all(one.key != two.key for one, two in zip(chain(0), chain(1), strict=True))
 
@@ -90,7 +103,9 @@ def test_the_folder_is_named_by_function_and_key():
 
 
 @pytest.mark.parametrize(
-    "value", [{1, 2}, Path("a"), b"a", object(), {"a": Stage("a", "a", {})}], ids=lambda value: type(value).__name__
+    "value",
+    [{1, 2}, Path("a"), b"a", object(), {"a": staged.stage("a", "a", {})}],
+    ids=lambda value: type(value).__name__,
 )
 def test_what_is_not_json_is_a_type_error(value: Any):
     with pytest.raises(TypeError):
@@ -123,24 +138,26 @@ def names(stages: list[Stage]) -> list[str]:
 
 
 def test_parents_come_first_and_each_stage_once_in_a_diamond():
-    top = Stage("top", "top", {})
-    left, right = Stage("left", "left", {}, {"in": top}), Stage("right", "right", {}, {"in": top})
-    bottom = Stage("bottom", "bottom", {}, {"left": left, "right": right, "top": top, "file": Asset(Path("a"), "x")})
+    top = staged.stage("top", "top", {})
+    left, right = staged.stage("left", "left", {}, {"in": top}), staged.stage("right", "right", {}, {"in": top})
+    bottom = staged.stage(
+        "bottom", "bottom", {}, {"left": left, "right": right, "top": top, "file": Asset(Path("a"), "x")}
+    )
     assert names(parents_first([bottom])) == ["top", "left", "right", "bottom"]
     assert names(parents_first([right, bottom, left])) == ["top", "right", "left", "bottom"]
     assert parents_first([]) == []
 
 
 def test_two_stages_of_one_key_are_one():
-    one, two = Stage("one", "a", {}), Stage("two", "a", {})
-    assert names(parents_first([Stage("c", "c", {}, {"one": one, "two": two})])) == ["one", "c"]
+    one, two = staged.stage("one", "a", {}), staged.stage("two", "a", {})
+    assert names(parents_first([staged.stage("c", "c", {}, {"one": one, "two": two})])) == ["one", "c"]
 
 
 @given(st.lists(st.lists(st.integers(0, 10), max_size=3), min_size=1, max_size=10))
 def test_parents_come_first_in_any_graph(wiring: list[list[int]]):
     made: list[Stage] = []
     for place, parents in enumerate(wiring):
-        made.append(Stage(str(place), "f", {"place": place}, {str(p): made[p] for p in parents if p < place}))
+        made.append(staged.stage(str(place), "f", {"place": place}, {str(p): made[p] for p in parents if p < place}))
     order = parents_first(reversed(made))
     assert sorted(names(order)) == sorted(names(made))
     for place, each in enumerate(order):
@@ -150,30 +167,30 @@ def test_parents_come_first_in_any_graph(wiring: list[list[int]]):
 # Cost
 
 
-class Counted(Mapping):
-    """Params that count how often they are read."""
+class Counted(Section):
+    """Params that count how often they are read for a key."""
 
-    def __init__(self, reads: list[int], place: int) -> None:
-        self.reads, self.place = reads, place
+    place: int
+    _reads: list[int] = PrivateAttr(default_factory=list)
 
-    def __getitem__(self, key: str) -> int:
-        return self.place
+    def stored(self, exclude: set[str] | None = None) -> dict[str, Any]:
+        self._reads[self.place] += 1
+        return super().stored(exclude)
 
-    def __iter__(self) -> Iterator[str]:
-        self.reads[self.place] += 1
-        return iter(("place",))
 
-    def __len__(self) -> int:
-        return 1
+def counted(reads: list[int], place: int) -> Counted:
+    params = Counted(place=place)
+    params._reads = reads
+    return params
 
 
 def rounds(count: int, reads: list[int]) -> Stage:
     """Rounds as in a plan: the next one needs the policy, its scores, and what was made of both."""
-    policy = Stage("policy", "policy", Counted(reads, 0))
+    policy = Stage("policy", KIND, counted(reads, 0))
     for place in range(1, count + 1):
-        new = Stage(f"dpo.{place}", "dpo", Counted(reads, place), {"policy": policy, "reference": policy})
-        scores = Stage(f"evaluate.{place}", "evaluate", {"place": place}, {"policy": new})
-        policy = Stage(f"gate.{place}", "gate", {"place": place}, {"old": policy, "new": new, "scores": scores})
+        new = Stage(f"dpo.{place}", KIND, counted(reads, place), {"policy": policy, "reference": policy})
+        scores = staged.stage(f"evaluate.{place}", "evaluate", {"place": place}, {"policy": new})
+        policy = staged.stage(f"gate.{place}", "gate", {"place": place}, {"old": policy, "new": new, "scores": scores})
     return policy
 
 

@@ -25,8 +25,8 @@ from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Conversation, Pair
 from rounds.train.config.cluster import Machine
 from rounds.train.config.training import Training
-from rounds.train.engine import worker
 from rounds.train.training import checkpoints
+from tests import staged
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 ZERO = {n: json.loads((REPOSITORY / "recipes" / "deepspeed" / f"zero{n}.json").read_text()) for n in (2, 3)}
@@ -99,7 +99,7 @@ def shelf(
     for function, name, params, inputs in made:
         (root / name).mkdir()
         given = {key: root / folder for key, folder in inputs.items()}
-        worker.function_of(function)(params, given, root / name, Machine(device="cpu", threads=1))
+        staged.run(function, params, given, root / name, Machine(device="cpu", threads=1))
     return root
 
 
@@ -136,7 +136,7 @@ def alone(made: dict) -> Path:
     out = Path(made["out"])
     out.mkdir()
     inputs = {name: Path(path) for name, path in made["inputs"].items()}
-    worker.function_of(made["function"])(made["params"], inputs, out, Machine.model_validate(made["row"]))
+    staged.run(made["function"], made["params"], inputs, out, Machine.model_validate(made["row"]))
     return out
 
 

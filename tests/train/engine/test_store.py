@@ -14,6 +14,7 @@ import pytest
 from rounds.data_prep.errors import UserError
 from rounds.train.engine import claims, digests, runs, store
 from rounds.train.engine.graph import Stage
+from tests import staged
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -98,8 +99,8 @@ def test_nothing_at_the_path_is_a_user_error(tmp_path: Path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from rounds.train.engine import store
-with store.claim(Path(sys.argv[1])):
+from rounds.train.engine import claims
+with claims.claim(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(120)
 """
@@ -199,8 +200,10 @@ def stages(tmp_path: Path) -> tuple[Stage, Stage]:
     """A stage on a local file, and one on that stage."""
     rows = tmp_path / "rows.jsonl"
     rows.write_text("{}")
-    first = Stage("source.rows", "source", {"use": {"split": "train"}}, {"path": digests.asset(tmp_path / "s", rows)})
-    return first, Stage("data.sft", "data", {"seed": 0}, {"source.rows": first}, after_stop=True)
+    first = staged.stage(
+        "source.rows", "source", {"use": {"split": "train"}}, {"path": digests.asset(tmp_path / "s", rows)}
+    )
+    return first, staged.stage("data.sft", "data", {"seed": 0}, {"source.rows": first})
 
 
 def test_a_prepared_stage_knows_what_to_run_and_where_its_inputs_are(tmp_path: Path, stages: tuple[Stage, Stage]):
@@ -208,8 +211,8 @@ def test_a_prepared_stage_knows_what_to_run_and_where_its_inputs_are(tmp_path: P
     folders = [store.prepare(root, stage) for stage in stages]
     assert folders == [root / stage.folder_name for stage in stages]
     spec = json.loads((folders[1] / "stage.json").read_text())
-    assert (spec["name"], spec["function"], spec["version"], spec["params"]) == ("data.sft", "data", 1, {"seed": 0})
-    assert spec["after_stop"] is True and spec["inputs"] == {"source.rows": {"stage": stages[0].folder_name}}
+    assert (spec["name"], spec["function"], spec["version"], spec["params"]) == ("data.sft", "data", 8, {"seed": 0})
+    assert spec["after_stop"] is False and spec["inputs"] == {"source.rows": {"stage": stages[0].folder_name}}
     assert store.inputs(folders[0]) == {"path": tmp_path / "rows.jsonl"}
     assert store.inputs(folders[1]) == {"source.rows": folders[0]}
     root.rename(tmp_path / "moved")
@@ -225,7 +228,7 @@ def test_preparing_again_refreshes_local_paths_and_nothing_else(tmp_path: Path, 
     store.prepare(root, first)
     assert (folder / "stage.json").stat().st_mtime_ns == before
     moved = shutil.move(tmp_path / "rows.jsonl", tmp_path / "elsewhere.jsonl")
-    again = Stage(first.name, first.function, first.params, {"path": digests.asset(root, Path(moved))})
+    again = Stage(first.name, first.kind, first.params, {"path": digests.asset(root, Path(moved))})
     assert store.prepare(root, again) == folder
     assert store.inputs(folder) == {"path": tmp_path / "elsewhere.jsonl"}
 
@@ -259,11 +262,11 @@ def test_side_files_are_no_result(tmp_path: Path):
 def run(tmp_path: Path) -> tuple[Path, Stage, Stage]:
     """A store with two stages of two runs."""
     root = tmp_path / "store"
-    one, two = (Stage("dpo.second", "dpo", {"beta": beta}) for beta in (0.1, 0.2))
+    one, two = (staged.stage("dpo.second", "dpo", {"beta": beta}) for beta in (0.1, 0.2))
     for name, stage in (("one", one), ("two", two)):
         store.prepare(root, stage)
         runs.remember_run(root, name, f"{name}.yaml", [stage])
-    shared = Stage("sft", "sft", {})
+    shared = staged.stage("sft", "sft", {})
     store.prepare(root, shared)
     runs.remember_run(root, "three", "three.yaml", [shared])
     return root, one, two
@@ -302,5 +305,5 @@ def test_a_store_that_is_not_there_is_a_user_error(tmp_path: Path):
 def test_the_last_run_of_a_recipe_is_remembered(run: tuple[Path, Stage, Stage]):
     root, one, _ = run
     entry = runs.last_run(root, "one")["dpo.second"]
-    assert (entry["folder"], entry["params"], entry["version"]) == (one.folder_name, {"beta": 0.1}, 1)
+    assert (entry["folder"], entry["params"], entry["version"]) == (one.folder_name, {"beta": 0.1}, 2)
     assert runs.last_run(root, "never") == {}

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from rounds.train.engine import tracking
+from rounds.train.engine.records import Spec
 
 SETTINGS: dict[str, str | None] = {"project": "rounds", "entity": None, "group": "run"}
-SPEC = {"function": "sft", "name": "sft", "params": {}, "inputs": {}, "git_commit": None}
+SPEC = Spec(name="sft", function="sft", version=2, params={}, inputs={})
 
 
 @pytest.mark.parametrize("key", ["too short", "a" * 40], ids=["refused key", "unreachable"])

@@ -10,7 +10,7 @@ import pytest
 
 from rounds.train.config.cluster import Machine
 from rounds.train.engine import store
-from rounds.train.stages import evaluate
+from tests import staged
 
 ENDINGS = ["Aspirin", "Heparin", "Metformin", "Naloxone"]
 Put = Callable[[str, str, dict[str, list[dict]]], None]
@@ -47,7 +47,7 @@ def ask(shelf: Path, tmp_path: Path) -> Ask:
         params = {"tasks": [asked], "num_answers": 0, "max_new_tokens": 8, "max_length": 512}
         out = tmp_path / "out"
         out.mkdir()
-        return out, evaluate.run(params, {"policy": shelf / "base"}, out, Machine(device="cpu", threads=1))
+        return out, staged.run("evaluate", params, {"policy": shelf / "base"}, out, Machine(device="cpu", threads=1))
 
     return run
 

@@ -11,6 +11,7 @@ from rounds.train.config import cluster, recipe
 from rounds.train.config.cluster import Cluster, Machine
 from rounds.train.config.recipe import Hub, Tiny
 from rounds.train.config.training import Lora, Training
+from rounds.train.engine import kinds
 from rounds.train.forecast import advice, evaluation_tokens, forecast, memory, model_shape, row_counts, skeleton
 from rounds.train.forecast.memory import Setting
 from rounds.train.forecast.model_shape import Shape
@@ -133,7 +134,7 @@ def test_what_does_not_fit_anywhere_is_told_so(root: Path, eight: Shape):
     training = Training(learning_rate=1e-6, global_batch_size=1, max_length=131_072)
     machine = Machine(gpu="rtx4090-24", precision="bf16", micro_batch_size=1)
     assert "a larger GPU or a smaller model" in advice.advice(
-        "sft", training, eight, machine, advice.Place(many_nodes=True)
+        kinds.SFT, training, eight, machine, advice.Place(many_nodes=True)
     )
 
 
@@ -161,14 +162,14 @@ def test_offload_says_what_it_takes_of_the_host_and_is_not_advised_where_that_is
     machine = Machine.model_validate({"gpu": "a100-40", "precision": "bf16", "micro_batch_size": 1, "activation_checkpointing": True,
                               "slurm": slurm})  # fmt: skip
     alone = LARGE.model_copy(update={"global_batch_size": 1})  # more GPUs would not divide it
-    assert says in advice.advice("sft", alone, eight, machine, advice.Place(many_nodes=True))
+    assert says in advice.advice(kinds.SFT, alone, eight, machine, advice.Place(many_nodes=True))
 
 
 def test_a_row_that_offloads_more_than_its_host_has_does_not_fit(eight: Shape):
     zero = {**ZERO[2], "zero_optimization": {**ZERO[2]["zero_optimization"], "offload_optimizer": {"device": "cpu"}}}
     machine = Machine.model_validate({"gpu": "h100-80", "precision": "bf16", "micro_batch_size": 1, "activation_checkpointing": True,
                               "processes": 8, "deepspeed": zero, "slurm": {"memory": "64G"}})  # fmt: skip
-    told = advice.advice("sft", LARGE, eight, machine, advice.Place(many_nodes=True))
+    told = advice.advice(kinds.SFT, LARGE, eight, machine, advice.Place(many_nodes=True))
     assert told.startswith(
         "does not fit: offload needs 120 GiB of a node's own memory, and a job of this row asks for 64: try"
     )

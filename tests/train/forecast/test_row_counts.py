@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from rounds.train.config import recipe
+from rounds.train.config.training import Training
 from rounds.train.engine import store
+from rounds.train.engine.params import DpoParams, SftParams
 from rounds.train.forecast import row_counts
 from rounds.train.plan.pipeline import Plan, build_plan
 
@@ -18,9 +20,15 @@ def plan_of(name: str, root: Path, *overrides: str) -> Plan:
     return build_plan(recipe.load(file, overrides), root, file.parent)
 
 
+def training_of(plan: Plan, name: str) -> Training:
+    params = plan.stage(name).params
+    assert isinstance(params, SftParams | DpoParams)
+    return params.training
+
+
 def steps_of(plan: Plan, root: Path, *names: str) -> list[int]:
     sizes = row_counts.sizes(plan, root)
-    return [row_counts.steps(sizes[name].rows, plan.stage(name).params["training"]) for name in names]
+    return [row_counts.steps(sizes[name].rows, training_of(plan, name)) for name in names]
 
 
 @pytest.mark.parametrize(
@@ -40,7 +48,7 @@ def test_the_papers_dpo_steps_follow_from_the_split_sizes(tmp_path: Path, name: 
 def test_the_papers_settings(tmp_path: Path):
     eight, seventy = plan_of("med42-v2-8b", tmp_path), plan_of("med42-v2-70b", tmp_path)
     for plan, batch, pairs, beta in ((eight, 32, 256, 0.1), (seventy, 48, 128, 0.01)):
-        sft = plan.stage("sft").params["training"]
+        sft = plan.stage("sft").params.stored()["training"]
         assert (sft["global_batch_size"], sft["max_length"], sft["num_train_epochs"]) == (batch, 8192, 2)
         assert (sft["learning_rate"], sft["weight_decay"], sft["adam_beta1"], sft["adam_beta2"]) == (
             5e-6,
@@ -48,22 +56,24 @@ def test_the_papers_settings(tmp_path: Path):
             0.9,
             0.95,
         )
-        for stage in (stage for stage in plan.stages if stage.function == "dpo"):
-            training, dpo = stage.params["training"], stage.params["dpo"]
+        for stage in (stage for stage in plan.stages if stage.kind.name == "dpo"):
+            training, dpo = stage.params.stored()["training"], stage.params.stored()["dpo"]
             assert (training["optim"], training["learning_rate"], training["global_batch_size"]) == (
                 "rmsprop",
                 1e-6,
                 pairs,
             )
             assert (training["max_length"], training["num_train_epochs"], dpo["beta"]) == (4096, 1, beta)
-            assert stage.params["reference_is_start"]
+            assert stage.params.stored()["reference_is_start"]
 
 
 def test_the_papers_sft_steps_follow_from_its_rows_and_mean_length():
     """1,296,471 samples of 538 tokens in two epochs of 32 x 8,192, as the paper packs them: chunks without a gap."""
     rows = round(1_296_471 * row_counts.MEAN_TOKENS / 8192)
     for batch, published in ((32, 5321), (48, 3549)):
-        found = row_counts.steps(rows, {"global_batch_size": batch, "num_train_epochs": 2})
+        found = row_counts.steps(
+            rows, Training(learning_rate=5e-6, max_length=8192, global_batch_size=batch, num_train_epochs=2)
+        )
         assert found == pytest.approx(published, rel=1e-3)
 
 

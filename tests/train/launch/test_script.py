@@ -16,12 +16,13 @@ from rounds.train.config.cluster import Cluster
 from rounds.train.config.slurm import Resources
 from rounds.train.engine.graph import Stage
 from rounds.train.launch import script
+from tests import staged
 
 GOLDEN = Path(__file__).parent / "golden"
 RECIPES = Path(__file__).resolve().parents[3] / "recipes" / "clusters"
-DPO = Stage("dpo.second", "dpo", {"beta": 0.1}, row="train")
-EVALUATE = Stage("evaluate.base", "evaluate", {}, row="infer")
-SOURCE = Stage("source.notes", "source", {})
+DPO = staged.stage("dpo.second", "dpo", {"beta": 0.1})
+EVALUATE = staged.stage("evaluate.base", "evaluate", {})
+SOURCE = staged.stage("source.notes", "source", {})
 PYTHON = {"environment": {"python": "/venv/bin/python"}}
 EVERYTHING = {
     "nodes": 6,
@@ -86,7 +87,7 @@ HOSTILE = "a b'c\"d$(touch PWNED)`touch PWNED`;touch PWNED\n#SBATCH --uid=0\n&& 
 
 
 def test_names_and_paths_never_become_commands(tmp_path):
-    stage = Stage(f"dpo.{HOSTILE}", "dpo", {}, row="train")
+    stage = staged.stage(f"dpo.{HOSTILE}", "dpo", {})
     folder = tmp_path / "a b'c$(touch PWNED)`touch PWNED`;touch PWNED && 5%" / "dpo-0123456789abcdef"
     machine = Cluster.model_validate({"kind": "slurm", "train": {"slurm": PYTHON}}).machine("train")
     text = script.render(HOSTILE, stage, folder, machine, {})

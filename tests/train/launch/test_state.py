@@ -13,6 +13,7 @@ from rounds.train.engine.graph import Stage
 from rounds.train.launch import slurm, state
 from rounds.train.launch.queue import Job
 from rounds.train.plan import pipeline
+from tests import staged
 
 TORCHRUN = """
   host      : gpu-07
@@ -57,7 +58,7 @@ def test_the_end_of_a_job_is_named_with_what_to_do(tmp_path, word, printed, expe
 
 
 def test_what_the_batch_script_says_of_the_time_limit_is_the_state(tmp_path):
-    stage = Stage("evaluate", "evaluate", {})
+    stage = staged.stage("evaluate", "evaluate", {})
     folder = store.prepare(tmp_path, stage)
     store.write_json(folder / "failed.json", {"message": "too short", "state": "time limit", "user_error": True})
     (found,) = state.states([stage], tmp_path)
@@ -76,7 +77,7 @@ def test_the_right_log_is_that_of_the_rank_that_failed(tmp_path):
 
 
 def test_a_stage_that_was_given_up_is_told_with_what_ended_its_attempts(tmp_path, monkeypatch):
-    stage = Stage("dpo.first", "dpo", {})
+    stage = staged.stage("dpo.first", "dpo", {})
     folder = store.prepare(tmp_path, stage)
     (folder / "slurm").mkdir()
     (folder / "log.txt").write_text("step 3\n")
@@ -126,9 +127,9 @@ def test_logs_and_status_point_to_what_tells_most_and_to_how_to_go_on(tmp_path, 
 
 
 def test_a_job_waits_only_for_parents_that_no_other_parent_waits_for():
-    a = Stage("a", "source", {"n": 1})
-    b = Stage("b", "data", {}, {"a": a})
-    c = Stage("c", "report", {}, {"a": a, "b": b})
+    a = staged.stage("a", "source", {"n": 1})
+    b = staged.stage("b", "data", {}, {"a": a})
+    c = staged.stage("c", "report", {}, {"a": a, "b": b})
     chain = slurm.Chain()
     for stage, job in ((a, "1"), (b, "2")):
         chain.note(stage.key, job, chain.needs(stage))
@@ -163,20 +164,25 @@ def test_no_more_jobs_run_at_once_than_there_are_lanes(bound, checks, queued, lo
         chain.take_lane(stage.name, behind)
 
     for number in range(queued):  # of an earlier submission, with more lanes
-        add(Stage(f"q{number}", "source", {"n": number}))
+        add(staged.stage(f"q{number}", "source", {"n": number}))
     chain.bound = bound
     chain.narrow()
-    of_queue = [Stage(f"c{number}", "data", {}, {"q": Stage("", "source", {"n": number})}) for number in range(queued)]
+    of_queue = [
+        staged.stage(f"c{number}", "data", {}, {"q": staged.stage("", "source", {"n": number})})
+        for number in range(queued)
+    ]
     for number in range(checks):
-        add(Stage(f"check{number}", "preflight", {"n": number}))
+        add(staged.stage(f"check{number}", "preflight", {"n": number}))
     chain.checks = [job for job in ends if job.startswith("check")]
-    roots = [Stage(f"s{number}", "sft", {"n": number}) for number in range(6)]
-    pairs = [Stage(f"p{a}{b}", "dpo", {}, {"a": roots[a], "b": roots[b]}) for a, b in ((0, 1), (3, 4), (0, 5), (2, 3))]
+    roots = [staged.stage(f"s{number}", "sft", {"n": number}) for number in range(6)]
+    pairs = [
+        staged.stage(f"p{a}{b}", "dpo", {}, {"a": roots[a], "b": roots[b]}) for a, b in ((0, 1), (3, 4), (0, 5), (2, 3))
+    ]
     for stage in (
         *of_queue,
         *roots,
         *pairs,
-        *[Stage(f"e{pair.name}", "evaluate", {}, {"policy": pair}) for pair in pairs],
+        *[staged.stage(f"e{pair.name}", "evaluate", {}, {"policy": pair}) for pair in pairs],
     ):
         add(stage)
 

@@ -64,8 +64,8 @@ def test_a_later_change_shares_everything_before_it(plan: Planner):
 
 def test_only_the_last_policy_of_a_variant_is_measured_unless_a_gate_asks(plan: Planner):
     ungated, gated = plan({"all": None}, "gate=null"), plan({"all": None})
-    assert [s.name for s in ungated.shared if s.function == "evaluate"] == ["evaluate.third"]
-    assert [s.name for s in gated.shared if s.function == "evaluate"] == [
+    assert [s.name for s in ungated.shared if s.kind.name == "evaluate"] == ["evaluate.third"]
+    assert [s.name for s in gated.shared if s.kind.name == "evaluate"] == [
         "evaluate.sft", "evaluate.first", "evaluate.second", "evaluate.third"]  # fmt: skip
 
 
@@ -100,14 +100,14 @@ def test_names_of_stages_differ_and_parents_come_first(plan: Planner):
 def test_a_seed_is_a_run_of_its_own_that_shares_the_sources(plan: Planner):
     made = plan({"all": None}, "gate=null", seeds=[0, 1])
     first, second = made.cells
-    shared = {stage.function for stage in first.stages} & {s.function for s in second.stages if s.key in {
+    shared = {stage.kind.name for stage in first.stages} & {s.kind.name for s in second.stages if s.key in {
         stage.key for stage in first.stages}}  # fmt: skip
     assert shared == {"source"}
 
 
 def test_the_report_knows_the_variants_scores_and_what_each_changes(plan: Planner):
     made = plan({"all": None, "lora": {"set": {"sft.lora": {"r": 4}}}, "short": {"rounds": [0]}}, "gate=null")
-    params = made.stages[-1].params
+    params = made.stages[-1].params.stored()
     assert params["variants"]["all"]["changes"] == []
     assert params["variants"]["short"]["changes"] == ["rounds: first, second, third → first"]
     assert params["variants"]["lora"]["changes"][0].startswith("sft.lora: none → r 4, lora_alpha 32")
@@ -119,8 +119,8 @@ def test_a_failed_stage_takes_only_its_variants_from_the_report(plan: Planner):
     made = plan({"all": None, "short": {"rounds": [0]}, "beta": {"set": {"rounds.third.beta": 0.3}}}, "gate=null")
     lost = next(stage.key for stage in made.shared if stage.name == "dpo.third@beta")
     report = made.without({lost: "no space"}).stages[-1]
-    assert list(report.params["variants"]) == ["all", "short"]
-    assert report.params["missing"] == {"beta": "no space"}
+    assert list(report.params.stored()["variants"]) == ["all", "short"]
+    assert report.params.stored()["missing"] == {"beta": "no space"}
     with pytest.raises(UserError, match="baseline 'all' did not finish: no space"):
         made.without({made.stages[0].key: "no space"})
     short = next(stage.key for stage in made.shared if stage.name == "evaluate.first")

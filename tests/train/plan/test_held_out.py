@@ -52,7 +52,7 @@ def test_a_recipe_that_reads_the_hub_is_compared_with_every_benchmark(planned: P
     assert held(plan) == held(plan, "data.one") == TESTS
     assert not plan.held_out.missing
     stage = plan.stage("source.medqa.test")
-    assert stage.params["use"]["split"] == "test" and stage.params["revision"]
+    assert stage.params.stored()["use"]["split"] == "test" and stage.params.stored()["revision"]
 
 
 def test_a_benchmark_is_no_source_of_the_recipe(planned: Planned):
@@ -179,12 +179,16 @@ def test_a_published_set_without_a_licence_is_refused_too(planned: Planned):
 def test_a_persons_own_rows_are_masked_unless_the_recipe_says_otherwise(planned: Planned):
     pytest.importorskip("presidio_analyzer")
     bare = {name: value for name, value in planned.rows.items() if name != "phi"}  # type: ignore[attr-defined]
-    assert planned({"rows": bare}).stage("source.rows").params["phi"] == {"name": "phi"}
-    chosen = planned({"rows": bare | {"phi": {"action": "drop", "min_score": 0.4}}}).stage("source.rows").params["phi"]
+    assert planned({"rows": bare}).stage("source.rows").params.stored()["phi"] == {"name": "phi"}
+    chosen = (
+        planned({"rows": bare | {"phi": {"action": "drop", "min_score": 0.4}}})
+        .stage("source.rows")
+        .params.stored()["phi"]
+    )
     assert chosen == {"name": "phi", "action": "drop", "min_score": 0.4}
-    assert planned({"rows": bare | {"phi": "drop"}}).stage("source.rows").params["phi"]["action"] == "drop"
+    assert planned({"rows": bare | {"phi": "drop"}}).stage("source.rows").params.stored()["phi"]["action"] == "drop"
     for off in ("off", False):
-        assert "phi" not in planned({"rows": bare | {"phi": off}}).stage("source.rows").params
+        assert "phi" not in planned({"rows": bare | {"phi": off}}).stage("source.rows").params.stored()
     with pytest.raises(UserError, match=r"sources\.rows\.phi.*'dorp'"):
         planned({"rows": bare | {"phi": "dorp"}})
     with pytest.raises(UserError, match="phi"):
@@ -194,9 +198,9 @@ def test_a_persons_own_rows_are_masked_unless_the_recipe_says_otherwise(planned:
 def test_published_sets_are_left_as_they_are_unless_the_recipe_says_otherwise(planned: Planned):
     sft = {"data": ["questions"], "max_length": 64, "global_batch_size": 2, "learning_rate": 1e-3}
     questions = {"source": "medquad", "path": "rows.jsonl"}
-    assert "phi" not in planned({"questions": questions}, sft=sft).stage("source.questions").params
+    assert "phi" not in planned({"questions": questions}, sft=sft).stage("source.questions").params.stored()
     pytest.importorskip("presidio_analyzer")
-    assert planned({"questions": questions | {"phi": "mask"}}, sft=sft).stage("source.questions").params["phi"]
+    assert planned({"questions": questions | {"phi": "mask"}}, sft=sft).stage("source.questions").params.stored()["phi"]
 
 
 def test_without_the_extra_own_rows_are_refused_while_planning(planned: Planned, monkeypatch: pytest.MonkeyPatch):
@@ -216,11 +220,11 @@ def test_a_system_prompt_is_a_file_whose_text_is_in_the_key(planned: Planned, tm
     before = planned()
     with_prompt = planned({"rows": planned.rows | {"system_prompt": "prompts/exam.md"}})  # type: ignore[attr-defined]
     stage = with_prompt.stage("source.rows")
-    assert stage.params["system_prompt"].startswith("You answer medical examination questions.")
+    assert stage.params.stored()["system_prompt"].startswith("You answer medical examination questions.")
     assert stage.key != before.stage("source.rows").key
     (tmp_path / "mine.md").write_text("Be brief.\n")
     own = planned({"rows": planned.rows | {"system_prompt": "mine.md"}})  # type: ignore[attr-defined]
-    assert own.stage("source.rows").params["system_prompt"] == "Be brief."
+    assert own.stage("source.rows").params.stored()["system_prompt"] == "Be brief."
     with pytest.raises(UserError, match=r"sources\.rows\.system_prompt.*none\.md"):
         planned({"rows": planned.rows | {"system_prompt": "none.md"}})  # type: ignore[attr-defined]
 
@@ -230,5 +234,5 @@ def test_a_split_is_planned_and_fetched_from_the_set_that_it_lives_in(planned: P
     exam = {"source": "pubmedqa", "split": "labeled", **({"revision": revision} if revision else {})}
     stage = planned({"exam": exam}, base=HUB, benchmarks=[]).stage("source.exam")
     commit = revision or "9001f2853fb87cab8d220904e0de81ac6973b318"
-    assert (stage.params["repository"], stage.params["revision"]) == ("qiaojin/PubMedQA", commit)
+    assert (stage.params.stored()["repository"], stage.params.stored()["revision"]) == ("qiaojin/PubMedQA", commit)
     assert [(need.name, need.revision) for need in needs.of([stage])] == [("qiaojin/PubMedQA", commit)]

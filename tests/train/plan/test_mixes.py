@@ -46,8 +46,8 @@ def test_the_reweighted_mix_has_the_printed_parts_and_every_medical_row(tmp_path
     }
     first = build_plan(recipe.load(RECIPES / "med42-v2-8b.yaml"), tmp_path, RECIPES)
     shared = {stage.key for stage in plan.stages} & {stage.key for stage in first.stages}
-    assert {stage.name for stage in first.stages if stage.function == "source"} == {
-        stage.name for stage in first.stages if stage.key in shared and stage.function == "source"
+    assert {stage.name for stage in first.stages if stage.kind.name == "source"} == {
+        stage.name for stage in first.stages if stage.key in shared and stage.kind.name == "source"
     }, "the two readings fetch each set once"
 
 

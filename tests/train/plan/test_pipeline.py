@@ -176,7 +176,7 @@ def test_the_reference_previous_is_where_the_round_starts(plan: Planner):
     assert source(made, "reference.second", "policy").name == "gate.first"
     assert source(made, "dpo.second", "policy").name == "gate.first"
     assert source(made, "dpo.second", "reference").name == "reference.second"
-    assert made.stage("dpo.second").params["reference_is_start"] is True
+    assert made.stage("dpo.second").params.stored()["reference_is_start"] is True
 
 
 @pytest.mark.parametrize(("reference", "parent"), [("sft", "sft"), ("base", "base"), ("first", "gate.first")])
@@ -184,7 +184,7 @@ def test_a_named_reference_is_wired_to_that_policy(plan: Planner, reference: str
     made = plan(f"rounds.third.reference={reference}")
     assert source(made, "reference.third", "policy").name == parent
     assert source(made, "dpo.third", "policy").name == "gate.second"
-    assert made.stage("dpo.third").params["reference_is_start"] is False
+    assert made.stage("dpo.third").params.stored()["reference_is_start"] is False
 
 
 def test_naming_the_policy_that_the_round_starts_from_is_the_same_as_previous(plan: Planner):
@@ -203,7 +203,7 @@ def test_the_gate_compares_the_new_policy_with_the_one_it_started_from(plan: Pla
 
 def test_without_a_gate_the_new_policy_goes_on(plan: Planner):
     made = plan("gate=null")
-    assert not [stage.name for stage in made.stages if stage.function == "gate"]
+    assert not [stage.name for stage in made.stages if stage.kind.name == "gate"]
     assert source(made, "dpo.second", "policy").name == "dpo.first"
     assert source(made, "reference.second", "policy").name == "dpo.first"
     assert source(made, "export", "policy").name == "dpo.third"
@@ -211,14 +211,14 @@ def test_without_a_gate_the_new_policy_goes_on(plan: Planner):
 
 def test_a_gate_may_stand_on_one_round_only(plan: Planner):
     made = plan("gate=null", "rounds.second.gate={rules: [{metric: facts/acc, may_fall_by: 2}]}")
-    assert [stage.name for stage in made.stages if stage.function == "gate"] == ["gate.second"]
+    assert [stage.name for stage in made.stages if stage.kind.name == "gate"] == ["gate.second"]
     assert source(made, "gate.second", "current_scores").name == "evaluate.first"
     assert source(made, "dpo.third", "policy").name == "gate.second"
 
 
 def test_without_evaluation_nothing_is_evaluated(plan: Planner):
     made = plan("gate=null", "evaluate=null")
-    assert not [stage.name for stage in made.stages if stage.function == "evaluate"]
+    assert not [stage.name for stage in made.stages if stage.kind.name == "evaluate"]
     assert source(made, "export", "policy").name == "dpo.third"
 
 
@@ -229,7 +229,7 @@ def test_without_rounds_the_sft_policy_is_exported(plan: Planner):
 
 def test_the_gate_and_what_ends_a_run_also_run_after_a_stop(plan: Planner):
     # A gate behind a stop passes the current policy on; without it nothing could be exported.
-    after_stop = {stage.name for stage in plan().stages if stage.after_stop}
+    after_stop = {stage.name for stage in plan().stages if stage.kind.after_stop}
     assert after_stop == {"gate.first", "gate.second", "gate.third", "manifest", "export", "report"}
 
 
@@ -376,7 +376,7 @@ def test_no_local_path_is_in_any_params(
     plan_dict: Callable[[dict], Plan], own_rows: Callable[..., dict], tmp_path: Path
 ):
     for stage in plan_dict(own_rows("one")).stages:
-        assert str(tmp_path) not in json.dumps(dict(stage.params)), stage.name
+        assert str(tmp_path) not in json.dumps(stage.params.stored()), stage.name
 
 
 def test_a_path_is_relative_to_the_recipe(plan_dict: Callable[[dict], Plan], own_rows: Callable[..., dict]):

@@ -15,7 +15,7 @@ from rounds.data_prep.records import Message, Question
 from rounds.train.config.cluster import Machine
 from rounds.train.engine import store
 from rounds.train.reports import figures
-from rounds.train.stages import ablation_report
+from tests import staged
 
 ITEMS = 80
 Maker = Callable[..., tuple[dict, dict[str, Path]]]
@@ -78,7 +78,7 @@ def made(tmp_path: Path) -> Maker:
 
 def run(made: tuple[dict, dict[str, Path]], out: Path) -> tuple[dict, str, dict[tuple[str, str], dict[str, str]]]:
     out.mkdir()
-    counts = ablation_report.run(*made, out, Machine())
+    counts = staged.run("ablation_report", *made, out, Machine())
     with (out / "ablation.csv").open() as file:
         lines = {(line["variant"], line["metric"]): line for line in csv.DictReader(file)}
     return counts, (out / "ablation.html").read_text(), lines

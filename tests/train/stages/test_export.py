@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from rounds.train.engine.params import ExportParams
 from rounds.train.stages import export
 
 TINY = {"kind": "tiny"}
@@ -96,7 +97,7 @@ class Store:
     def card(self, **asked: Any) -> str:
         """Return the card of the policy so far."""
         params = {"name": "clinic", "description": "", "licence": None, "licences": {}, "base": TINY, **asked}
-        return export.card(export.Params.model_validate(params), {"policy": self.root / self.policy, **self.inputs})
+        return export.card(ExportParams.model_validate(params), {"policy": self.root / self.policy, **self.inputs})
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from rounds.train.config.evaluation import Rule
 from rounds.train.engine import policy, store
 from rounds.train.evaluation.items import Items, mean_and_stderr
 from rounds.train.stages.gate import judge, paired_difference
+from tests import staged
 
 Run = Callable[..., tuple[Path, dict]]
 Scores = Callable[[str, dict[str, list[float]]], Path]
@@ -197,12 +198,11 @@ def gate(rules: list[dict], on_reject: str = "continue") -> dict:
 def decide(tmp_path: Path, inputs: dict[str, Path]) -> Callable[[dict], tuple[Path, dict]]:
     """Run the gate."""
     from rounds.train.config.cluster import Machine
-    from rounds.train.stages import gate as stage
 
     def run(params: dict) -> tuple[Path, dict]:
         out = tmp_path / "gate"
         out.mkdir(exist_ok=True)
-        return out, stage.run(params, inputs, out, Machine())
+        return out, staged.run("gate", params, inputs, out, Machine())
 
     return run
 

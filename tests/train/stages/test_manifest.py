@@ -161,18 +161,18 @@ def test_the_card_tells_the_same_and_no_text(built: tuple[Plan, Path], manifest:
     assert "    <=64" in card and "#" * 30 in card
     for text in (SECRET, "Roe", VIGNETTE, "gardener", "times two"):
         assert not any(text in path.read_text() for path in folder.iterdir() if path.suffix in (".json", ".md"))
-    counts = (store.done(folder) or {})["counts"]
+    counts = store.counts(folder)
     assert counts["overlaps"] == manifest["overlaps"] and counts["warnings"] == len(manifest["warnings"])
 
 
 def test_adding_a_source_makes_no_other_source_again(built: tuple[Plan, Path], tmp_path: Path):
     plan, root = built
-    before = {stage.name: stage.key for stage in plan.stages if stage.function == "source"}
+    before = {stage.name: stage.key for stage in plan.stages if stage.kind.name == "source"}
     data = plan.recipe.model_dump(mode="json")
     data["sources"]["more"] = {"source": "clinic_facts", "split": "train_questions"}
     data["sft"]["data"].append({"name": "more"})
     after = build_plan(recipe.Recipe.model_validate(data), root, tmp_path)
-    keys = {stage.name: stage.key for stage in after.stages if stage.function == "source"}
+    keys = {stage.name: stage.key for stage in after.stages if stage.kind.name == "source"}
     assert keys == {**before, "source.more": keys["source.more"]}
 
 
@@ -215,10 +215,7 @@ def test_rounds_that_share_rows_and_not_max_length_are_each_told_with_their_own_
     for stage in parents_first([plan.stage("manifest")]):
         worker.run(worker.Job(folder=store.prepare(root, stage), machine=Machine(device="cpu", threads=1)))
     told = json.loads((store.folder(root, plan.stage("manifest")) / "manifest.json").read_text())["sets"]
-    counts = {
-        name: (store.done(store.folder(root, plan.stage(f"tokenize.{name}"))) or {})["counts"]
-        for name in ("one", "two")
-    }
+    counts = {name: store.counts(store.folder(root, plan.stage(f"tokenize.{name}"))) for name in ("one", "two")}
     assert counts["one"]["pairs"] > counts["two"]["pairs"]
     assert {name: told[name]["trained_rows"] for name in counts} == {
         name: each["pairs"] for name, each in counts.items()

@@ -7,11 +7,13 @@ import pytest
 
 from rounds.data_prep.errors import UserError
 from rounds.train.config.cluster import Cluster, Machine
-from rounds.train.engine.graph import Asset, Stage
+from rounds.train.engine.graph import Asset
+from rounds.train.engine.params import PreflightParams
 from rounds.train.engine.policy import MODEL_FILES
 from rounds.train.forecast import disk
 from rounds.train.launch import preflight
 from rounds.train.stages import preflight as stage
+from tests import staged
 
 ASKED = {"row": "train", "gpus": 0, "gpu_type": None, "need_bytes": 1000, "paths": [], "asks": []}
 
@@ -50,7 +52,7 @@ def test_a_kind_of_gpu_is_known_by_slurms_name_for_it(monkeypatch, asked, fits):
     monkeypatch.setattr(stage.torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(stage.torch.cuda, "get_device_name", lambda n: "NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(stage.torch.cuda, "mem_get_info", lambda n: (99, 100))
-    _, wrong = stage._gpus(stage.Params.model_validate({**ASKED, "gpus": 1, "gpu_type": asked}), Machine())
+    _, wrong = stage._gpus(PreflightParams.model_validate({**ASKED, "gpus": 1, "gpu_type": asked}), Machine())
     assert (not wrong) == fits and (fits or f"expected {asked}" in wrong[0])
 
 
@@ -83,15 +85,15 @@ KNOBS = {"learning_rate": 1e-3, "global_batch_size": 8, "max_length": 64}
 
 def test_a_plan_is_checked_for_the_rows_the_files_and_the_room_that_it_needs(tmp_path: Path):
     model = config(tmp_path / "model")
-    base = Stage("base", "base", {"base": {"kind": "local"}}, {"model": Asset(model, "digest", MODEL_FILES)})
-    sft = Stage("sft", "sft", {"training": KNOBS}, {"policy": base}, row="train")
+    base = staged.stage("base", "base", {"base": {"kind": "local"}}, {"model": Asset(model, "digest", MODEL_FILES)})
+    sft = staged.stage("sft", "sft", {"training": KNOBS}, {"policy": base})
     machine = Cluster.model_validate(
         {"kind": "slurm", "train": {"slurm": {"gpus": 8, "gpu_type": "h100"}, "save_total_limit": 2}}
     )
     checks = {stage.name: stage for stage in preflight.stages([base, sft], tmp_path / "store", machine)}
     assert set(checks) == {"preflight.cpu", "preflight.train"}
-    assert [ask["stages"] for ask in checks["preflight.train"].params["asks"]] == [["sft"]]
-    assert {name: value for name, value in checks["preflight.train"].params.items() if name != "asks"} == {
+    assert [ask["stages"] for ask in checks["preflight.train"].params.stored()["asks"]] == [["sft"]]
+    assert {name: value for name, value in checks["preflight.train"].params.stored().items() if name != "asks"} == {
         "row": "train",
         "gpus": 8,
         "gpu_type": "h100",
@@ -101,15 +103,14 @@ def test_a_plan_is_checked_for_the_rows_the_files_and_the_room_that_it_needs(tmp
 
 
 def test_checkpoints_of_stages_that_may_run_at_once_all_need_room(tmp_path: Path):
-    base = Stage(
+    base = staged.stage(
         "base", "base", {"base": {"kind": "local"}}, {"model": Asset(config(tmp_path / "model"), "d", MODEL_FILES)}
     )
     rounds = [
-        Stage(f"dpo.{n}", "dpo", {"training": {**KNOBS, "learning_rate": n}}, {"policy": base}, row="train")
-        for n in (1, 2)
+        staged.stage(f"dpo.{n}", "dpo", {"training": {**KNOBS, "learning_rate": n}}, {"policy": base}) for n in (1, 2)
     ]
-    gate = Stage("gate", "gate", {}, {"current": base, "candidate": rounds[0]})
-    later = Stage("dpo.3", "dpo", {"training": KNOBS}, {"policy": gate}, row="train")
+    gate = staged.stage("gate", "gate", {}, {"current": base, "candidate": rounds[0]})
+    later = staged.stage("dpo.3", "dpo", {"training": KNOBS}, {"policy": gate})
     row = {"deepspeed": str(Path(__file__).parents[3] / "recipes/deepspeed/zero3.json"), "precision": "bf16"}
     machine = Cluster.model_validate({"train": {**row, "save_total_limit": 2}})
     one, all_of_them = (
@@ -119,17 +120,17 @@ def test_checkpoints_of_stages_that_may_run_at_once_all_need_room(tmp_path: Path
 
 
 def test_the_room_for_a_model_that_is_not_at_hand_is_not_guessed(tmp_path: Path):
-    base = Stage("base", "base", {"base": {"kind": "hub", "id": "nobody/model", "revision": "0" * 40}})
-    sft = Stage("sft", "sft", {"training": KNOBS}, {"policy": base}, row="train")
+    base = staged.stage("base", "base", {"base": {"kind": "hub", "id": "nobody/model", "revision": "0" * 40}})
+    sft = staged.stage("sft", "sft", {"training": KNOBS}, {"policy": base})
     assert disk.needed([base, sft], tmp_path / "store", Cluster()) is None
 
 
 def test_a_row_of_single_stages_is_asked_for_as_it_is_and_not_where_it_means_other_nodes(tmp_path: Path):
     training = {**KNOBS, "lora": {"load_in_4bit": True}}
-    base = Stage("base", "base", {"base": {"kind": "hub", "id": "nobody/model", "revision": "0" * 40}})
+    base = staged.stage("base", "base", {"base": {"kind": "hub", "id": "nobody/model", "revision": "0" * 40}})
     stages = [
-        Stage(name, "dpo", {"training": training, "name": name}, {"policy": base}, row="train")
-        for name in ("dpo.first", "dpo.second")
+        staged.stage(name, "dpo", {"training": training, "seed": number}, {"policy": base})
+        for number, name in enumerate(("dpo.first", "dpo.second"))
     ]
     machine = Cluster.model_validate(
         {
@@ -139,7 +140,9 @@ def test_a_row_of_single_stages_is_asked_for_as_it_is_and_not_where_it_means_oth
         }
     )
     (check,) = preflight.stages(stages, tmp_path, machine)
-    (ask,) = check.params["asks"]
+    (ask,) = check.params.stored()["asks"]
     assert ask["stages"] == ["dpo.first"] and ask["load_in_4bit"] and ask["machine"]["use_liger_kernel"]
-    asked = [[ask["stages"] for ask in check.params["asks"]] for check in preflight.stages((), tmp_path, machine)]
+    asked = [
+        [ask["stages"] for ask in check.params.stored()["asks"]] for check in preflight.stages((), tmp_path, machine)
+    ]
     assert asked == [[], [["row `train`"]], [["row `infer`"]]]

@@ -15,7 +15,7 @@ from rounds.train.config.cluster import Machine
 from rounds.train.evaluation import paired
 from rounds.train.reports import figures
 from rounds.train.reports import steps as run_steps
-from rounds.train.stages import report
+from tests import staged
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "use", "path", "rect"}
 SOURCE_COUNTS = {"rows": 120, "records": 110, "dropped": {"empty_answer": 8}, "not_chosen": 2, "licence": "MIT",
@@ -100,7 +100,7 @@ class Run:
         """Run the stage and return the page."""
         out = self.root / "report"
         out.mkdir(exist_ok=True)
-        self.counts = report.run({"recipe": self.recipe}, self.inputs, out, Machine())
+        self.counts = staged.run("report", {"recipe": self.recipe}, self.inputs, out, Machine())
         return (out / "report.html").read_text()
 
 

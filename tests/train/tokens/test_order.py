@@ -9,8 +9,10 @@ from torch.utils.data import BatchSampler
 from rounds.data_prep.errors import UserError
 from rounds.train.config.cluster import Cluster, Machine
 from rounds.train.engine.batches import check, micro_batches
-from rounds.train.engine.graph import Stage
 from rounds.train.tokens.order import GlobalBatches, steps_per_epoch
+from tests import staged
+
+KNOBS = {"learning_rate": 1e-5, "global_batch_size": 8, "max_length": 64}
 
 
 def through_accelerate(order: GlobalBatches, micro: int, ranks: int) -> list[set[int]]:
@@ -82,9 +84,7 @@ def test_ranks_that_do_not_divide_the_batch_are_refused_with_the_nearest_that_do
 
 
 def test_weights_in_4_bits_and_zero_3_are_refused_while_planning():
-    stage = Stage(
-        "dpo.first", "dpo", {"training": {"global_batch_size": 8, "lora": {"load_in_4bit": True}}}, row="train"
-    )
+    stage = staged.stage("dpo.first", "dpo", {"training": {**KNOBS, "lora": {"load_in_4bit": True}}})
     rows = {stage: {"deepspeed": {"zero_optimization": {"stage": stage}}} for stage in (2, 3)}
     check([stage], Cluster.model_validate({"train": rows[2]}))
     with pytest.raises(UserError, match=r"dpo.first: lora.load_in_4bit and ZeRO-3 do not go together"):
@@ -92,7 +92,7 @@ def test_weights_in_4_bits_and_zero_3_are_refused_while_planning():
 
 
 def test_deepspeed_without_shards_is_refused_in_bf16_where_its_adam_starts_wrongly():
-    stage = Stage("sft", "sft", {"training": {"global_batch_size": 8}}, row="train")
+    stage = staged.stage("sft", "sft", {"training": KNOBS})
     train = {"precision": "bf16", "deepspeed": {"zero_optimization": {"stage": 1}}}
     check([stage], Cluster.model_validate({"train": train}))
     cluster = {"train": train, "stages": {"sft": {"deepspeed": {"zero_optimization": {"stage": 0}}}}}

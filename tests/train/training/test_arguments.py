@@ -134,19 +134,19 @@ def plan(file: Path, root: Path) -> Plan:
 def test_the_params_of_every_planned_stage_are_what_its_code_reads(file: Path, tmp_path: Path):
     checked = set()
     for stage in plan(file, tmp_path).stages:
-        if stage.function in ("source", "data"):
+        if stage.kind.name in ("source", "data"):
             continue
-        module = importlib.import_module(f"rounds.train.stages.{stage.function}")
+        module = importlib.import_module(f"rounds.train.stages.{stage.kind.name}")
         assert callable(module.run)
         section: type[BaseModel] | None = getattr(module, "Params", None)
         if section is None:
             continue
-        params = dict(stage.params)
-        if stage.function == "base" and params["base"]["kind"] == "local":
+        params = stage.params.stored()
+        if stage.kind.name == "base" and params["base"]["kind"] == "local":
             params["base"] = {**params["base"], "path": "given by the input"}
         found = section.model_validate(params)
         assert found.model_dump(mode="json") == params | found.model_dump(mode="json"), (
             "a param is read as something else"
         )
-        checked.add(stage.function)
+        checked.add(stage.kind.name)
     assert {"base", "evaluate", "export", "pack", "sft"} <= checked

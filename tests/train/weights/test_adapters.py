@@ -23,8 +23,8 @@ from rounds.train.config.cluster import Machine
 from rounds.train.config.training import DpoLoss, Lora, Training
 from rounds.train.engine import policy
 from rounds.train.plan import pipeline
-from rounds.train.stages import base
 from rounds.train.weights import adapters, models
+from tests import staged
 
 Run = Callable[..., tuple[Path, dict]]
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -120,7 +120,8 @@ def wide(shelf: Path, conversations: list[Conversation], put: Callable) -> Path:
             "vocab_size": 400, "max_position_embeddings": 256}  # fmt: skip
     (shelf / "wide").mkdir()
     template = (REPOSITORY / "recipes" / "chat_templates" / "llama3.jinja").read_text()
-    base.run(
+    staged.run(
+        "base",
         {"base": tiny, "chat_template": template, "seed": 7},
         {"corpus": put("corpus", conversations)},
         shelf / "wide",
@@ -196,7 +197,7 @@ def test_a_plan_scores_the_reference_in_the_arithmetic_of_its_round(tmp_path: Pa
     assert fresh.params == {}
     assert planned(tmp_path, sft={"r": 4}, first={"r": 8}).stage("reference.first").key == fresh.key
     continued = planned(tmp_path, sft={"r": 4}, first={"r": 4, "start": "continue"}).stage("reference.first")
-    assert continued.params["lora"]["start"] == "continue" and continued.key != fresh.key
+    assert continued.params.stored()["lora"]["start"] == "continue" and continued.key != fresh.key
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from rounds.data_prep.errors import UserError
 from rounds.train.config.cluster import Machine
 from rounds.train.config.recipe import Local
 from rounds.train.plan import model_config
-from rounds.train.stages import base
 from rounds.train.weights import models
+from tests import staged
 
 
 @pytest.fixture
@@ -80,10 +80,10 @@ def test_tokens_that_will_be_written_need_an_embedding(
     tokenizer.save_pretrained(folder)
     params = {"base": {"kind": "local", "path": str(folder)}, "chat_template": template}
     if not refused:
-        base.run(params, {"model": folder}, tmp_path, Machine())
+        staged.run("base", params, {"model": folder}, tmp_path, Machine())
         return
     with pytest.raises(UserError, match=f"embeddings for {rows} tokens.*such as '{re.escape(token)}'"):
-        base.run(params, {"model": folder}, tmp_path, Machine())
+        staged.run("base", params, {"model": folder}, tmp_path, Machine())
 
 
 def test_weights_that_the_model_does_not_use_are_told(folder: Path, caplog: pytest.LogCaptureFixture):

@@ -1,0 +1,161 @@
+"""The kinds of stages, told once: what runs, at which version, on which row of the cluster file, and what is true of it.
+
+Imports nothing. Everything else asks `stage.kind.<fact>` and never compares names, so a new kind is its file, its entry here, its
+params (`params.py`), its section of the recipe and its place in `plan/pipeline.py`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of stage."""
+
+    name: str
+    """Begins the names of its folders in the store."""
+    code: str
+    """`module:function` of what runs; imported when a stage runs, and never by planning."""
+    params: str
+    """`module:class` of what it is asked to do."""
+    version: int
+    """Raised when the code's answer changes: with it every key."""
+    row: Literal["cpu", "train", "infer"] = "cpu"
+    """The row of the cluster file that it runs by."""
+    column: int | None = None
+    """Its place in the report's drawing of the run, from left to right; None is not drawn."""
+    arrows: tuple[str, ...] = ()
+    """Beginnings of the names of those inputs that are drawn; all of them would hide the flow."""
+    page: str = ""
+    """The page that it makes for a person."""
+
+    reads_source: bool = False
+    """Takes one set of rows in."""
+    mixes: bool = False
+    """Makes one training set of several sources."""
+    makes_tokens: bool = False
+    """Makes rows of tokens of a training set, its input `data`."""
+    packs: bool = False
+    """Several conversations share one of its rows."""
+    of_pairs: bool = False
+    """Its rows are pairs."""
+    about_rows: bool = False
+    """The manifest tells it: what the rows are, and what became of them."""
+    starts: bool = False
+    """Makes the policy that all others start from."""
+    reads_weights: bool = False
+    """Opens the weights of the base model, or of what was trained from it."""
+    loads_policy: bool = False
+    """Has a policy in memory, on the devices of its row."""
+    trains: bool = False
+    """Makes a new policy, over steps, and writes checkpoints; asked to stop it writes one and ends."""
+    is_round: bool = False
+    """Trains on pairs, against a reference."""
+    scores_pairs: bool = False
+    """Computes the reference's log-probabilities."""
+    spread: bool = False
+    """Runs as all processes of its row; every other kind is one process."""
+    measures: bool = False
+    """Scores a policy."""
+    decides: bool = False
+    """Lets one of two policies go on."""
+    exports: bool = False
+    """Writes the finished model folder."""
+    compares: bool = False
+    """Compares finished runs: of what it needs, it takes what is there."""
+    checks: bool = False
+    """Looks at the nodes of a row; never taken as done."""
+    tracked: bool = False
+    """Has numbers to plot: a job of its own in wandb."""
+    light: bool = False
+    """Needs no torch."""
+    after_stop: bool = False
+    """Runs even when a gate has ended the rounds before it."""
+
+
+_STAGES = "rounds.train.stages."
+_PARAMS = "rounds.train.engine.params:"
+
+SOURCE = Kind(
+    "source",
+    "rounds.data_prep.build:source",
+    "rounds.data_prep.schema:SourceParams",
+    7,
+    column=0,
+    reads_source=True,
+    about_rows=True,
+    light=True,
+)
+DATA = Kind(
+    "data",
+    "rounds.data_prep.build:data",
+    "rounds.data_prep.schema:DataParams",
+    8,
+    column=1,
+    arrows=("source.",),
+    mixes=True,
+    about_rows=True,
+    light=True,
+)
+BASE = Kind("base", _STAGES + "base:run", _PARAMS + "BaseParams", 1, column=4, starts=True, reads_weights=True)
+PACK = Kind(
+    "pack",
+    _STAGES + "pack:run",
+    _PARAMS + "PackParams",
+    3,
+    column=2,
+    arrows=("data",),
+    makes_tokens=True,
+    packs=True,
+    about_rows=True,
+)
+TOKENIZE = Kind(
+    "tokenize",
+    _STAGES + "tokenize:run",
+    _PARAMS + "TokenizeParams",
+    2,
+    column=2,
+    arrows=("data",),
+    makes_tokens=True,
+    of_pairs=True,
+    about_rows=True,
+)
+SFT = Kind("sft", _STAGES + "sft:run", _PARAMS + "SftParams", 2, "train", column=4, arrows=("policy", "rows"), reads_weights=True, loads_policy=True,
+           trains=True, spread=True, tracked=True)  # fmt: skip
+REFERENCE = Kind("reference", _STAGES + "reference:run", _PARAMS + "ReferenceParams", 3, "train", column=3, arrows=("pairs", "policy"), of_pairs=True,
+                 reads_weights=True, loads_policy=True, scores_pairs=True, spread=True)  # fmt: skip
+DPO = Kind("dpo", _STAGES + "dpo:run", _PARAMS + "DpoParams", 2, "train", column=4, arrows=("policy", "reference"), reads_weights=True, loads_policy=True,
+           trains=True, is_round=True, spread=True, tracked=True)  # fmt: skip
+EVALUATE = Kind("evaluate", _STAGES + "evaluate:run", _PARAMS + "EvaluateParams", 2, "infer", column=5, arrows=("policy",), reads_weights=True, loads_policy=True,
+                measures=True, tracked=True)  # fmt: skip
+GATE = Kind("gate", _STAGES + "gate:run", _PARAMS + "GateParams", 2, column=6, arrows=("candidate_scores",), decides=True, tracked=True, light=True,
+            after_stop=True)  # fmt: skip
+MANIFEST = Kind("manifest", _STAGES + "manifest:run", _PARAMS + "ManifestParams", 3, after_stop=True)
+EXPORT = Kind(
+    "export",
+    _STAGES + "export:run",
+    _PARAMS + "ExportParams",
+    4,
+    column=7,
+    arrows=("policy",),
+    reads_weights=True,
+    exports=True,
+    after_stop=True,
+)
+REPORT = Kind("report", _STAGES + "report:run", _PARAMS + "ReportParams", 1, page="report.html", after_stop=True)
+ABLATION_REPORT = Kind(
+    "ablation_report",
+    _STAGES + "ablation_report:run",
+    _PARAMS + "AblationReportParams",
+    3,
+    page="ablation.html",
+    compares=True,
+    after_stop=True,
+)
+PREFLIGHT = Kind("preflight", _STAGES + "preflight:run", _PARAMS + "PreflightParams", 1, spread=True, checks=True)
+
+KINDS = {
+    kind.name: kind
+    for kind in (SOURCE, DATA, BASE, PACK, TOKENIZE, SFT, REFERENCE, DPO, EVALUATE, GATE, MANIFEST, EXPORT, REPORT, ABLATION_REPORT,
+                 PREFLIGHT)
+}  # fmt: skip

@@ -1,0 +1,178 @@
+"""What each kind of stage is asked to do, as frozen records: what `plan/` writes, `stage.json` holds, and the stages, the forecast
+and the preview read. They stand without torch. Those of `source` and `data` are in `data_prep/schema.py`.
+"""
+
+import importlib
+from functools import cache
+from typing import Annotated, Any
+
+from rounds.data_prep.schema import Later, Section
+from rounds.train.config.cluster import Machine, RowName
+from rounds.train.config.evaluation import Gate
+from rounds.train.config.recipe import Start
+from rounds.train.config.training import DpoLoss, Lora, Training
+from rounds.train.engine.kinds import Kind
+
+
+@cache
+def record_of(kind: Kind) -> type[Section]:
+    """Return the class of a kind's params."""
+    module, _, name = kind.params.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+class BaseParams(Section):
+    """The start model."""
+
+    base: Start
+    chat_template: str | None
+    """Text of the template to use instead of the tokenizer's own."""
+    seed: Annotated[int | None, Later(None)] = None
+    """Of a tiny model's random weights."""
+
+
+class PackParams(Section):
+    """Conversations to packed rows of tokens."""
+
+    max_length: int
+
+
+class TokenizeParams(Section):
+    """Pairs to rows of tokens."""
+
+    max_length: int
+
+
+class SftParams(Section):
+    """Supervised fine-tuning."""
+
+    training: Training
+    seed: int
+
+
+class ReferenceParams(Section):
+    """Log-probabilities under the reference."""
+
+    lora: Annotated[Lora | None, Later(None)] = None
+    """The round's, where it changes the arithmetic: weights in 4 bits, or an adapter that stays apart."""
+
+
+class DpoParams(Section):
+    """One round of DPO."""
+
+    training: Training
+    dpo: DpoLoss
+    reference_is_start: bool
+    """The reference is the policy that training starts from, so the first loss is known."""
+    seed: int
+
+
+class Task(Section):
+    """One lm-eval task, with the text of its file where it is the project's or the recipe's own."""
+
+    task: str
+    name: str
+    source: str | None
+    num_fewshot: int
+    limit: int | None
+    yaml: str | None
+
+
+class EvaluateParams(Section):
+    """What a policy is asked."""
+
+    tasks: tuple[Task, ...]
+    num_answers: int
+    max_new_tokens: int
+    max_length: int
+
+
+class GateParams(Gate):
+    """The rules that decide."""
+
+
+class Known(Section):
+    """What the recipe and the registry say of a source beyond what its stage does."""
+
+    licence: str | None
+    verified: bool
+    origin: str
+
+
+class ManifestParams(Section):
+    """What is written down about the rows beyond what their stages counted."""
+
+    name: str
+    description: str
+    sources: dict[str, Known]
+    missing_benchmarks: tuple[str, ...]
+    unknown_tasks: tuple[str, ...]
+
+
+class ExportParams(Section):
+    """What the model card says beyond what the stages did."""
+
+    name: str
+    description: str
+    licence: str | None
+    licences: dict[str, str]
+    """Licences that the recipe states, by source name."""
+    base: Start
+
+
+class ReportParams(Section):
+    """What the page shows beyond what the stages did."""
+
+    recipe: dict[str, Any]
+    """The whole recipe less local paths."""
+
+
+class CellParams(Section):
+    """One variant under one seed."""
+
+    seed: int
+    scores: str
+    stages: tuple[str, ...]
+
+
+class VariantParams(Section):
+    """A variant: what it asks, what it changes in the baseline's recipe, and its cells."""
+
+    about: str
+    changes: tuple[str, ...]
+    cells: tuple[CellParams, ...]
+
+
+class AblationReportParams(Section):
+    """Which variants are compared with which."""
+
+    name: str
+    description: str
+    base: str
+    baseline: str
+    variants: dict[str, VariantParams]
+    missing: dict[str, str]
+
+
+class Requirement(Section):
+    """What stages alike in this need of the machine that runs them."""
+
+    stages: tuple[str, ...]
+    function: str
+    machine: Machine
+    load_in_4bit: bool = False
+
+
+class PreflightParams(Section):
+    """What is looked for on the nodes of one row."""
+
+    row: RowName
+    gpus: int
+    """GPUs per node that were asked for."""
+    gpu_type: str | None
+    need_bytes: int | None
+    """Room that the plan takes in the store; None is not known."""
+    paths: tuple[str, ...]
+    """The recipe's own files and folders, and what was fetched for a run without the hub."""
+    asks: tuple[Requirement, ...]
+    """What the stages that run on such nodes need to be installed, each as its own row says."""

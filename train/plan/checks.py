@@ -1,0 +1,165 @@
+"""What is refused before anything runs: one function a refusal, each a `UserError` with field, what was found, and the way on."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from rounds.data_prep import filters, sources
+from rounds.data_prep.errors import UserError, nearest
+from rounds.data_prep.schema import Mix, SourceUse
+from rounds.train.config import yaml_file
+from rounds.train.config.evaluation import Evaluate, Gate
+from rounds.train.config.recipe import Recipe
+from rounds.train.config.training import Round, Sft, Training
+from rounds.train.plan import eval_tasks
+
+
+def named(recipe: Recipe, name: str, where: str) -> None:
+    """Refuse a name that is not under `sources`."""
+    if name not in recipe.sources:
+        raise UserError(f"{where}: no source is named {name!r} in the recipe. {nearest(name, recipe.sources)}")
+
+
+def registered(name: str, use: SourceUse) -> sources.Source:
+    """Return the source that a use names; refuse one that is not registered, that lacks its place, or that is not pinned."""
+    try:
+        source = sources.load(use.source)
+        source.check(use)
+    except UserError as error:
+        raise UserError(f"sources.{name}: {error}") from None
+    if source.kind_by_format and not use.path:
+        raise UserError(f"sources.{name}.path: required for {use.source}: the file or folder with your rows")
+    home = source.home(use)
+    if home and not (use.path or home.revision):
+        raise UserError(f"sources.{name}.revision: give the commit of {home.repository} on the hub to use (none is pinned "
+                        f"in the source's file), or `path:` of a local copy")  # fmt: skip
+    return source
+
+
+def for_training(use: SourceUse, source: sources.Source, where: str) -> None:
+    """Refuse to train on a split that is for evaluation."""
+    if use.split in source.evaluation_only:
+        raise UserError(f"{where}: split {use.split!r} of {use.source} is for evaluation only; do not train on it")
+
+
+def licence(recipe: Recipe, name: str, use: SourceUse, source: sources.Source) -> None:
+    """Refuse rows whose licence nobody has stated, unless the recipe takes that upon itself."""
+    if not (use.licence or source.licence or name in recipe.allow_unlicensed):
+        how = "state `licence:`, or" if source.kind_by_format else "its publisher states none; to use it all the same,"
+        raise UserError(f"sources.{name}.licence: no licence is known for these rows: {how} list the source under "
+                        f"`allow_unlicensed: [{name}]`")  # fmt: skip
+
+
+def filter_settings(use: Any) -> None:
+    """Refuse a filter that is not there, or settings that it does not have."""
+    try:
+        filters.settings(use)
+    except ValidationError as error:
+        raise UserError(yaml_file.explain(error, filters.section(use), f"filter {use.name}")) from None
+
+
+def mix(recipe: Recipe, items: Mix, where: str, kinds: tuple[str, ...]) -> None:
+    """Refuse a source of the wrong kind, or one that stands twice in a mix."""
+    names = [item.name for item in items]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{where}: source {name!r} stands twice; give it once, with the share you want")
+        record_kind(recipe, name, where, kinds)
+
+
+def record_kind(recipe: Recipe, name: str, where: str, kinds: tuple[str, ...]) -> None:
+    """Refuse a source whose records are of none of these kinds."""
+    use = recipe.sources[name]
+    kind = sources.load(use.source).kind(use)
+    if kind not in kinds:
+        raise UserError(f"{where}: source {name!r} holds {kind}s, expected {' or '.join(f'{each}s' for each in kinds)}")
+
+
+def not_trained_on(recipe: Recipe, name: str, where: str) -> None:
+    """Refuse to evaluate on rows that the recipe trains on."""
+    sections: list[Sft | Round] = [*([recipe.sft] if recipe.sft else []), *recipe.rounds]
+    for item in (item for section in sections for item in section.data):
+        if _same_rows(recipe.sources[name], recipe.sources.get(item.name)):
+            raise UserError(
+                f"{where}: source {name!r} is also trained on (as {item.name!r}); evaluate on another split, and give both uses of "
+                "a file the same `heldout_fraction`"
+            )
+
+
+def _same_rows(evaluated: SourceUse, trained: SourceUse | None) -> bool:
+    """Tell whether two uses share rows of one set, however many they keep and in whatever format they read a file."""
+    if trained is None or any(
+        getattr(evaluated, name) != getattr(trained, name) for name in ("source", "path", "revision")
+    ):
+        return False
+    if evaluated.split == "heldout" and trained.split == "train":
+        # Held out is what hashes below the fraction: a use of the file with a smaller one trains on the rows between.
+        return trained.heldout_fraction < evaluated.heldout_fraction
+    return evaluated.split == trained.split
+
+
+def length(positions: int | None, training: Training, where: str) -> None:
+    """Refuse rows that are longer than the model was made to read: it has no positions for their end."""
+    if positions and training.max_length > positions:
+        raise UserError(
+            f"{where}.max_length: {training.max_length} tokens, and the model's config says max_position_embeddings "
+            f"{positions}: lower it, or scale the rotary embedding in config.json (rope_parameters)"
+        )
+
+
+def sft_starts_anew(sft: Sft) -> None:
+    """Refuse an SFT that is to go on with an adapter."""
+    if sft.lora and sft.lora.start == "continue":
+        raise UserError("sft.lora.start: nothing comes before sft that could be continued; set `merge`")
+
+
+def reference(item: Round, policies: dict[str, Any]) -> None:
+    """Refuse a reference that is no policy before the round."""
+    if item.reference not in policies:
+        raise UserError(f"rounds.{item.name}.reference: {item.reference!r} is no policy before this round. "
+                        f"{nearest(item.reference, policies)}")  # fmt: skip
+
+
+def continues(recipe: Recipe, item: Round) -> None:
+    """Refuse a round that is to go on with an adapter where the stage before it trains none of the same shape."""
+    if item.lora is None or item.lora.start == "merge":
+        return
+    place = recipe.rounds.index(item)
+    before = recipe.rounds[place - 1] if place else recipe.sft
+    if before is None or not item.lora.same_adapter(before.lora):
+        lacking = (
+            "no stage comes before it" if before is None else f"the stage before it has lora {before.lora or 'not set'}"
+        )
+        raise UserError(
+            f"rounds.{item.name}.lora.start: `continue` needs an adapter of the same r, lora_alpha, target_modules and "
+            f"quantisation in the stage before, but {lacking}; make them equal, or set `merge`"
+        )
+
+
+def gate(recipe: Recipe, rules: Gate, item: Round, recipe_folder: Path) -> None:
+    """Refuse rules about something that nobody measures."""
+    measured = _measured(recipe.evaluate or Evaluate(), recipe_folder)
+    for rule in rules.rules:
+        subject, _, rest = rule.metric.partition("/")
+        known = measured.get(subject)
+        # A task of lm-eval's own is not opened here, so its metrics are not known; a third part is a group of rows.
+        if subject in measured and rest and (known is None or rest.partition("/")[0] in known):
+            continue
+        valid = [f"{name}/{metric}" for name, metrics in measured.items() for metric in metrics or ["..."]]
+        raise UserError(f"gate of round {item.name!r}: metric {rule.metric!r} is not measured; expected task/metric. "
+                        f"{nearest(rule.metric, valid)}")  # fmt: skip
+
+
+def _measured(evaluate: Evaluate, recipe_folder: Path) -> dict[str, list[str] | None]:
+    """Return subject -> the metrics of it, None where they are not known."""
+    measured: dict[str, list[str] | None] = {
+        task.label: eval_tasks.metrics(eval_tasks.find(task.task, recipe_folder)) for task in evaluate.tasks
+    }
+    if evaluate.preferences:
+        measured["preferences"] = ["accuracy", "margin", "chosen_logp", "rejected_logp"]
+    if evaluate.conversations:
+        measured["conversations"] = ["loss"]
+    if evaluate.num_answers and (evaluate.preferences or evaluate.conversations):
+        measured["answers"] = ["tokens", "ended"]
+    return measured

@@ -1,0 +1,137 @@
+"""The stages that make rows: one per set, however often it is used, and one per training set that is mixed of them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rounds.data_prep import sources
+from rounds.data_prep.errors import UserError
+from rounds.data_prep.render import system_prompt
+from rounds.data_prep.schema import DataParams, Filters, FilterUse, Mix, RowsUse, SourceParams, SourceUse
+from rounds.train.config import yaml_file
+from rounds.train.config.recipe import Recipe, Tiny
+from rounds.train.engine import digests, kinds
+from rounds.train.engine.graph import Asset, Stage
+from rounds.train.plan import checks
+from rounds.train.plan.held_out import HeldOut
+
+
+@dataclass(frozen=True)
+class Planning:
+    """A recipe that is being planned: where its files are, what it holds out, and the sources that are stages already."""
+
+    recipe: Recipe
+    root: Path
+    """The store, where digests of the user's files are remembered."""
+    recipe_folder: Path
+    """Where shared files such as `eval_tasks/` are looked for first."""
+    read_files: bool
+    """Whether the user's own files must be there."""
+    held_out: HeldOut
+    sources: dict[str, Stage] = field(default_factory=dict)
+    """Filled as they are asked for."""
+
+    @property
+    def uses(self) -> dict[str, SourceUse]:
+        """Every set by its name: the recipe's, and the benchmarks'."""
+        return {**self.held_out.uses, **self.recipe.sources}
+
+    def asset(self, path: str, where: str, patterns: tuple[str, ...] = ("*",)) -> Asset:
+        """Digest one of the user's files, or a folder's files that fit a pattern."""
+        if not self.read_files:
+            return Asset(Path(path), f"not read: {path}", patterns)
+        try:
+            return digests.asset(self.root, Path(path), patterns)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+
+    def text(self, path: str, where: str) -> str:
+        """Read a small file whose text is part of a key: the recipe's, or one that all recipes share."""
+        try:
+            return (yaml_file.find(path, self.recipe_folder) or Path(path)).read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{where}: {path}: {error.strerror}") from None
+
+
+def source(planning: Planning, name: str, where: str, training: bool) -> Stage:
+    """Fetch one set of rows, the recipe's or a benchmark's."""
+    use = planning.uses[name]
+    registered = checks.registered(name, use)
+    if training:
+        checks.for_training(use, registered, where)
+    if name not in planning.sources:
+        home = registered.home(use)
+        params = SourceParams(
+            # A licence that is stated later, or better, must not train everything again.
+            use=RowsUse.model_validate(use.model_dump(include=set(RowsUse.model_fields))),
+            source_version=registered.version,
+            repository=home.repository if home else None,
+            revision=home.revision if home and not use.path else None,
+            **changes(name, use, registered),
+        )
+        inputs = {"path": planning.asset(use.path, f"sources.{name}.path")} if use.path else {}
+        checks.licence(planning.recipe, name, use, registered)
+        planning.sources[name] = Stage(f"source.{name}", kinds.SOURCE, params, inputs)
+    return planning.sources[name]
+
+
+def changes(name: str, use: SourceUse, registered: sources.Source) -> dict[str, Any]:
+    """Return what is done to every row of a source: a system prompt said first, and the mask over who a person is."""
+    done: dict[str, Any] = {}
+    if use.system_prompt:
+        try:
+            done["system_prompt"] = system_prompt(Path(use.system_prompt))
+        except UserError as error:
+            raise UserError(f"sources.{name}.system_prompt: {error}") from None
+    phi = FilterUse.model_validate({"name": "phi"}) if use.phi is None and registered.kind_by_format else use.phi
+    if isinstance(phi, FilterUse):
+        try:
+            checks.filter_settings(phi)
+        except UserError as error:
+            chosen = "" if use.phi else " (on by default for your own files)"
+            raise UserError(f"sources.{name}.phi{chosen}: {error}. `phi: off` leaves the rows as they are") from None
+        done["phi"] = phi
+    return done
+
+
+def data(planning: Planning, name: str, mix: Mix, own_filters: Filters | None, kind: str, where: str) -> Stage:
+    """Filter and mix sources into one training set, of records of one `kind`."""
+    filters = own_filters if own_filters is not None else planning.recipe.filters
+    for use in filters:
+        checks.filter_settings(use)
+    for item in mix:
+        checks.named(planning.recipe, item.name, where)
+    inputs = {f"source.{item.name}": source(planning, item.name, where, training=True) for item in mix}
+    checks.mix(planning.recipe, mix, where, ("conversation", "question") if kind == "conversation" else (kind,))
+    if any(use.name == "decontaminate" for use in filters):
+        inputs |= {
+            f"heldout.{each}": source(planning, each, "evaluate", training=False) for each in planning.held_out.uses
+        }
+    params = DataParams(mix=mix, filters=filters, seed=planning.recipe.seed, kind=kind)  # type: ignore[arg-type]
+    return Stage(f"data.{name}", kinds.DATA, params, inputs)
+
+
+def sft_data(planning: Planning) -> Stage:
+    """Make the instruction set."""
+    sft = planning.recipe.sft
+    assert sft
+    return data(planning, "sft", sft.data, sft.filters, "conversation", "sft.data")
+
+
+def corpus(planning: Planning, base: Tiny) -> Stage:
+    """Find the conversations that a tiny model's tokenizer is trained on."""
+    if base.tokenizer_data is not None:
+        return data(planning, "tokenizer", base.tokenizer_data, None, "conversation", "base.tokenizer_data")
+    if not planning.recipe.sft:
+        raise UserError("base: kind `tiny` trains its tokenizer on the sft data; give the recipe an sft section, or "
+                        "base.tokenizer_data")  # fmt: skip
+    return sft_data(planning)
+
+
+def held_out_source(planning: Planning, name: str, where: str, kind: str) -> Stage:
+    """Fetch a set that evaluation reads, and check that it is of the right kind and no training set."""
+    checks.named(planning.recipe, name, where)
+    stage = source(planning, name, where, training=False)
+    checks.record_kind(planning.recipe, name, where, (kind,))
+    checks.not_trained_on(planning.recipe, name, where)
+    return stage
