@@ -11,6 +11,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 
+LONGEST = {"test_end_to_end.py", "test_fetch.py", "test_ranks.py", "test_slurm.py"}
+
 
 def pytest_addoption(parser):
     """`--slow` runs the tests that take minutes."""
@@ -18,7 +20,8 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Skip slow tests unless asked for."""
+    """Skip slow tests unless asked for. The longest come first, so that no worker is left with one when all else is done."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     if not config.getoption("--slow"):
         for item in items:
             if item.get_closest_marker("slow"):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
 # Read by `datasets` when it is first imported; what `Dataset.map` caches must not outlive the tests.
 _CACHE = tempfile.TemporaryDirectory(prefix="rounds-train-")
@@ -21,8 +22,10 @@ from rounds.data_prep import records  # noqa: E402
 from rounds.data_prep.records import Conversation, Message, Pair, Record  # noqa: E402
 from rounds.train.config.cluster import Machine  # noqa: E402
 from tests import staged  # noqa: E402
+from tests.train import command_line  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+MINI, MINI_CLUSTER = Path(__file__).with_name("mini.yaml"), Path(__file__).with_name("mini_cluster.yaml")
 FACTS = [
     ("aspirin", "blocks cyclooxygenase"),
     ("heparin", "activates antithrombin"),
@@ -95,6 +98,32 @@ def made_base(tmp_path_factory: pytest.TempPathFactory, conversations: list[Conv
     params = {"base": tiny, "chat_template": template, "seed": 7}
     staged.run("base", params, {"corpus": root / "corpus"}, root / "base", Machine())
     return root / "base"
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Make a folder once for all workers of a session, whichever comes first. Nobody may change it: tests take copies."""
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        whole, complete = root / name, root / f"{name}.complete"
+        with FileLock(root / f"{name}.lock"):
+            if not complete.exists():
+                shutil.rmtree(whole, ignore_errors=True)  # half of it, from one that failed
+                make(whole)
+                complete.touch()
+        return whole
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """A store in which the small recipe has run to its end, in a fresh interpreter."""
+    return made_once(
+        "undisturbed", lambda store: command_line.afresh("run", MINI, "--cluster", MINI_CLUSTER, "--store", store)
+    )
 
 
 @pytest.fixture

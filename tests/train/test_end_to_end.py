@@ -1,7 +1,7 @@
 """Whole runs of a small recipe through the command line: repeated, changed, killed, shared, stopped, broken.
 
-One undisturbed run is made once; the others start from a copy of its store where they can. Only real parts: TRL trains,
-lm-eval scores, the operating system kills.
+One undisturbed run is made once, by a fresh interpreter; the others start from a copy of its store where they can, and in this
+process unless they are killed or run side by side. Only real parts: TRL trains, lm-eval scores, the operating system kills.
 """
 
 import json
@@ -9,34 +9,29 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.train import command_line
+
 HERE = Path(__file__).parent
 RECIPE, CLUSTER = HERE / "mini.yaml", HERE / "mini_cluster.yaml"
 WAIT_SECONDS = 300
 
-pytestmark = pytest.mark.xdist_group("end_to_end")
-
 
 def rounds(*arguments: str | Path, store: Path, expect: int = 0) -> str:
-    """Run the command line, check its exit code, and return everything it printed."""
-    process = start(*arguments, store=store)
-    output, _ = process.communicate(timeout=WAIT_SECONDS)
-    assert process.returncode == expect, output
+    """Run the command line here, check its exit code, and return everything it printed."""
+    output = command_line.here(*arguments, expect=expect, environment={"ROUNDS_STORE": str(store), "COLUMNS": "200"})
     assert "Traceback" not in output
     return output
 
 
-def start(*arguments: str | Path, store: Path) -> subprocess.Popen:
+def start(*arguments: str | Path, store: Path) -> subprocess.Popen[str]:
     """Start the command line in the background."""
-    command = [sys.executable, "-m", "rounds.train.cli", *map(str, arguments)]
-    environment = {**os.environ, "ROUNDS_STORE": str(store), "COLUMNS": "200"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    return command_line.start(*arguments, environment={"ROUNDS_STORE": str(store), "COLUMNS": "200"})
 
 
 def run_mini(store: Path, *more: str, expect: int = 0) -> str:
@@ -62,14 +57,6 @@ def weights(folder: Path) -> dict[str, str]:
     found = {name: digest for name, digest in digests.items() if name.endswith(".safetensors")}
     assert found
     return found
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Path:
-    """A store in which the small recipe has run to its end."""
-    store = tmp_path_factory.mktemp("undisturbed") / "store"
-    run_mini(store)
-    return store
 
 
 @pytest.fixture

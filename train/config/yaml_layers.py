@@ -184,12 +184,16 @@ class _Loader(yaml.SafeLoader):
         node.__dict__["merged"] = True  # a field of its own beside one that an anchor brings in is no mistake
 
 
+# In C where there is that: the same nodes, of a text that the loader above has found no fault with, in a tenth of the time.
+_Composer = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
 def _parse(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
     if not path.is_file():
         raise UserError(_missing(path))
     try:
         text = path.read_text(encoding="utf-8")
-        data, root = _Loader(text).get_single_data(), yaml.compose(text, Loader=yaml.SafeLoader)
+        data, root = _Loader(text).get_single_data(), yaml.compose(text, Loader=_Composer)
         json.dumps(data, default=str)  # an alias inside its own anchor has no end
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None

@@ -107,8 +107,11 @@ def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size:
 def run_tasks(lm: Any, tasks: Sequence[Task], sources: Mapping[str, Path], out: Path) -> Iterator[Value | Aggregate]:
     """Ask a wrapped model every task, with the chat template applied. The files are complete when the iterator ends."""
     import lm_eval
+    from lm_eval import evaluator
     from lm_eval.tasks import TaskManager
 
+    # It would describe the machine after every task, by `pip list` among others: a second or more, for what nobody reads.
+    evaluator.add_env_info = lambda storage: None
     simple_evaluate: Any = lm_eval.simple_evaluate
     manager = TaskManager(include_defaults=any(task.yaml is None for task in tasks))
     results: dict[str, Any] = {}

@@ -329,7 +329,7 @@ def test_shards_that_other_ranks_cannot_read_exactly_are_refused(tmp_path: Path,
     checkpoint.mkdir(parents=True)
     (checkpoint / checkpoints.COMPLETE).write_text(json.dumps({"step": 4, **wrote}))
     with pytest.raises(UserError, match=says):
-        checkpoints._fit_shards(None, checkpoint, Machine.model_validate(here))  # type: ignore[arg-type]
+        checkpoints.fit_shards(None, checkpoint, Machine.model_validate(here))  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

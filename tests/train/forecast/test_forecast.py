@@ -20,6 +20,8 @@ from rounds.train.plan.pipeline import build_plan
 RECIPES = Path(__file__).resolve().parents[3] / "recipes"
 ZERO = {stage: json.loads((RECIPES / "deepspeed" / f"zero{stage}.json").read_text()) for stage in (2, 3)}
 
+pytestmark = pytest.mark.xdist_group("forecast")  # one store, which remembers models' shapes
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -1,5 +1,4 @@
-"""Whole runs on a real SLURM: two virtual nodes of this machine, started by `slurm-up`, which lies beside the repository or in
-the folder that ROUNDS_SLURM_TOOLS names.
+"""Whole runs on a real SLURM: two virtual nodes of this machine, started by `slurm_lab` once for all tests.
 
 Every disturbance is SLURM's or the operating system's own: a higher partition preempts, a node's processes are killed, time runs
 out. The measure is always the same: the weights are those of an undisturbed local run with as many processes.
@@ -10,7 +9,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,8 +18,11 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from tests.train import command_line
+from tests.train.launch import slurm_lab
+from tests.train.launch.slurm_lab import Lab
+
 HERE = Path(__file__).parents[1]
-TOOLS = Path(os.environ.get("ROUNDS_SLURM_TOOLS", HERE.parents[2] / "shared" / "slurm"))
 RECIPE = HERE / "mini_slurm.yaml"
 EVALUATED = HERE / "mini.yaml"
 WAIT_SECONDS = 400
@@ -38,32 +39,30 @@ stages:
 pytestmark = pytest.mark.xdist_group("slurm")
 
 
-class Lab:
+class Cluster(Lab):
     """A running SLURM, and what the tests do with it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.environment = {**os.environ, "SLURM_CONF": str(folder / "etc" / "slurm.conf"), "COLUMNS": "200"}
+    @property
+    def variables(self) -> dict[str, str]:
+        """What a command needs to talk to it."""
+        return {"SLURM_CONF": str(self.configuration), "COLUMNS": "200"}
 
     def call(self, *command: str | Path) -> str:
         """Run a command of SLURM's and return what it printed."""
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
+        environment = {**os.environ, **self.variables}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    def rounds(self, *arguments: str | Path, expect: int = 0) -> str:
-        """Run the command line and return all that it printed."""
-        command = [sys.executable, "-m", "rounds.train.cli", *map(str, arguments)]
-        done = subprocess.run(
-            command,
-            env=self.environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=WAIT_SECONDS,
-        )
-        assert done.returncode == expect and "Traceback" not in done.stdout, done.stdout
-        return done.stdout
+    def rounds(self, *arguments: str | Path) -> str:
+        """Run the command line here and return all that it printed."""
+        output = command_line.here(*arguments, environment=self.variables)
+        assert "Traceback" not in output
+        return output
+
+    def rounds_afresh(self, *arguments: str | Path) -> str:
+        """The same in a fresh interpreter, as when two people run it."""
+        return command_line.afresh(*arguments, environment=self.variables)
 
     def job(self, folder: Path) -> str:
         """Return the id of a stage's job."""
@@ -88,22 +87,10 @@ class Lab:
 
     def lose_node2(self) -> None:
         """Kill everything of the second node, as when its power is gone."""
-        os.kill(int((self.folder / "run" / "slurmd-node2.pid").read_text()), signal.SIGKILL)
-        doomed = processes(self.environment["SLURM_CONF"], "node2")
-        for pid in doomed.keys() | {parent for parent in doomed.values() if "slurmstepd" in name_of(parent)}:
+        os.kill(self.pid_of(self.nodes[1]), signal.SIGKILL)
+        doomed = processes(str(self.configuration), self.nodes[1])
+        for pid in doomed.keys() | {parent for parent in doomed.values() if "slurmstepd" in slurm_lab.name_of(parent)}:
             os.kill(pid, signal.SIGKILL)
-
-    def mend(self) -> None:
-        """Bring back what has died of the cluster."""
-        up(self.folder)
-
-
-def up(folder: Path, *options: str) -> None:
-    """Start the cluster, or what is missing of it."""
-    done = subprocess.run(
-        [TOOLS / "slurm-up", "--dir", folder, "-q", *options], capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def processes(configuration: str, node: str) -> dict[int, int]:
@@ -122,22 +109,21 @@ def processes(configuration: str, node: str) -> dict[int, int]:
     return found
 
 
-def name_of(pid: int) -> str:
-    """Return a process's command line."""
-    return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Cluster]:
     """A cluster of two nodes; tests that need it are skipped where none can be had."""
-    if not (TOOLS / "slurm-up").exists():
-        pytest.skip(f"no {TOOLS}/slurm-up to start a SLURM with; ROUNDS_SLURM_TOOLS may name the folder that holds it")
-    if shutil.which("sbatch") is None and os.geteuid() != 0:
-        pytest.skip("no SLURM is installed here, and only root could install it")
-    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # short: Unix socket paths
-    up(folder)
-    yield Lab(folder)
-    subprocess.run([TOOLS / "slurm-down", "--dir", folder, "--purge"], check=True, timeout=120, capture_output=True)
+    packages = slurm_lab.missing()
+    if packages and os.environ.get("CI") == "true" and os.geteuid() == 0 and shutil.which("apt-get"):
+        slurm_lab.install(packages)  # so that CI runs these tests, whatever its image holds
+    elif packages:
+        pytest.skip(f"no SLURM on this machine: apt-get install --no-install-recommends {' '.join(packages)}")
+    with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as folder:  # short: Unix socket paths
+        made = Cluster(Path(folder))
+        try:
+            made.start()
+            yield made
+        finally:
+            made.stop()
 
 
 @pytest.fixture(scope="module")
@@ -149,27 +135,27 @@ def cluster(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(lab, cluster) -> Path:
+def local(lab, cluster) -> Path:
     """A store in which the recipe has run to its end on this machine, with two processes."""
-    local = cluster.with_name("local.yaml")
-    local.write_text(LOCAL)
-    store = cluster.parent / "undisturbed"
-    lab.rounds("run", RECIPE, "--cluster", local, "--store", store)
+    file = cluster.with_name("local.yaml")
+    file.write_text(LOCAL)
+    store = cluster.parent / "local"
+    lab.rounds("run", RECIPE, "--cluster", file, "--store", store)
     return store
 
 
 @pytest.fixture(scope="module")
-def evaluated(lab, cluster) -> Path:
+def evaluated(lab, cluster, undisturbed) -> Path:
     """A store in which a recipe with evaluations and no gate has run to its end on this machine."""
-    store = cluster.parent / "evaluated"
+    store = Path(shutil.copytree(undisturbed, cluster.parent / "evaluated"))
     lab.rounds("run", EVALUATED, "--set", "gate=null", "--store", store)
     return store
 
 
 @pytest.fixture
-def before_dpo(undisturbed, tmp_path) -> Path:
+def before_dpo(local, tmp_path) -> Path:
     """A store in which everything before DPO is done."""
-    store = Path(shutil.copytree(undisturbed, tmp_path / "store"))
+    store = Path(shutil.copytree(local, tmp_path / "store"))
     for folder in from_dpo_on(store):
         shutil.rmtree(folder)
     return store
@@ -231,9 +217,7 @@ def wait_for_step(folder: Path, past: int) -> None:
     wait_until(there, f"{folder.name} never came past step {past}")
 
 
-def test_a_chain_that_is_cancelled_preempted_and_loses_a_node_ends_with_the_same_weights(
-    lab, undisturbed, cluster, tmp_path
-):
+def test_a_chain_that_is_cancelled_preempted_and_loses_a_node_ends_with_the_same_weights(lab, local, cluster, tmp_path):
     store = tmp_path / "a store's $(name) 5%"
     start = time.monotonic()
     told = lab.rounds("run", RECIPE, "--cluster", cluster, "--store", store)
@@ -273,7 +257,7 @@ def test_a_chain_that_is_cancelled_preempted_and_loses_a_node_ends_with_the_same
     assert (only(store, "report") / "done.json").exists(), lab.rounds("status", RECIPE, "--store", store)
 
     for name in ("sft", "dpo", "export"):
-        assert weights(only(store, name)) == weights(only(undisturbed, name)), name
+        assert weights(only(store, name)) == weights(only(local, name)), name
     assert json.loads((dpo / "done.json").read_text())["counts"]["resumed_from"]
     assert lab.state(job) == "COMPLETED"
     assert "300 steps" in lab.rounds("status", RECIPE, "--store", store)
@@ -285,7 +269,7 @@ def test_running_again_submits_nothing_twice_and_cancel_takes_back_only_this_run
     filler = lab.fill()
     run, more = ["run", RECIPE, "--cluster", cluster, "--store", before_dpo], ["--set", "description=another"]
     with ThreadPoolExecutor(2) as people:  # who start the same at once
-        first, second = (submitted(told) for told in people.map(lambda _: lab.rounds(*run), range(2)))
+        first, second = (submitted(told) for told in people.map(lambda _: lab.rounds_afresh(*run), range(2)))
     assert {"dpo.first", "export", "report"} <= first | second and set() in (first, second)
     ours = lab.queued() - {filler}
     assert submitted(lab.rounds(*run)) == set() and lab.queued() == {filler} | ours
@@ -397,24 +381,22 @@ def test_a_check_that_fails_is_the_cause_of_all_that_waited_for_it(lab, before_d
     assert "still queued" not in lab.rounds("cancel", RECIPE, "--store", before_dpo)
 
 
-def test_a_stage_that_needs_more_memory_than_its_job_has_is_called_out_of_memory(before_dpo, tmp_path):
-    if not Path("/sys/fs/cgroup/memory").is_dir() or os.geteuid() != 0:
+def test_a_stage_that_needs_more_memory_than_its_job_has_is_called_out_of_memory(lab, before_dpo, tmp_path):
+    if not lab.holds_memory:
         pytest.skip("no cgroup v1 for memory here, or not root: SLURM cannot hold a job to its memory")
-    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
-    up(folder, "--cgroup", "--prefix", "small", "--port-base", "27800")
-    strict = Lab(folder)
+    cluster = short(tmp_path)
+    with cluster.open("a") as file:
+        file.write("stages: {dpo.*: {slurm: {memory: 150M}}}\n")
+    lab.rounds("run", RECIPE, "--cluster", cluster, "--store", before_dpo)
+    wait_until(lambda: not lab.queued(), "a stage that was killed keeps others waiting")
+    status = lab.rounds("status", RECIPE, "--store", before_dpo)
+    assert "dpo.first: out of memory: raise `memory` in the cluster file" in status
+    assert lab.restarts(lab.job(only(before_dpo, "dpo"))) == 0 and "behind dpo.first" in status
+    lab.stop_controller()
     try:
-        cluster = short(tmp_path)
-        with cluster.open("a") as file:
-            file.write("stages: {dpo.*: {slurm: {memory: 150M}}}\n")
-        strict.rounds("run", RECIPE, "--cluster", cluster, "--store", before_dpo)
-        wait_until(lambda: not strict.queued(), "a stage that was killed keeps others waiting")
-        status = strict.rounds("status", RECIPE, "--store", before_dpo)
-        assert "dpo.first: out of memory: raise `memory` in the cluster file" in status
-        assert strict.restarts(strict.job(only(before_dpo, "dpo"))) == 0 and "behind dpo.first" in status
+        without = lab.rounds("status", RECIPE, "--store", before_dpo)
     finally:
-        subprocess.run([TOOLS / "slurm-down", "--dir", folder, "--purge"], check=True, timeout=120, capture_output=True)
-    without = strict.rounds("status", RECIPE, "--store", before_dpo)  # the controller is gone
+        lab.mend()
     assert "dpo.first" in without and without.count("SLURM does not answer") == 1
 
 
@@ -436,12 +418,10 @@ def test_a_stage_stopped_where_requeue_is_false_says_what_goes_on(lab, before_dp
 def test_a_submission_that_is_killed_goes_on_without_a_second_job_for_any_stage(lab, tmp_path):
     filler, store = lab.fill(), tmp_path / "store"
     run = ["run", RECIPE, "--cluster", short(tmp_path), "--store", store]
-    command = subprocess.Popen(
-        [sys.executable, "-m", "rounds.train.cli", *map(str, run)], env=lab.environment, stdout=subprocess.DEVNULL
-    )
+    command = command_line.start(*run, environment=lab.variables)
     wait_until(lambda: len(list(store.glob("*/slurm/job.json"))) >= 3, "nothing was submitted", 0.002)
     command.kill()
-    command.wait()
+    command.communicate()
     time.sleep(1)  # an sbatch of its may outlive it
     before = lab.queued() - {filler}
     told = lab.rounds(*run)

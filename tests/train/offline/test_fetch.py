@@ -27,6 +27,8 @@ from rounds.train.offline import folder as offline_folder
 from rounds.train.offline.needs import Need
 from tests.train.offline.fake_hub import FakeHub
 
+pytestmark = pytest.mark.xdist_group("fetch")  # one hub and one fetched folder
+
 MODEL, COMMIT = "made/tiny-llama", "a" * 40
 CLUSTER = Path(__file__).parents[1] / "mini_cluster.yaml"
 WAIT_SECONDS = 300

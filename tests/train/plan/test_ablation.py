@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import re
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from rounds.train.engine import store
 from rounds.train.plan import ablation
 from rounds.train.plan.ablation import AblationPlan
 from rounds.train.plan.pipeline import build_plan
+from tests.train import command_line
 from tests.train.plan.test_pipeline import BLOCKED, REPOSITORY
 
 ABLATIONS = sorted((REPOSITORY / "recipes" / "ablations").glob("*.yaml"))
@@ -206,16 +206,12 @@ def test_a_report_is_read_back_from_the_store_as_it_was_planned(plan: Planner, t
 
 
 def rounds(*arguments: str | Path, store: Path, expect: int = 0) -> str:
-    """Run the command line; returns what it printed."""
-    environment = {**os.environ, "ROUNDS_STORE": str(store), "COLUMNS": "200"}
-    command = [sys.executable, "-m", "rounds.train.cli", *map(str, arguments)]
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-    assert result.returncode == expect, result.stdout
-    assert "Traceback" not in result.stdout
-    return result.stdout
+    """Run the command line here; returns what it printed."""
+    output = command_line.here(*arguments, expect=expect, environment={"ROUNDS_STORE": str(store), "COLUMNS": "200"})
+    assert "Traceback" not in output
+    return output
 
 
-@pytest.mark.xdist_group("end_to_end")
 def test_an_ablation_runs_shares_survives_a_failing_variant_and_reports(tmp_path: Path):
     """Four variants of the small recipe for real; one is broken on purpose, mended, and only then computed."""
     store, rows = tmp_path / "store", tmp_path / "rows.jsonl"
