@@ -1,7 +1,7 @@
 """A YAML file and the files that it extends, read and laid over each other.
 
-`extends: med42-v2-8b.yaml` (or a list, later over earlier; paths are relative to the file that states them) puts a file
-on top of another. Maps merge, lists and scalars replace, and a map with another `kind` replaces too, since its fields
+`extends: med42-v2-8b.yaml` (or a list, later over earlier; paths are relative to the file that states them, or name a recipe that
+is shipped) puts a file on top of another. Maps merge, lists and scalars replace, and a map with another `kind` replaces too, since its fields
 belong to another section. A map over a list of named elements enters it by name or position, as `--set` does, and adds
 an element of the name after a `+`, so
 
@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from rounds.data_prep.errors import UserError, nearest
+from rounds.train.config import shipped
 
 FIELD = "extends"
 
@@ -53,6 +54,8 @@ def read(path: Path, prepare: Callable[[Any, Path], Any], inside: tuple[Path, ..
     for name in named:
         try:
             target = path.parent / Path(name).expanduser()
+            if not target.is_file():
+                target = shipped.shipped(Path(name)) or target
             whole, is_there = target.resolve(), target.is_file()
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"{where}: {name!r} is no path: {error}") from None
