@@ -24,7 +24,6 @@ console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoj
 errors = Console(stderr=True, markup=False, emoji=False)
 
 
-
 def tell(error: Exception) -> typer.Exit:
     """Print the message of a mistake, and return what ends the command with exit code 1."""
     errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)

@@ -169,7 +169,11 @@ def line_of(root: yaml.Node | None, *loc: str) -> str:
     return f":{line}" if depth else ""
 
 
-class _Loader(yaml.SafeLoader):
+# libyaml's is twenty times as fast; PyYAML is also built without it.
+_Safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_Safe):
     """YAML's safe loader, but a field that is given twice is a mistake, not silently the last one."""
 
     def construct_mapping(self, node, deep=False):
@@ -192,7 +196,7 @@ def _parse(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
         raise UserError(_missing(path))
     try:
         text = path.read_text(encoding="utf-8")
-        data, root = _Loader(text).get_single_data(), yaml.compose(text, Loader=yaml.SafeLoader)
+        data, root = _Loader(text).get_single_data(), yaml.compose(text, Loader=_Safe)
         json.dumps(data, default=str)  # an alias inside its own anchor has no end
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
