@@ -20,7 +20,7 @@ from rounds.data_prep import progress, sources
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.files import FILE, ID, ROW
 from rounds.data_prep.mix import REPEAT, choose, mix, repeated_id
-from rounds.data_prep.records import SCHEMAS, Kind, Record, read_kind, read_records, write_records
+from rounds.data_prep.records import Kind, Record, read_kind, read_records, schemas, write_records
 from rounds.data_prep.rewrite import rewrite
 from rounds.data_prep.schema import DataParams, SourceParams, SourceUse
 from rounds.data_prep.sieve import Sieve, Sifted, sift
@@ -110,7 +110,7 @@ def data(params: DataParams, inputs: dict[str, Path], out: Path, machine: Any) -
         raise UserError(f"a source stands twice in one mix: {', '.join(item.name for item in items)}")
     for item in items:
         _check_kind(item.name, read_kind(paths[item.name]), kind)
-    spool, ordered = Spool(out / "kept.arrow", SCHEMAS[kind]), {item.name: paths[item.name] for item in items}
+    spool, ordered = Spool(out / "kept.arrow", schemas()[kind]), {item.name: paths[item.name] for item in items}
     filtered = _filter(ordered, sift(ordered, sieve, _processes(machine)), spool, out)
     spool.close()
     ids = {name: each.ids for name, each in filtered.items()}

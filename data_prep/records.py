@@ -4,19 +4,21 @@ In: nothing. Out: frozen records without I/O (`Conversation`, `Pair`, `Question`
 `datasets.load_dataset("parquet", ...)` and pandas open as they are. A file holds one kind of record.
 """
 
+from __future__ import annotations
+
 import dataclasses
+import functools
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any, Literal
 
 from rounds.data_prep.errors import UserError
+
+if TYPE_CHECKING:  # a quarter of a second, which planning has no use for: imported where a file is read or written
+    import pyarrow as pa
 
 Role = Literal["system", "user", "assistant"]
 BATCH_ROWS = 4096
@@ -72,16 +74,28 @@ class Question:
 Record = Conversation | Pair | Question
 Kind = Literal["conversation", "pair", "question"]
 
-_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-_COMMON = [("id", pa.string()), ("source", pa.string()), ("group", pa.string())]
-SCHEMAS: dict[str, pa.Schema] = {
-    "conversation": pa.schema([*_COMMON, ("messages", _MESSAGES)]),
-    "pair": pa.schema([*_COMMON, ("prompt", _MESSAGES), ("chosen", pa.string()), ("rejected", pa.string())]),
-    "question": pa.schema(
-        [*_COMMON, ("prompt", _MESSAGES), ("choices", pa.list_(pa.string())), ("answer", pa.int32())]
-    ),
-}
 _CLASSES: dict[str, type] = {"conversation": Conversation, "pair": Pair, "question": Question}
+
+
+@functools.cache
+def schemas() -> dict[str, pa.Schema]:
+    """Return the columns of a file of each kind."""
+    import pyarrow as pa
+
+    text, texts, messages = pa.string(), pa.list_(pa.string()), _messages()
+    common = [("id", text), ("source", text), ("group", text)]
+    return {
+        "conversation": pa.schema([*common, ("messages", messages)]),
+        "pair": pa.schema([*common, ("prompt", messages), ("chosen", text), ("rejected", text)]),
+        "question": pa.schema([*common, ("prompt", messages), ("choices", texts), ("answer", pa.int32())]),
+    }
+
+
+@functools.cache
+def _messages() -> pa.DataType:
+    import pyarrow as pa
+
+    return pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
 
 def kind_of(record: Record) -> Kind:
@@ -119,7 +133,9 @@ def stable_hash(*parts: object) -> int:
 
 def write_records(path: Path, records: Iterable[Record], kind: Kind) -> int:
     """Write records of one kind as parquet, in batches, and return how many. The file appears only when complete."""
-    schema, count, size, batch = SCHEMAS[kind], 0, 0, []
+    import pyarrow.parquet as pq
+
+    schema, count, size, batch = schemas()[kind], 0, 0, []
     partial = path.with_name(path.name + ".partial")
     with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
         for record in records:
@@ -138,7 +154,9 @@ def write_records(path: Path, records: Iterable[Record], kind: Kind) -> int:
 
 def to_table(records: Sequence[Record], kind: Kind) -> pa.Table:
     """Return records of one kind as an Arrow table in the columns of their file."""
-    schema = SCHEMAS[kind]
+    import pyarrow as pa
+
+    schema = schemas()[kind]
     return pa.Table.from_arrays(
         [_column([getattr(each, at.name) for each in records], at) for at in schema], schema=schema
     )
@@ -146,11 +164,13 @@ def to_table(records: Sequence[Record], kind: Kind) -> pa.Table:
 
 def read_kind(path: Path) -> Kind:
     """Tell the kind of record in a file from its columns."""
+    import pyarrow.parquet as pq
+
     names = pq.read_schema(path).names
-    for kind, schema in SCHEMAS.items():
+    for kind, schema in schemas().items():
         if names == schema.names:
             return kind  # type: ignore[return-value]
-    raise UserError(f"{path}: columns {names} are those of no record kind; expected one of {list(SCHEMAS)}")
+    raise UserError(f"{path}: columns {names} are those of no record kind; expected one of {list(schemas())}")
 
 
 def read_records(path: Path) -> Iterator[Record]:
@@ -161,14 +181,18 @@ def read_records(path: Path) -> Iterator[Record]:
 
 def batches_in(path: Path) -> int:
     """Return how many batches a file has: its row groups, of `BATCH_ROWS` rows each where `write_records` wrote it."""
+    import pyarrow.parquet as pq
+
     return pq.read_metadata(path).num_row_groups
 
 
 def read_batch(path: Path, number: int) -> tuple[pa.Table, list[Record]]:
     """Return a batch of a file as a table and as its records, for a stage that passes most rows on as they are."""
+    import pyarrow.parquet as pq
+
     kind = read_kind(path)
     with pq.ParquetFile(path) as file:
-        table = file.read_row_group(number).cast(SCHEMAS[kind]).combine_chunks()
+        table = file.read_row_group(number).cast(schemas()[kind]).combine_chunks()
     return table, list(
         map(_CLASSES[kind], *(_values(table[field.name]) for field in dataclasses.fields(_CLASSES[kind])))
     )
@@ -176,7 +200,9 @@ def read_batch(path: Path, number: int) -> tuple[pa.Table, list[Record]]:
 
 def _column(values: list[Any], field: pa.Field) -> pa.Array:
     """Build a column; that of messages from flat lists of roles and contents, which is three times as fast."""
-    if field.type != _MESSAGES:
+    import pyarrow as pa
+
+    if field.type != _messages():
         return pa.array(values, field.type)
     messages = list(itertools.chain.from_iterable(values))
     texts = [pa.array([getattr(each, name) for each in messages], pa.string()) for name in ("role", "content")]
@@ -185,7 +211,10 @@ def _column(values: list[Any], field: pa.Field) -> pa.Array:
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:
-    if column.type != _MESSAGES:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if column.type != _messages():
         return list(map(tuple, column.to_pylist())) if pa.types.is_list(column.type) else column.to_pylist()
     messages = [
         message

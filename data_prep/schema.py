@@ -34,9 +34,7 @@ class Later:
 class Section(BaseModel):
     """A part of a recipe: frozen, and an unknown field is a mistake, not an extra."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     def stored(self, exclude: set[str] | None = None) -> dict[str, Any]:
         """Return it as plain JSON for a stage's key and `stage.json`: all fields, but later ones that say as before.

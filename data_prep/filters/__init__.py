@@ -8,6 +8,7 @@ the run's own evaluation records, for the filter that needs them. A filter that 
 where that is not installed; it is called while planning, so it imports none of it.
 """
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
@@ -55,7 +56,12 @@ Filter = Callable[[Sequence[Record]], Sequence[Verdict]]
 
 def names() -> list[str]:
     """List the registered filters: the files of this folder."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    return list(_files())
+
+
+@functools.cache
+def _files() -> tuple[str, ...]:
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
 
 
 def settings(use: FilterUse) -> Section:

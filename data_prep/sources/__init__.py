@@ -4,6 +4,7 @@ A source's file holds `SOURCE = Source(...)` and the function that turns one row
 does not fit raises `RowError` with a stable reason: it is dropped and counted, never fatal by itself.
 """
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
@@ -117,7 +118,12 @@ class Source:
 
 def names() -> list[str]:
     """List the registered sources: the files of this folder."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    return list(_files())
+
+
+@functools.cache
+def _files() -> tuple[str, ...]:
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
 
 
 def load(name: str) -> Source:

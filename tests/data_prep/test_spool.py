@@ -9,13 +9,13 @@ import pytest
 
 from rounds.data_prep.records import (
     BATCH_ROWS,
-    SCHEMAS,
     Conversation,
     Message,
     Record,
     batches_in,
     read_batch,
     read_records,
+    schemas,
     to_table,
 )
 from rounds.data_prep.spool import Spool
@@ -44,7 +44,7 @@ def turns_of(record: Record) -> tuple[Message, ...]:
 
 def test_no_batch_holds_more_text_than_a_column_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rounds.data_prep.spool.BATCH_BYTES", 100)
-    spool = Spool(tmp_path / "kept.arrow", SCHEMAS["conversation"])
+    spool = Spool(tmp_path / "kept.arrow", schemas()["conversation"])
     texts = ["é" * 30, "a" * 200, *("b" * 7 for _ in range(20)), "", "c" * 40, "d" * 59]
     talks = [
         Conversation(f"{at}", "s", (Message("user", text), Message("assistant", "x"))) for at, text in enumerate(texts)

@@ -9,7 +9,9 @@ from rounds.train.commands import options
 from rounds.train.commands.options import Overrides, RecipeFile, StoreRoot, plan_of, told
 from rounds.train.engine import store
 
-app = typer.Typer(help="Look at the rows of a recipe.", no_args_is_help=True, rich_markup_mode="markdown")
+app = typer.Typer(
+    help="Look at the rows of a recipe.", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown"
+)
 
 
 @app.command("preview")

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from rounds.data_prep.errors import UserError
-from rounds.train.config import cluster, recipe
+from rounds.train.config import cluster, recipe, shipped
 from rounds.train.engine import store
 from rounds.train.engine.graph import Asset
 from rounds.train.offline import folder, needs
@@ -23,9 +23,36 @@ from rounds.train.plan.pipeline import Plan
 console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False)
 errors = Console(stderr=True, markup=False, emoji=False)
 
-RecipeFile = Annotated[Path, typer.Argument(help="Recipe, such as recipes/quickstart.yaml", show_default=False)]
+
+def tell(error: Exception) -> typer.Exit:
+    """Print the message of a mistake, and return what ends the command with exit code 1."""
+    errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    return typer.Exit(1)
+
+
+def named(kind: shipped.Kind) -> Callable[[typer.Context, Path | None], Path | None]:
+    """Return what makes a file of a path or of the name of a shipped one, where a command reads its arguments."""
+
+    def file_of(context: typer.Context, name: Path | None) -> Path | None:
+        if name is None or context.resilient_parsing:  # while a shell completes a line
+            return name
+        try:
+            return shipped.find(name, kind)
+        except (UserError, OSError) as error:
+            raise tell(error) from None
+
+    return file_of
+
+
+RecipeFile = Annotated[
+    Path,
+    typer.Argument(help="Recipe, such as recipes/quickstart.yaml", show_default=False, callback=named("recipe")),
+]
 AblationFile = Annotated[
-    Path, typer.Argument(help="Ablation, such as recipes/ablations/quickstart.yaml", show_default=False)
+    Path,
+    typer.Argument(
+        help="Ablation, such as recipes/ablations/quickstart.yaml", show_default=False, callback=named("ablation")
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -35,7 +62,12 @@ StoreRoot = Annotated[
     Path | None, typer.Option("--store", help="Where stages are kept [env ROUNDS_STORE, else ./store]")
 ]
 ClusterFile = Annotated[
-    Path | None, typer.Option("--cluster", help="Where and how fast stages run, such as recipes/clusters/local.yaml")
+    Path | None,
+    typer.Option(
+        "--cluster",
+        help="Where and how fast stages run, such as recipes/clusters/local.yaml",
+        callback=named("cluster file"),
+    ),
 ]
 
 
@@ -47,8 +79,7 @@ def told(command: Callable) -> Callable:
         try:
             return command(*args, **kwargs)
         except (UserError, OSError) as error:
-            errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-            raise typer.Exit(1) from None
+            raise tell(error) from None
         except KeyboardInterrupt:
             errors.print("\nstopped; the same command goes on from here", style="yellow")
             raise typer.Exit(130) from None
@@ -69,9 +100,9 @@ def command_line(
     command: str, file: Path, overrides: list[str] | None, cluster_file: Path | str | None, root: Path, *more: str
 ) -> str:
     """Write a command for a person to repeat, with the options that make it mean the same run."""
-    words = ["rounds", command, str(file), *more]
+    words = ["rounds", command, shipped.name_of(file), *more]
     words += [word for override in overrides or () for word in ("--set", override)]
-    words += ["--cluster", str(cluster_file)] if cluster_file else []
+    words += ["--cluster", shipped.name_of(cluster_file)] if cluster_file else []
     words += (
         ["--store", str(root)]
         if root.resolve() != store_of(None, Path(cluster_file) if cluster_file else None).resolve()
@@ -110,7 +141,7 @@ def go_offline(
     if not missing:
         stages = store.unfinished(root, plan_of(file, overrides, root).stages)
     words = [word for override in overrides or () for word in ("--set", override)]
-    command = shlex.join(["rounds", "fetch", str(file), *words, "--to", str(cluster.fetched or "FOLDER")])
+    command = shlex.join(["rounds", "fetch", shipped.name_of(file), *words, "--to", str(cluster.fetched or "FOLDER")])
     folder.check(
         needs.of(stages), cluster.fetched, root, command, missing_paths=missing, fresh=fresh, watch=console.print
     )

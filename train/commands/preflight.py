@@ -25,7 +25,10 @@ _POLL_SECONDS = 2.0
 @told
 def preflight(
     file: Annotated[
-        Path | None, typer.Argument(help="Recipe whose files and room are checked too", show_default=False)
+        Path | None,
+        typer.Argument(
+            help="Recipe whose files and room are checked too", show_default=False, callback=options.named("recipe")
+        ),
     ] = None,
     overrides: Overrides = None,
     cluster_file: ClusterFile = None,

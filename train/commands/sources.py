@@ -2,11 +2,11 @@
 
 from rounds.train.commands import options
 from rounds.train.commands.options import told
-from rounds.train.display import sources
+from rounds.train.display import sources as display
 
 
 @told
-def list_sources() -> None:
+def sources() -> None:
     """List the registered sets of rows: splits with their published sizes, kind, licence, hub repository and commit.
 
     A star marks a split that only evaluation may read; a question mark a repository, commit, file or column that could
@@ -14,4 +14,4 @@ def list_sources() -> None:
 
         rounds sources
     """
-    options.console.print(sources.sources_table())
+    options.console.print(display.sources_table())

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from rounds.data_prep.errors import UserError, nearest
 from rounds.data_prep.schema import Section
-from rounds.train.config import yaml_layers
+from rounds.train.config import shipped, yaml_layers
 from rounds.train.config.yaml_layers import position
 
 S = TypeVar("S", bound=Section)
@@ -18,7 +18,6 @@ _SHARED_FIELDS = ("chat_template", "deepspeed", "system_prompt")
 """Files that may be the project's own, under recipes/, where there is none of that name beside the recipe."""
 _PATH_FIELDS = ("path", "fetched", "base", *_SHARED_FIELDS)
 """Fields that hold a local path where they hold text; a recipe's own `base` is a section."""
-PROJECT_RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
 def load(path: Path, section: type[S], overrides: Iterable[str] = ()) -> S:
@@ -74,7 +73,7 @@ class FieldError(ValueError):
 
 def find(name: str, beside: Path) -> Path | None:
     """Find a file that recipes share, such as `eval_tasks/free_answer.yaml`: beside the recipe, above it, or ours."""
-    for folder in (beside, beside.parent, PROJECT_RECIPES):
+    for folder in (beside, beside.parent, shipped.RECIPES):
         try:
             if (folder / name).is_file():
                 return (folder / name).resolve()
@@ -101,7 +100,10 @@ def _resolve(field: str, value: str, folder: Path) -> str:
     if field in _SHARED_FIELDS and (shared := find(value, folder)):
         return str(shared)
     try:
-        return str((folder / Path(value).expanduser()).resolve())
+        path = (folder / Path(value).expanduser()).resolve()
+        if field == "base" and not path.is_file():  # what an ablation varies
+            path = shipped.shipped(Path(value)) or path
+        return str(path)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{field}: {value!r} is no path: {error}") from None
 

@@ -159,7 +159,10 @@ def result_files(stage_folder: Path) -> list[Path]:
 
 @functools.cache
 def _git_commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None  # installed, perhaps inside of a repository of the user's, whose commit says nothing of this code
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
     return None

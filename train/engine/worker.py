@@ -202,6 +202,8 @@ def main(job: Job) -> None:
     log = log_of(job.folder)
     log.parent.mkdir(exist_ok=True)
     write_to(log)
+    # Libraries read what lies in the current folder: a folder `org/name` instead of that model or set of the hub, a matplotlibrc.
+    os.chdir(job.folder)
     if ranks.world_size() == 1 and job.machine.device_map is None:
         # One process uses one GPU: of several, Trainer would make replicas.
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]

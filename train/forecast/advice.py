@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 
 from rounds.data_prep.errors import UserError
-from rounds.train.config import slurm, yaml_file
+from rounds.train.config import shipped, slurm
 from rounds.train.config.cluster import Cluster, Machine
 from rounds.train.config.gpus import GPUS
 from rounds.train.config.training import Lora, Training
@@ -116,7 +116,7 @@ def advice_to_score(machine: Machine, need: Callable[[Machine], Memory], place: 
     if space is None or need(machine).peak <= space:
         return ""
     sizes_of_batch = [(k, [f"eval_batch_size: {n}"], n) for k in range(1, 12) if (n := machine.eval_batch_size // 2**k)]
-    zero3 = store.read_json(yaml_file.PROJECT_RECIPES / "deepspeed" / "zero3.json")
+    zero3 = store.read_json(shipped.RECIPES / "deepspeed" / "zero3.json")
     sharded = [(6, ["deepspeed: deepspeed/zero3.json"], zero3)] if zero3 and machine.zero_stage < 3 else []
     choices = product(
         [(0, [], machine.eval_batch_size), *sizes_of_batch],
@@ -186,7 +186,7 @@ def _checkpointing(machine: Machine) -> list[tuple[int, list[str], bool]]:
 def _zero(machine: Machine) -> list[tuple[int, list[str], dict | None]]:
     found: list[tuple[int, list[str], dict | None]] = [(0, [], machine.deepspeed)]
     for stage in (2, 3):
-        file = store.read_json(yaml_file.PROJECT_RECIPES / "deepspeed" / f"zero{stage}.json")
+        file = store.read_json(shipped.RECIPES / "deepspeed" / f"zero{stage}.json")
         if file and (machine.deepspeed is None or stage > machine.zero_stage):
             found.append((stage, [f"deepspeed: deepspeed/zero{stage}.json"], file))
         if file and stage >= machine.zero_stage:

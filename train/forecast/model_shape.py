@@ -80,7 +80,7 @@ def from_counts(counted: dict[str, Any]) -> Shape:
 
 def _count(config: dict[str, Any], origin: str) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "rounds.train.forecast.skeleton"],
+        [sys.executable, "-P", "-m", "rounds.train.forecast.skeleton"],
         input=json.dumps(config),
         capture_output=True,
         text=True,

@@ -143,11 +143,11 @@ def _module(stage: Stage) -> str:
 def _command(resources: Resources, folder: Path, processes: int, together: bool, module: str) -> list[str]:
     """Return the lines that each node runs, inside single quotes: no quote of ours may stand in them."""
     container = resources.environment.container
-    lines = ['exec "$PYTHON"']
+    lines = ['exec "$PYTHON" -P']
     if container and container.kind == "apptainer":
         binds = " ".join(f"--bind {mount}" for mount in _mounts(resources, folder))
         gpus = " --nv" if resources.gpus else ""
-        lines = [f"exec apptainer exec{gpus} {binds}", container.image, '"$PYTHON"']
+        lines = [f"exec apptainer exec{gpus} {binds}", container.image, '"$PYTHON" -P']
     if together:
         lines += [f'-m torch.distributed.run --nnodes="$SLURM_NNODES" --nproc-per-node={processes} --node-rank="$SLURM_NODEID"',
                   '--master-addr="$HEAD" --master-port="$PORT" --max-restarts=0']  # fmt: skip

@@ -109,7 +109,7 @@ def fetch(need: Need, folder: Path, run: str) -> dict[str, Any]:
 def rehearse(file: Path, overrides: Sequence[str], folder: Path, say: Say) -> bool:
     """Open everything as the run will, in a process that may not ask the hub; tell what it finds, and whether all is
     well."""
-    command = [sys.executable, "-m", "rounds.train.offline.rehearsal", str(file), *overrides]
+    command = [sys.executable, "-P", "-m", "rounds.train.offline.rehearsal", str(file), *overrides]
     environment = {**os.environ, **offline_folder.environment(folder)}
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

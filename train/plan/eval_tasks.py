@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from rounds.data_prep.errors import UserError, nearest
-from rounds.train.config import yaml_file
+from rounds.train.config import shipped, yaml_file
 from rounds.train.config.evaluation import TaskUse
 
 
@@ -51,7 +51,7 @@ def check(task: TaskUse, file: Path | None, where: str) -> str | None:
 
 def own_names() -> list[str]:
     """List the tasks that the project ships."""
-    return sorted(path.stem for path in (yaml_file.PROJECT_RECIPES / "eval_tasks").glob("*.yaml"))
+    return sorted(path.stem for path in (shipped.RECIPES / "eval_tasks").glob("*.yaml"))
 
 
 @cache

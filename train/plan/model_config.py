@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rounds.data_prep.errors import UserError
-from rounds.train.config import yaml_file
+from rounds.train.config import shipped
 from rounds.train.config.recipe import Base, Hub, Local
 from rounds.train.engine import store
 
@@ -65,7 +65,7 @@ def _hub_config(base: Hub) -> tuple[dict[str, Any], str]:
 
 
 def _published(base: Hub) -> dict[str, Any] | None:
-    return store.read_json(yaml_file.PROJECT_RECIPES / "configs" / f"{base.id.rpartition('/')[2]}.json")
+    return store.read_json(shipped.RECIPES / "configs" / f"{base.id.rpartition('/')[2]}.json")
 
 
 def _clean(config: dict[str, Any]) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def fit_shards(trainer: Trainer, checkpoint: Path, machine: Machine) -> None:
 def _make_universal(checkpoint: Path) -> None:
     tag = (checkpoint / "latest").read_text().strip()
     logger.info("rewriting %s, which was written by another number of ranks", checkpoint.name)
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--input_folder", str(checkpoint / tag),
+    command = [sys.executable, "-P", "-m", "deepspeed.checkpoint.ds_to_universal", "--input_folder", str(checkpoint / tag),
                "--output_folder", str(checkpoint / f"{tag}_universal"), "--inject_missing_state"]  # fmt: skip
     made = subprocess.run(command, env={**os.environ, "RANK": "0", "WORLD_SIZE": "1"})
     if made.returncode:

@@ -43,6 +43,12 @@ again() { # start this same job anew; what waits for it keeps waiting
 stopping=
 trap 'stopping="time limit"; touch "$STAGE/stop"; if preempted; then stopping=preempted; fi' USR1 # 300 s before the end: the ranks save a checkpoint and leave
 
+# The folder of submission is on no search path: files there may be named like modules. An empty part of PYTHONPATH, as modules
+# and profiles leave behind, would mean that folder.
+export PYTHONSAFEPATH=1
+if [ -n "${PYTHONPATH:-}" ]; then
+    PYTHONPATH=$(sed 's/::*/:/g; s/^://; s/:$//' <<<"$PYTHONPATH")
+fi
 export PYTHON=python
 export OMP_NUM_THREADS=2
 export HF_DATASETS_DISABLE_PROGRESS_BARS=1
@@ -74,7 +80,7 @@ export HEAD PORT=$((20000 + (SLURM_JOB_ID + 1000 * ${SLURM_RESTART_COUNT:-0}) % 
 srun --kill-on-bad-exit=1 --wait=0 --export=ALL --cpus-per-task="$SLURM_CPUS_PER_TASK" --nodes=1 --ntasks-per-node=1 bash -euc '
     exec apptainer exec --nv --bind /fsx/store:/fsx/store --bind /models:/models \
         /images/rounds.sif \
-        "$PYTHON" \
+        "$PYTHON" -P \
         -m torch.distributed.run --nnodes="$SLURM_NNODES" --nproc-per-node=2 --node-rank="$SLURM_NODEID" \
         --master-addr="$HEAD" --master-port="$PORT" --max-restarts=0 \
         -m rounds.train.engine.worker "$STAGE/job.json"' &

@@ -44,6 +44,12 @@ again() { # start this same job anew; what waits for it keeps waiting
 stopping=
 trap 'stopping="time limit"; touch "$STAGE/stop"; if preempted; then stopping=preempted; fi' USR1 # 300 s before the end: the ranks save a checkpoint and leave
 
+# The folder of submission is on no search path: files there may be named like modules. An empty part of PYTHONPATH, as modules
+# and profiles leave behind, would mean that folder.
+export PYTHONSAFEPATH=1
+if [ -n "${PYTHONPATH:-}" ]; then
+    PYTHONPATH=$(sed 's/::*/:/g; s/^://; s/:$//' <<<"$PYTHONPATH")
+fi
 export PYTHON=python
 export OMP_NUM_THREADS=1
 export HF_DATASETS_DISABLE_PROGRESS_BARS=1
@@ -73,7 +79,7 @@ export HEAD PORT=$((20000 + (SLURM_JOB_ID + 1000 * ${SLURM_RESTART_COUNT:-0}) % 
 # --wait=0, since rank 0 works on when the others are through: it reads back and hashes what it saved. A torchrun without it leaves
 # in peace after 300 s (exit_barrier_timeout, which ends no rank); by a site's WaitTime rank 0 would be ended soon after that.
 srun --kill-on-bad-exit=1 --wait=0 --export=ALL --cpus-per-task="$SLURM_CPUS_PER_TASK" --nodes=2 --ntasks-per-node=1 --container-image='nvcr.io#nvidia/pytorch:25.06-py3' --container-mounts=/fsx/store:/fsx/store,/data:/data:ro bash -euc '
-    exec "$PYTHON" \
+    exec "$PYTHON" -P \
         -m torch.distributed.run --nnodes="$SLURM_NNODES" --nproc-per-node=4 --node-rank="$SLURM_NODEID" \
         --master-addr="$HEAD" --master-port="$PORT" --max-restarts=0 \
         -m rounds.train.engine.worker "$STAGE/job.json"' &

@@ -58,6 +58,12 @@ eval "$(conda shell.bash hook)"
 conda activate rounds
 set -u
 
+# The folder of submission is on no search path: files there may be named like modules. An empty part of PYTHONPATH, as modules
+# and profiles leave behind, would mean that folder.
+export PYTHONSAFEPATH=1
+if [ -n "${PYTHONPATH:-}" ]; then
+    PYTHONPATH=$(sed 's/::*/:/g; s/^://; s/:$//' <<<"$PYTHONPATH")
+fi
 export PYTHON=python
 export OMP_NUM_THREADS=12
 export HF_DATASETS_DISABLE_PROGRESS_BARS=1
@@ -90,7 +96,7 @@ export HEAD PORT=$((20000 + (SLURM_JOB_ID + 1000 * ${SLURM_RESTART_COUNT:-0}) % 
 srun --kill-on-bad-exit=1 --wait=0 --export=ALL --cpus-per-task="$SLURM_CPUS_PER_TASK" --nodes=6 --ntasks-per-node=1 bash -euc '
     export TMPDIR="$SLURM_TMPDIR/rounds" TORCH_EXTENSIONS_DIR="$SLURM_TMPDIR/rounds/torch_extensions" TRITON_CACHE_DIR="$SLURM_TMPDIR/rounds/triton"
     mkdir -p "$TMPDIR"
-    exec "$PYTHON" \
+    exec "$PYTHON" -P \
         -m torch.distributed.run --nnodes="$SLURM_NNODES" --nproc-per-node=8 --node-rank="$SLURM_NODEID" \
         --master-addr="$HEAD" --master-port="$PORT" --max-restarts=0 \
         -m rounds.train.engine.worker "$STAGE/job.json"' &

@@ -40,6 +40,12 @@ again() { # would start this same job anew, if the cluster file did not say requ
 # Nothing half done is kept. At the time limit the same would happen again, so the stage is left what remains of its time.
 trap 'if preempted; then again preempted; fi; give_up "time limit" "its time was over, and this stage keeps nothing half done: raise time in the cluster file so that it fits"' USR1
 
+# The folder of submission is on no search path: files there may be named like modules. An empty part of PYTHONPATH, as modules
+# and profiles leave behind, would mean that folder.
+export PYTHONSAFEPATH=1
+if [ -n "${PYTHONPATH:-}" ]; then
+    PYTHONPATH=$(sed 's/::*/:/g; s/^://; s/:$//' <<<"$PYTHONPATH")
+fi
 export PYTHON=/venv/bin/python
 export OMP_NUM_THREADS=4
 export HF_DATASETS_DISABLE_PROGRESS_BARS=1
@@ -65,7 +71,7 @@ fi
 # --wait=0, since rank 0 works on when the others are through: it reads back and hashes what it saved. A torchrun without it leaves
 # in peace after 300 s (exit_barrier_timeout, which ends no rank); by a site's WaitTime rank 0 would be ended soon after that.
 srun --kill-on-bad-exit=1 --wait=0 --export=ALL --cpus-per-task="$SLURM_CPUS_PER_TASK" --nodes=1 --ntasks-per-node=1 bash -euc '
-    exec "$PYTHON" \
+    exec "$PYTHON" -P \
         -m rounds.train.engine.worker "$STAGE/job.json"' &
 step=$!
 
