@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from gpu import card, trainers
+from gpu import card, table, trainers
 from gpu import rows as random_rows
 from gpu.card import Ceilings
 from gpu.finding import Finding, NotHere, measured, not_here
@@ -59,7 +59,7 @@ RUNS = (
 )
 LORA_RUNS = (Run("clinical", "shared_prefix", checkpointing=True), Run("conversations", "ours", checkpointing=True))
 """For a model whose own gradients and optimizer fit no card: an adapter of rank 16."""
-BATCH = 16
+BATCH = {"cuda": 16, "cpu": 8}
 """Pairs or conversations a step."""
 MICRO = {"14M": 8, "135M": 8, "1B": 4, "8B": 2}
 
@@ -89,6 +89,8 @@ def size(name: str, device: str, seconds: float) -> Iterator[Finding]:
             yield not_here(run.name, "does not fit this card's memory")
         gc.collect()
         _forget(device)
+    if device != "cuda":
+        yield not_here("peak and planned memory", "torch counts no tensors on a CPU; scripts/bench_memory does")
 
 
 def _forget(device: str) -> None:
@@ -104,8 +106,9 @@ def _one(
 ) -> Iterator[Finding]:
     from rounds.train.config.training import Lora
 
-    shorten = 1 if device == "cuda" else 8
+    shorten = 1 if device == "cuda" else 16
     lora = Lora() if run in LORA_RUNS and not shape.get("tie_word_embeddings", True) else None
+    micro = micro if device == "cuda" else 4
     asked = Asked(device, True, run.checkpointing, micro, run.liger)
     _check(run, device, counted, lora)
     rows, trainer = _trainer(run, shape, asked, shorten, lora)
@@ -124,11 +127,18 @@ def _one(
     yield measured(
         run.name, len(rows) / each, "/s",
         f"{real / each:,.0f} tokens/s, MFU {flops / each / best.flops:.1%}, a step {each * 1e3:.1f} ms, floor "
-        f"{flops / best.flops * 1e3:.2g} ms of operations, {moved / best.bandwidth * 1e3:.2g} ms of bytes",
+        f"{table.number(flops / best.flops * 1e3, 'ms')} of operations, {table.number(moved / best.bandwidth * 1e3, 'ms')} of bytes"
+        f"{_peak(device)}",
         tokens_per_second=real / each, mfu=flops / each / best.flops, seconds_per_step=each, steps=len(taken),
         floor_operations_seconds=flops / best.flops, floor_bytes_seconds=moved / best.bandwidth, tokens_computed=step.tokens,
     )  # fmt: skip
     yield from _planned(run, counted, best, device, each, flops, micro_batches, lora)
+
+
+def _peak(device: str) -> str:
+    import torch
+
+    return f", peak {torch.cuda.max_memory_allocated() / GIB:.2f} GiB" if device == "cuda" else ""
 
 
 def _check(run: Run, device: str, counted: Any, lora: Any) -> None:
@@ -154,9 +164,9 @@ def _trainer(run: Run, shape: dict[str, Any], asked: Asked, shorten: int, lora: 
     net = trainers.model(shape, asked)
     adapter = adapters.config(lora)
     if run.kind == "conversations":
-        rows = random_rows.conversations(BATCH, 2048, shape["vocab_size"], shorten)
+        rows = random_rows.conversations(BATCH[asked.device], 2048, shape["vocab_size"], shorten)
         return rows, trainers.sft(run.way, net, asked, 2048 // shorten, adapter)
-    rows = random_rows.pairs(run.kind, BATCH, shape["vocab_size"], shorten)
+    rows = random_rows.pairs(run.kind, BATCH[asked.device], shape["vocab_size"], shorten)
     if run.way == "flash-pref":
         return rows, _flash_pref(net, rows, asked)
     return rows, trainers.dpo(run.way, net, rows, asked, adapter)
@@ -258,8 +268,10 @@ def _planned(
     yield measured(f"planned time, {run.name}", said * 1e3, "ms",
                    f"measured {each * 1e3:.1f} ms: {said / each - 1:+.0%}; {whose}", measured_seconds=each)  # fmt: skip
     what = f"planned memory, {run.name}"
-    if device != "cuda" or run.liger:
-        yield not_here(what, "the planner knows no Liger" if run.liger else "torch counts no tensors on a CPU: scripts/bench_memory does")
+    if device != "cuda":
+        return
+    if run.liger:
+        yield not_here(what, "the planner knows no Liger")
         return
     import torch
 

@@ -90,10 +90,10 @@ def _dpo(way: str, precision: str, shape: dict[str, Any], rows: Rows, device: st
     losses, sides = [], [[], []]
     for start in range(0, len(rows), 4):
         batch = trainers.on_device(trainer, rows[start : start + 4])
-        with torch.no_grad(), trainer.compute_loss_context_manager():
+        with torch.no_grad(), trainers.arithmetic(trainer):
             for side, found in zip(sides, _sums(trainer.model, batch).chunk(2), strict=True):
                 side += found.tolist()
-        with trainer.compute_loss_context_manager():
+        with trainers.arithmetic(trainer):
             loss = trainer.compute_loss(trainer.model, batch)
         (loss * 4 / len(rows)).backward()
         losses.append(float(loss))
@@ -170,7 +170,7 @@ def _sft(way: str, precision: str, micro_batches: list[Rows], shape: dict[str, A
     trainer.model.train()
     total, items = 0.0, sum(map(random_rows.learnt, micro_batches))
     for rows in micro_batches:
-        with trainer.compute_loss_context_manager():
+        with trainers.arithmetic(trainer):
             loss = trainer.compute_loss(trainer.model, trainers.on_device(trainer, rows), num_items_in_batch=items)
         loss.backward()
         total += float(loss)
@@ -203,7 +203,7 @@ def reference(device: str, seconds: float) -> Iterator[Finding]:
         trainer = trainers.dpo("auto", _model(shape, device), rows, Asked(device, precision == "bf16", micro_batch=4))
         worst = 0.0
         for start in range(0, count, 4):
-            with torch.no_grad(), trainer.compute_loss_context_manager():
+            with torch.no_grad(), trainers.arithmetic(trainer):
                 loss = trainer.compute_loss(trainer.model, trainers.on_device(trainer, rows[start : start + 4]))
             worst = max(worst, abs(float(loss) - math.log(2)))
         # At 0 the loss changes by half of beta with the difference of two answers' errors, and one rounding of each logit counts.

@@ -147,13 +147,21 @@ def step(trainer: Any, optimiser: Any, micro_batches: list[Rows]) -> Step:
         batch = on_device(trainer, rows)
         row = batch.get("packed_row")
         tokens += (row.input_ids if row is not None else batch["input_ids"]).numel()
-        with trainer.compute_loss_context_manager():
+        with arithmetic(trainer):
             loss = trainer.compute_loss(trainer.model, batch, **items)
         (loss / share).backward()
     optimiser.step()
     optimiser.zero_grad()
     wait()
     return Step(time.perf_counter() - began, time.process_time() - worked, tokens)
+
+
+def arithmetic(trainer: Any) -> Any:
+    """Return the trainer's arithmetic for a pass outside of `train()`: Trainer leaves autocast to accelerate, which wraps a model only
+    there, so that `compute_loss_context_manager` is empty and a pass would silently be in fp32."""
+    import torch
+
+    return torch.autocast(trainer.args.device.type, dtype=torch.bfloat16, enabled=trainer.args.bf16)
 
 
 def _waiter(device: Any) -> Any:
