@@ -14,11 +14,11 @@ from email.parser import HeaderParser
 from pathlib import Path
 from typing import NamedTuple
 
-WANTED = ("pydantic", "pyyaml", "psutil", "filelock", "jinja2", "safetensors", "rich", "peft", "accelerate", "trl", "datasets", "deepspeed",
-          "liger-kernel")  # fmt: skip
+WANTED = ("pydantic", "psutil", "peft", "accelerate", "trl", "datasets", "deepspeed", "liger-kernel", "flash-pref")
 """What the checks import beside torch and transformers. bitsandbytes is not among them: its wheel alone is larger than the limit."""
-HAS = ("torch", "transformers")
-"""What such a machine has at least, with all that these two need."""
+HAS = ("torch", "triton", "transformers", "numpy", "packaging", "tqdm", "regex", "requests", "tokenizers", "huggingface-hub", "safetensors",
+       "pyyaml", "filelock", "fsspec", "jinja2", "typing-extensions", "setuptools")  # fmt: skip
+"""What a machine with torch and transformers has of what these packages need. pydantic is not in it: only newer ones bring it."""
 SOURCE_ONLY = ("deepspeed",)
 """Published as source: a wheel of pure Python is built of it here."""
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_24_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64",
@@ -27,6 +27,8 @@ LIMIT = 60e6
 
 
 class Wheel(NamedTuple):
+    """One file, and the packages that it needs."""
+
     name: str
     path: Path
     size: int
@@ -46,11 +48,11 @@ def collect(folder: Path, python: str, has: tuple[str, ...], constraints: Path) 
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         pins = _pins(constraints, Path(scratch))
-        there = _with_needs(has, python)
+        there = set(map(_normal, has))
         found: dict[str, Wheel] = {}
         todo = [name for name in WANTED if name not in there]
         while todo:
-            name = todo.pop()
+            name = todo.pop(0)
             if name not in found:
                 found[name] = _download(name, python, pins, Path(scratch))
                 todo += [need for need in found[name].needs if need not in there]
@@ -77,24 +79,6 @@ def _pins(constraints: Path, scratch: Path) -> Path:
     lines = [line for line in constraints.read_text().splitlines() if not line.startswith(("torch==", "transformers=="))]
     (scratch / "pins.txt").write_text("\n".join(lines) + "\n")
     return scratch / "pins.txt"
-
-
-def _with_needs(names: tuple[str, ...], python: str) -> set[str]:
-    """Return packages and all that they need, by what is installed here: torch's and transformers' own needs hardly change."""
-    import importlib.metadata as packages
-
-    known: set[str] = set()
-    todo = [_normal(name) for name in names]
-    while todo:
-        name = todo.pop()
-        if name in known:
-            continue
-        known.add(name)
-        try:
-            todo += _needs(packages.requires(name) or [], python)
-        except packages.PackageNotFoundError:
-            continue
-    return known
 
 
 def _download(name: str, python: str, pins: Path, scratch: Path) -> Wheel:
