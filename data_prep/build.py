@@ -20,13 +20,13 @@ from rounds.data_prep import progress, sources
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.files import FILE, ID, ROW
 from rounds.data_prep.mix import REPEAT, choose, mix, repeated_id
-from rounds.data_prep.records import Kind, Record, read_kind, read_records, schemas, write_records
+from rounds.data_prep.records import RECORDS, Kind, Record, read_kind, read_records, schemas, write_records
 from rounds.data_prep.rewrite import rewrite
 from rounds.data_prep.schema import DataParams, SourceParams, SourceUse
 from rounds.data_prep.sieve import Sieve, Sifted, sift
 from rounds.data_prep.spool import Spool
 
-RECORDS, DROPPED, MASKED = "records.parquet", "dropped.jsonl", "masked.jsonl"
+DROPPED, MASKED = "dropped.jsonl", "masked.jsonl"
 _SHOWN, _SHOWN_COLUMNS = 80, 20  # A file under the wrong suffix can have a column whose name is a page long.
 logger = logging.getLogger(__name__)
 

@@ -7,6 +7,8 @@ import json
 import time
 from pathlib import Path
 
+from rounds.data_prep.whole import whole
+
 _SECONDS_BETWEEN_WRITES = 0.2
 _last_write: dict[Path, float] = {}
 _began: dict[Path, tuple[str, int, float]] = {}
@@ -21,7 +23,6 @@ def write(out: Path, step: int, total: int | None, unit: str, **numbers: float) 
     before = _began.get(out)
     if before is None or before[0] != unit or step < before[1]:
         before = _began[out] = (unit, step, time.time())
-    partial = out / "progress.json.partial"
     state = {
         "step": step,
         "total": total,
@@ -30,8 +31,8 @@ def write(out: Path, step: int, total: int | None, unit: str, **numbers: float) 
         "began": before[2],
         "began_step": before[1],
     }
-    partial.write_text(json.dumps({**state, **numbers}))
-    partial.replace(out / "progress.json")
+    with whole(out / "progress.json") as partial:
+        partial.write_text(json.dumps({**state, **numbers}))
 
 
 def numbers(state: dict) -> dict[str, float]:

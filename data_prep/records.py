@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rounds.data_prep.errors import UserError
+from rounds.data_prep.whole import whole
 
 if TYPE_CHECKING:  # a quarter of a second, which planning has no use for: imported where a file is read or written
     import pyarrow as pa
 
 Role = Literal["system", "user", "assistant"]
+RECORDS = "records.parquet"
+"""The file of a `source` or `data` stage."""
 BATCH_ROWS = 4096
 # Of rows of the usual length 4,096 hold 9 million characters; a batch of giants must not hold a gigabyte.
 BATCH_CHARACTERS = 1 << 26
@@ -136,8 +139,7 @@ def write_records(path: Path, records: Iterable[Record], kind: Kind) -> int:
     import pyarrow.parquet as pq
 
     schema, count, size, batch = schemas()[kind], 0, 0, []
-    partial = path.with_name(path.name + ".partial")
-    with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+    with whole(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
         for record in records:
             batch.append(record)
             count += 1
@@ -148,7 +150,6 @@ def write_records(path: Path, records: Iterable[Record], kind: Kind) -> int:
                 size = 0
         if batch:
             writer.write_table(to_table(batch, kind))
-    partial.rename(path)
     return count
 
 

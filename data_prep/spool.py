@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rounds.data_prep.records import BATCH_ROWS
+from rounds.data_prep.whole import whole
 
 # A string column holds 2 GiB at most, and 4,096 of the longest rows that are kept would be 16. Rows of the usual length,
 # 9 MB a batch, never come to it.
@@ -42,16 +43,18 @@ class Spool:
 
         `renamed` gives the id of a row by its place in the order, where that is to be another than it was added with.
         """
-        partial = path.with_name(path.name + ".partial")
         sizes = np.concatenate([np.zeros(0, np.uint32), *self._sizes])[np.asarray(order, np.int64)]
-        with pa.memory_map(str(self.path)) as source, pq.ParquetWriter(partial, self.schema, compression="zstd") as out:
+        with (
+            whole(path) as partial,
+            pa.memory_map(str(self.path)) as source,
+            pq.ParquetWriter(partial, self.schema, compression="zstd") as out,
+        ):
             reader = pa.ipc.open_file(source)
             batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
             starts = list(itertools.accumulate((batch.num_rows for batch in batches[:-1]), initial=0))
             for start, end in _parts(sizes):
                 table = _gather(batches, starts, order[start:end])
                 out.write_table(_with_ids(table, start, renamed) if renamed else table)
-        partial.rename(path)
 
 
 def _bytes_of_rows(table: pa.Table) -> np.ndarray:

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rounds.data_prep import records, rewrite, sources
 from rounds.data_prep.errors import UserError
-from rounds.data_prep.records import Conversation, Message, Pair, Record
+from rounds.data_prep.records import RECORDS, Conversation, Message, Pair, Record
 from rounds.data_prep.render import to_conversation
 from rounds.data_prep.schema import SourceParams, SourceUse
 from rounds.train.config.recipe import Hub, Local
@@ -51,12 +51,12 @@ def rows(plan: Plan, root: Path, name: str, count: int) -> Rows:
     for stage in plan.stages:
         read = [key.removeprefix("source.") for key, parent in stage.inputs.items() if parent.key == own.key]
         if stage.kind.mixes and read and store.done(store.folder(root, stage)):
-            path = store.folder(root, stage) / "records.parquet"
+            path = store.folder(root, stage) / RECORDS
             taken = list(_first(path, read[0], count))
             if taken:
                 return Rows(taken, f"of {stage.name}: after filters and mix", longest)
     if store.done(store.folder(root, own)):
-        path = store.folder(root, own) / "records.parquet"
+        path = store.folder(root, own) / RECORDS
         return Rows(list(_first(path, None, count)), f"of {own.name}: before filters and mix", longest)
     said = f"read for this preview, since {own.name} is not finished: before filters and mix"
     return Rows(_straight(own, count), said, longest)

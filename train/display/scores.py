@@ -6,18 +6,19 @@ from rich.console import Console
 from rich.table import Table
 
 from rounds.train.engine import policy, store
+from rounds.train.engine.records import DECISION, SCORES
 from rounds.train.plan.pipeline import Plan
 
 
 def summary(console: Console, plan: Plan, root: Path, ran: int, seconds: float) -> None:
     """Print the scores per round, the gates' decisions, and where the report and the model are."""
-    evaluations = {stage.name.removeprefix("evaluate."): store.read_json(store.folder(root, stage) / "scores.json") or {}
+    evaluations = {stage.name.removeprefix("evaluate."): store.read_json(store.folder(root, stage) / SCORES) or {}
                    for stage in plan.stages if stage.kind.measures}  # fmt: skip
     if evaluations:
         console.print(scores_table(plan.recipe.name, evaluations))
     for stage in plan.stages:
         if stage.kind.decides:
-            decision = store.read_json(store.folder(root, stage) / "decision.json") or {}
+            decision = store.read_json(store.folder(root, stage) / DECISION) or {}
             console.print(f"{stage.name}: {decision.get('decision')}", highlight=False)
             for rule in decision.get("rules", []):
                 console.print(f"    {rule['says']}", highlight=False, markup=False, soft_wrap=True)

@@ -1,6 +1,7 @@
 """The files of bookkeeping in a stage's folder, as frozen records: what was asked, what came of it, why it failed.
 
-Read tolerantly: a field that another release wrote is passed over. The names of the files stand here too.
+Read tolerantly: a field that another release wrote is passed over. The names of the files stand here too, and
+those of results that other kinds of stages read.
 """
 
 from pathlib import Path
@@ -14,6 +15,9 @@ from rounds.train.engine import params
 from rounds.train.engine.kinds import KINDS, Kind
 
 SPEC, DONE, FAILED = "stage.json", "done.json", "failed.json"
+ROWS, PAIRS, LOGPS, METRICS = "rows.parquet", "pairs.parquet", "logps.parquet", "metrics.jsonl"
+SCORES, ITEMS, ANSWERS = "scores.json", "items.parquet", "answers.jsonl"
+DECISION, MANIFEST, POLICY = "decision.json", "manifest.json", "policy.json"
 PROGRESS, LOG, HOLDER, LOCK, JOB, STOP = "progress.json", "log.txt", "holder.json", "lock", "job.json", "stop"
 
 

@@ -23,6 +23,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rounds.data_prep.errors import UserError
+from rounds.data_prep.whole import whole
 from rounds.train.engine import records
 from rounds.train.engine.graph import Asset, Stage
 from rounds.train.engine.records import Done, Failure, Spec
@@ -56,9 +57,8 @@ def read_json(path: Path) -> Any | None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file so that a reader sees the old content or the new, never a part."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-    partial.replace(path)
+    with whole(path, many=True) as partial:
+        partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def spec(stage_folder: Path) -> Spec:

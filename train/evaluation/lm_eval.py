@@ -31,6 +31,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rounds.data_prep import progress, records
 from rounds.data_prep.errors import UserError
+from rounds.data_prep.records import RECORDS
 from rounds.train.engine.params import Task
 from rounds.train.tokens import chat
 
@@ -145,7 +146,7 @@ def _own_task(task: Task, source: Path, out: Path) -> dict[str, Any]:
     folder = out / "cache" / "tasks"
     folder.mkdir(parents=True, exist_ok=True)
     rows = folder / f"{task.name}.jsonl"
-    questions = records.read_records(source / "records.parquet")
+    questions = records.read_records(source / RECORDS)
     with rows.open("w") as file:
         for question in sorted(questions, key=lambda record: records.stable_hash("evaluate", record.id)):
             assert isinstance(question, records.Question)

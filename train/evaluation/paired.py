@@ -16,6 +16,7 @@ from typing import Any, Literal
 import pyarrow.parquet as pq
 
 from rounds.data_prep.errors import UserError
+from rounds.train.engine.records import ITEMS
 
 Verdict = Literal["better", "worse", "within noise", "rose", "fell", "too few items"]
 Conclusion = Literal[
@@ -141,7 +142,7 @@ def read_questions(folder: Path) -> dict[str, dict[str, str]]:
 
 def _read(folder: Path, column: str) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    columns = pq.read_table(folder / "items.parquet", columns=["metric", "item", column]).to_pydict()
+    columns = pq.read_table(folder / ITEMS, columns=["metric", "item", column]).to_pydict()
     for metric, item, value in zip(columns["metric"], columns["item"], columns[column], strict=True):
         found.setdefault(metric, {})[item] = value
     return found

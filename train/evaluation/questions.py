@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rounds.data_prep import records, sources
+from rounds.data_prep.records import RECORDS
 
 
 def of_folder(folder: Path) -> dict[str, str]:
     """Return a row's id -> its question, for all rows of a folder."""
-    return {row.id: of(row) for row in records.read_records(folder / "records.parquet")}
+    return {row.id: of(row) for row in records.read_records(folder / RECORDS)}
 
 
 def of(row: records.Record) -> str:

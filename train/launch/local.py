@@ -24,6 +24,7 @@ from rounds.train.engine import ranks, store, worker
 from rounds.train.engine.graph import Asset, Stage
 from rounds.train.engine.params import Requirement
 from rounds.train.launch import failures
+from rounds.train.launch.quiet import QUIET
 from rounds.train.weights import requirements
 
 POLL_SECONDS = 0.2
@@ -95,7 +96,8 @@ def _check(stages: Sequence[Stage], root: Path, cluster: Cluster) -> None:
     context = multiprocessing.get_context("forkserver")
     if not all(stage.kind.light for stage in todo):
         context.set_forkserver_preload(_PRELOAD)
-    _set_environment()
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     wrong = []
     for stage in todo:
         machine = cluster.machine(stage.row, stage.name)
@@ -228,11 +230,3 @@ def _end_with_parent() -> None:
     assert parent
     wait([parent.sentinel])
     os._exit(1)
-
-
-def _set_environment() -> None:
-    """Set what the stages' libraries read at import."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads made torch 8 times slower on a busy machine
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # progress goes to progress.json; bars would only fill the log
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

@@ -13,20 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from rounds.data_prep.errors import UserError
 from rounds.train.config.cluster import Machine
 from rounds.train.config.slurm import Resources
-from rounds.train.engine import ranks
+from rounds.train.engine import ranks, templates
 from rounds.train.engine.graph import Stage
+from rounds.train.launch.quiet import QUIET
 
-_QUIET = {
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "TOKENIZERS_PARALLELISM": "true",
-    "TQDM_DISABLE": "1",
-}
 _TOO_SHORT = "its time was over, and this stage keeps nothing half done: raise time in the cluster file so that it fits"
 _TOO_SHORT_TO_SAVE = "its time was over before it had a new checkpoint: raise time in the cluster file"
 
@@ -109,7 +102,7 @@ def _variables(machine: Machine, processes: int, more: Mapping[str, str]) -> dic
     variables = {
         "PYTHON": environment.python or ("python" if own else sys.executable),
         "OMP_NUM_THREADS": str(machine.threads or max(1, machine.slurm.cpus // processes)),
-        **_QUIET,
+        **QUIET,
         **more,
     }
     return variables | environment.variables
@@ -156,9 +149,7 @@ def _command(resources: Resources, folder: Path, processes: int, together: bool,
 
 @functools.cache
 def _template() -> Any:
-    loader = FileSystemLoader(Path(__file__).resolve().parent)
-    environment = Environment(
-        loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
+    environment = templates.environment(Path(__file__).resolve().parent)
+    environment.keep_trailing_newline = True
     environment.filters["quote"] = shlex.quote
     return environment.get_template("job.sh.jinja")

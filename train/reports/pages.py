@@ -6,17 +6,20 @@ A page is self-contained: no script, nothing loaded from anywhere, and the same 
 import math
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from rounds.train.engine import templates
+
+FOLDER = Path(__file__).resolve().parent
+"""Where the templates of pages and cards are."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]|[\ud800-\udfff]")
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill a template of train/templates. A name that it uses and that is not given is an error."""
-    environment = Environment(loader=PackageLoader("rounds.train", "reports"), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    """Fill a template of this folder. A name that it uses and that is not given is an error."""
+    environment = templates.environment(FOLDER, html=True)
     environment.filters |= {"score": score, "signed": signed, "mean": mean, "duration": duration}
     return _printable(environment.get_template(template).render(**values))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rounds.train.engine import store
 from rounds.train.engine.kinds import Kind
-from rounds.train.engine.records import Done, Spec
+from rounds.train.engine.records import ANSWERS, ITEMS, METRICS, SCORES, Done, Spec
 from rounds.train.evaluation.paired import Comparison, compare, conclude, is_main, read_items, read_questions
 
 
@@ -65,12 +65,12 @@ class Step:
     @cached_property
     def scores(self) -> dict[str, dict[str, Any]]:
         """Its metrics; empty when it was not measured."""
-        return (store.read_json(self.evaluation.folder / "scores.json") or {}) if self.evaluation else {}
+        return (store.read_json(self.evaluation.folder / SCORES) or {}) if self.evaluation else {}
 
     @cached_property
     def items(self) -> dict[str, dict[str, float]]:
         """The values of its metrics, item by item."""
-        known = self.evaluation and (self.evaluation.folder / "items.parquet").is_file()
+        known = self.evaluation and (self.evaluation.folder / ITEMS).is_file()
         return read_items(self.evaluation.folder) if self.evaluation and known else {}
 
     @cached_property
@@ -81,12 +81,12 @@ class Step:
     @cached_property
     def answers(self) -> dict[str, dict[str, Any]]:
         """Its sample answers by prompt."""
-        return {line["prompt"]: line for line in _json_lines(self.evaluation, "answers.jsonl")}
+        return {line["prompt"]: line for line in _json_lines(self.evaluation, ANSWERS)}
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """What was logged while it was trained, step by step."""
-        return _json_lines(self.stage, "metrics.jsonl")
+        return _json_lines(self.stage, METRICS)
 
     def against(self, old: "Step") -> dict[str, Comparison]:
         """Compare it with another policy on every metric that both were measured on."""

@@ -18,6 +18,7 @@ from markupsafe import Markup
 from rounds.train.config.cluster import Machine
 from rounds.train.engine import store
 from rounds.train.engine.params import AblationReportParams
+from rounds.train.engine.records import SCORES
 from rounds.train.evaluation.paired import MIN_ITEMS, NEUTRAL, is_main, read_items, read_questions
 from rounds.train.reports import figures, pages
 from rounds.train.reports.contrasts import ALPHA, Contrast, contrast, judged
@@ -50,7 +51,7 @@ class Results:
     @cached_property
     def scores(self) -> dict[str, dict[int, dict[str, Any]]]:
         """Variant -> seed -> its `scores.json`."""
-        return {name: {cell.seed: store.read_json(self.inputs[cell.scores] / "scores.json") or {} for cell in variant.cells}
+        return {name: {cell.seed: store.read_json(self.inputs[cell.scores] / SCORES) or {} for cell in variant.cells}
                 for name, variant in self.asked.variants.items()}  # fmt: skip
 
     @cached_property

@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase,
 
 from rounds.data_prep import hub, records
 from rounds.data_prep.errors import UserError
+from rounds.data_prep.records import RECORDS
 from rounds.train.config.cluster import Machine
 from rounds.train.config.recipe import Start, StartHub, StartTiny
 from rounds.train.engine import policy
@@ -31,7 +32,7 @@ _CONTROL_TOKENS = ["<|begin_of_text|>", "<|pad|>", "<|start_header_id|>", "<|end
 def run(params: BaseParams, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Make, find or fetch the starting model, and check that its chat template can be trained with."""
     if isinstance(params.base, StartTiny):
-        return _tiny(params.base, params, inputs["corpus"] / "records.parquet", out)
+        return _tiny(params.base, params, inputs["corpus"] / RECORDS, out)
     where = str(inputs["model"]) if "model" in inputs else _fetch(params.base)
     model, tokenizer = models.open_folder(where)
     _finish_tokenizer(tokenizer, params.chat_template, out)

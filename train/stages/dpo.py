@@ -24,6 +24,7 @@ from rounds.train.config.cluster import Machine, PairBatching
 from rounds.train.config.training import BATCH_LOSSES, Lora
 from rounds.train.engine import policy, ranks, store
 from rounds.train.engine.params import DpoParams
+from rounds.train.engine.records import LOGPS, PAIRS
 from rounds.train.tokens import packed_pairs
 from rounds.train.training import arguments, checkpoints
 from rounds.train.training import train as training
@@ -201,9 +202,9 @@ def _check_sample(params: DpoParams, inputs: dict[str, Path], machine: Machine, 
     stored number is another.
     """
     lora = params.training.lora
-    table = pq.read_table(inputs["pairs"] / "pairs.parquet")
+    table = pq.read_table(inputs["pairs"] / PAIRS)
     places = sorted(random.Random(params.seed).sample(range(len(table)), min(_SAMPLE, len(table))))
-    stored = pq.read_table(inputs["reference"] / "logps.parquet").take(places).to_pylist()
+    stored = pq.read_table(inputs["reference"] / LOGPS).take(places).to_pylist()
     described = adapters.merged_on_disk(policy.read(inputs["reference_policy"]), machine, lora, out / "cache")
     if pair_logprobs.in_shards(machine):
         found = _score_sample(described, table, places, machine, lora, out)
@@ -234,8 +235,8 @@ def _score_sample(
 
 def _with_reference(pairs: Path, reference: Path, ld_alpha: float | None, out: Path) -> Dataset:
     """Join token rows and reference log-probabilities, which must be about the same pairs in the same order."""
-    rows = pq.read_table(pairs / "pairs.parquet")
-    logps = pq.read_table(reference / "logps.parquet")
+    rows = pq.read_table(pairs / PAIRS)
+    logps = pq.read_table(reference / LOGPS)
     if rows["id"].to_pylist() != logps["id"].to_pylist():
         raise UserError(
             f"{reference.name} was not computed on the pairs of {pairs.name}; remove its folder and run again"

@@ -24,9 +24,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rounds.data_prep import progress, records
 from rounds.data_prep.errors import UserError
+from rounds.data_prep.records import RECORDS
 from rounds.train.config.cluster import Machine
 from rounds.train.engine import policy, store, tracking
 from rounds.train.engine.params import EvaluateParams, Task
+from rounds.train.engine.records import ANSWERS, ITEMS, SCORES
 from rounds.train.evaluation import lm_eval, questions
 from rounds.train.evaluation.items import Items
 from rounds.train.tokens import chat
@@ -72,8 +74,8 @@ def run(params: EvaluateParams, inputs: dict[str, Path], out: Path, machine: Mac
     if params.num_answers and prompts:
         _answers(subject, dict(islice(prompts.items(), params.num_answers)), params.max_new_tokens, out, items)
     found = items.scores()
-    items.write(out / "items.parquet")
-    store.write_json(out / "scores.json", found)
+    items.write(out / ITEMS)
+    store.write_json(out / SCORES, found)
     tracking.scores({name: score["value"] for name, score in found.items()})
     return {"scores": {name: [round(score["value"], 4), score["n"]] for name, score in found.items()}, **counts}
 
@@ -153,7 +155,7 @@ def _conversations(subject: Subject, source: Path, out: Path, items: Items) -> t
 
 def _by_hash(source: Path) -> list[records.Record]:
     """Read held-out rows in an order by hash: the first of them are a fair sample and the same for every policy."""
-    rows = records.read_records(source / "records.parquet")
+    rows = records.read_records(source / RECORDS)
     return sorted(rows, key=lambda record: records.stable_hash("evaluate", record.id))
 
 
@@ -189,7 +191,7 @@ def _answers(subject: Subject, asked: Prompts, max_new_tokens: int, out: Path, i
     tokenizer: Any = subject.tokenizer
     stop = tokenizer.eos_token_id
     prompts, count = list(asked), _counter(out, len(asked), "answers written")
-    with (out / "answers.jsonl").open("w") as log:
+    with (out / ANSWERS).open("w") as log:
         for start in range(0, len(prompts), subject.batch_size):
             batch = prompts[start : start + subject.batch_size]
             texts = [chat.render_prompt(tokenizer, prompt) for prompt in batch]

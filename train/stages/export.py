@@ -16,20 +16,21 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import GenerationConfig
 
 from rounds.data_prep.schema import SourceParams
 from rounds.train.config.cluster import Machine
 from rounds.train.config.recipe import StartHub, StartLocal
-from rounds.train.engine import policy, store
+from rounds.train.engine import policy, store, templates
 from rounds.train.engine.params import EvaluateParams, ExportParams
+from rounds.train.engine.records import DECISION, MANIFEST, POLICY
+from rounds.train.reports import pages
 from rounds.train.reports.steps import Finished, Step, find_steps, finished
 from rounds.train.tokens import chat
 from rounds.train.weights import models
 
 logger = logging.getLogger(__name__)
-DATA_CARD = ("DATA_CARD.md", "manifest.json")
+DATA_CARD = ("DATA_CARD.md", MANIFEST)
 
 
 def run(params: ExportParams, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
@@ -68,10 +69,9 @@ def card(asked: ExportParams, inputs: Mapping[str, Path]) -> str:
         tags=["medical", *dict.fromkeys(each["method"] for each in trained), "not-for-clinical-use"],
     )
     measured = [step for step in steps if step.scores]
-    rows = store.read_json(inputs["manifest"] / "manifest.json")
+    rows = store.read_json(inputs["manifest"] / MANIFEST)
     assert rows
-    environment = Environment(loader=PackageLoader("rounds.train", "reports"), undefined=StrictUndefined, trim_blocks=True,
-                              lstrip_blocks=True)  # fmt: skip
+    environment = templates.environment(pages.FOLDER)
     environment.filters["cell"] = _cell
     text = environment.get_template("model_card.md.jinja").render(
         asked=asked,
@@ -120,7 +120,7 @@ def _training(step: Step, licences: Mapping[str, str]) -> dict[str, Any]:
         "method": stage.kind.name,
         "is_round": stage.kind.is_round,
         "asked": stage.spec.record,
-        "adapter": json.loads((stage.folder / "policy.json").read_text())["kind"] == "adapter",
+        "adapter": json.loads((stage.folder / POLICY).read_text())["kind"] == "adapter",
         "sets": [
             {**_set(name, sources[f"source.{name}"], licences), "rows": rows} for name, rows in given.items() if rows
         ],
@@ -170,7 +170,7 @@ def _reasons(step: Step, inputs: Mapping[str, Path]) -> list[str]:
         return [step.because]
     if step.status == "trained":
         return ["no gate was set"]
-    return [rule["says"] for rule in json.loads((inputs[f"gate.{step.name}"] / "decision.json").read_text())["rules"]]
+    return [rule["says"] for rule in json.loads((inputs[f"gate.{step.name}"] / DECISION).read_text())["rules"]]
 
 
 def _cell(value: Any) -> str:

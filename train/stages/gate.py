@@ -19,6 +19,7 @@ from rounds.train.config.cluster import Machine
 from rounds.train.config.evaluation import Rule
 from rounds.train.engine import policy, store, tracking
 from rounds.train.engine.params import GateParams
+from rounds.train.engine.records import DECISION, ITEMS, SCORES
 from rounds.train.evaluation.paired import paired_difference, read_questions
 
 
@@ -33,11 +34,11 @@ def run(params: GateParams, inputs: dict[str, Path], out: Path, machine: Machine
     decision = "skipped" if skipped else "accepted" if accepted else "rejected"
     winner = "candidate" if accepted else "current"
     policy.write_same(out, inputs[winner])
-    for name in ("scores.json", "items.parquet"):
+    for name in (SCORES, ITEMS):
         shutil.copyfile(inputs[f"{winner}_scores"] / name, out / name)
     # A skipped round passes the stop on, or the round after it would run again.
     stops = skipped or (decision == "rejected" and params.on_reject == "stop")
-    store.write_json(out / "decision.json", {"decision": decision, "stops_rounds": stops, "rules": verdicts})
+    store.write_json(out / DECISION, {"decision": decision, "stops_rounds": stops, "rules": verdicts})
     tracking.scores({"accepted": accepted})
     return {"decision": decision, "stops_rounds": stops, "reasons": [verdict["says"] for verdict in verdicts]}
 
@@ -75,8 +76,8 @@ def judge(rule: Rule, current: Path, candidate: Path) -> dict[str, Any]:
 
 
 def _items(folder: Path, metric: str) -> dict[str, float]:
-    table = pq.read_table(folder / "items.parquet", filters=[("metric", "=", metric)])
+    table = pq.read_table(folder / ITEMS, filters=[("metric", "=", metric)])
     if not table.num_rows:
-        measured = store.read_json(folder / "scores.json") or {}
+        measured = store.read_json(folder / SCORES) or {}
         raise UserError(f"the gate's metric {metric!r} was not measured. {nearest(metric, measured)}")
     return dict(zip(table["item"].to_pylist(), table["value"].to_pylist(), strict=True))

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from rounds.data_prep import licences
 from rounds.data_prep.schema import SourceParams
 from rounds.train.config.cluster import Machine
-from rounds.train.engine import store
+from rounds.train.engine import store, templates
 from rounds.train.engine.params import ManifestParams
+from rounds.train.engine.records import MANIFEST
+from rounds.train.reports import pages
 from rounds.train.reports.training_sets import set_names, training_set
 
 SCHEMA = 1
@@ -27,7 +27,7 @@ SCHEMA = 1
 def run(params: ManifestParams, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Read what the stages counted, and write it down twice."""
     made = manifest(params, inputs)
-    store.write_json(out / "manifest.json", made)
+    store.write_json(out / MANIFEST, made)
     (out / "DATA_CARD.md").write_text(_card(made), encoding="utf-8")
     return {
         "sources": len(made["sources"]),
@@ -111,8 +111,7 @@ def _warnings(asked: ManifestParams, sources: Mapping[str, Any], sets: Mapping[s
 
 
 def _card(made: Mapping[str, Any]) -> str:
-    environment = Environment(loader=PackageLoader("rounds.train", "reports"), undefined=StrictUndefined, trim_blocks=True,
-                              lstrip_blocks=True)  # fmt: skip
+    environment = templates.environment(pages.FOLDER)
     environment.filters["cell"] = lambda value: " ".join(str(value).split()).replace("|", "\\|")
     environment.filters["bars"] = _bars
     return environment.get_template("data_card.md.jinja").render(**made)

@@ -21,9 +21,12 @@ from trl import pack_dataset
 
 from rounds.data_prep import progress, records
 from rounds.data_prep.pool import in_order
+from rounds.data_prep.records import RECORDS
+from rounds.data_prep.whole import whole
 from rounds.train.config.cluster import Machine
 from rounds.train.engine import policy
 from rounds.train.engine.params import PackParams
+from rounds.train.engine.records import ROWS
 from rounds.train.tokens import chat
 from rounds.train.tokens.lengths import Lengths, bucket, none_left
 from rounds.train.weights import models
@@ -85,11 +88,15 @@ class _Counts:
 def run(params: PackParams, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Tokenise, drop what does not fit, and pack by best fit decreasing (TRL's `bfd`)."""
     tokenizer = models.load_tokenizer(policy.read(inputs["tokenizer"]))
-    source, partial = inputs["data"] / "records.parquet", out / "rows.parquet.partial"
+    source = inputs["data"] / RECORDS
     total, counts, rows = pq.read_metadata(source).num_rows, _Counts(), 0
     pool = ThreadPoolExecutor(_THREADS)
     batches = in_order(pool, lambda each: _encode(each, tokenizer, params.max_length), _batches(source), _THREADS)
-    with (out / "dropped.jsonl").open("w") as log, pq.ParquetWriter(partial, _packed(_SCHEMA)) as writer:
+    with (
+        whole(out / ROWS) as partial,
+        (out / "dropped.jsonl").open("w") as log,
+        pq.ParquetWriter(partial, _packed(_SCHEMA)) as writer,
+    ):
         window: list[pa.Table] = []
         packed = 0
         for batch in batches:
@@ -100,9 +107,8 @@ def run(params: PackParams, inputs: dict[str, Path], out: Path, machine: Machine
                 rows += _write(window, params.max_length, writer)
                 window, packed = [], counts.tokens
         rows += _write(window, params.max_length, writer)
-    if not counts.conversations:
-        raise none_left("conversation", params.max_length, counts.dropped, out / "dropped.jsonl")
-    partial.rename(out / "rows.parquet")
+        if not counts.conversations:
+            raise none_left("conversation", params.max_length, counts.dropped, out / "dropped.jsonl")
     return {**counts.plain(), "rows": rows, "fill": round(counts.tokens / (rows * params.max_length), 4)}
 
 

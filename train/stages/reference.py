@@ -16,9 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rounds.data_prep import progress
+from rounds.data_prep.whole import whole
 from rounds.train.config.cluster import Machine
 from rounds.train.engine import digests, policy, ranks
 from rounds.train.engine.params import ReferenceParams
+from rounds.train.engine.records import LOGPS, PAIRS
 from rounds.train.weights import adapters, models, pair_logprobs
 
 
@@ -26,7 +28,7 @@ def run(params: ReferenceParams, inputs: dict[str, Path], out: Path, machine: Ma
     """Score every side of every pair once; a run that was interrupted goes on with the blocks that are missing."""
     models.set_threads(machine)
     lora = params.lora
-    pairs = pq.read_table(inputs["pairs"] / "pairs.parquet")
+    pairs = pq.read_table(inputs["pairs"] / PAIRS)
 
     def tell(done: int) -> None:
         if ranks.rank() == 0:
@@ -41,12 +43,12 @@ def run(params: ReferenceParams, inputs: dict[str, Path], out: Path, machine: Ma
         columns = map(list, zip(*scores, strict=True))
         names = pair_logprobs.SCHEMA.names[1:]
         table = pa.table({"id": pairs["id"], **dict(zip(names, columns, strict=True))}, pair_logprobs.SCHEMA)
-        pq.write_table(table, out / "logps.parquet.partial")
-        (out / "logps.parquet.partial").rename(out / "logps.parquet")
+        with whole(out / LOGPS) as partial:
+            pq.write_table(table, partial)
     return {
         "pairs": len(pairs),
         "mean_chosen": sum(each.chosen for each in scores) / len(pairs),
         "mean_rejected": sum(each.rejected for each in scores) / len(pairs),
         "arithmetic": models.arithmetic(machine),
-        "pairs_digest": digests.file_digest(inputs["pairs"] / "pairs.parquet"),
+        "pairs_digest": digests.file_digest(inputs["pairs"] / PAIRS),
     }

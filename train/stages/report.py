@@ -19,6 +19,7 @@ from markupsafe import Markup
 from rounds.train.config.cluster import Machine
 from rounds.train.engine import store
 from rounds.train.engine.params import ReportParams
+from rounds.train.engine.records import DECISION
 from rounds.train.evaluation.paired import NEUTRAL, Z95, is_main
 from rounds.train.reports import figures, pages
 from rounds.train.reports.data import set_rows, source_rows
@@ -184,7 +185,7 @@ def _gates(steps: Sequence[Step], stages: Mapping[str, Finished]) -> list[dict[s
     for step in steps:
         gate = stages.get(f"gate.{step.name}")
         if gate or step.stage.kind.is_round:
-            decision = (store.read_json(gate.folder / "decision.json") if gate else None) or {}
+            decision = (store.read_json(gate.folder / DECISION) if gate else None) or {}
             found.append(
                 {"step": step, "gate": gate, "rules": decision.get("rules", []), "stops": decision.get("stops_rounds")}
             )

@@ -18,6 +18,7 @@ from trl import SFTConfig, SFTTrainer
 from rounds.train.config.cluster import Machine
 from rounds.train.engine import policy, ranks
 from rounds.train.engine.params import SftParams
+from rounds.train.engine.records import ROWS
 from rounds.train.tokens.packed_row import PackedRow, Segment
 from rounds.train.training import arguments
 from rounds.train.training import train as training
@@ -31,7 +32,7 @@ def run(params: SftParams, inputs: dict[str, Path], out: Path, machine: Machine)
     start = policy.read(inputs["policy"])
     tokenizer = models.load_tokenizer(start)
     with ranks.first():
-        rows = Dataset.from_parquet(str(inputs["rows"] / "rows.parquet"), cache_dir=str(out / "cache"))
+        rows = Dataset.from_parquet(str(inputs["rows"] / ROWS), cache_dir=str(out / "cache"))
     assert isinstance(rows, Dataset)
     lora = params.training.lora
     start = adapters.merged_on_disk(start, machine, lora, out / "cache")

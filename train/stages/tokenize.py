@@ -21,9 +21,12 @@ import pyarrow.parquet as pq
 
 from rounds.data_prep import progress, records
 from rounds.data_prep.pool import in_order
+from rounds.data_prep.records import RECORDS
+from rounds.data_prep.whole import whole
 from rounds.train.config.cluster import Machine
 from rounds.train.engine import policy
 from rounds.train.engine.params import TokenizeParams
+from rounds.train.engine.records import PAIRS
 from rounds.train.tokens import chat
 from rounds.train.tokens.lengths import Lengths, none_left
 from rounds.train.tokens.pair_budget import fit
@@ -39,13 +42,17 @@ _THREADS = 2
 def run(params: TokenizeParams, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Tokenise every pair, keep those that honour the contract, and count the others by reason."""
     tokenizer = models.load_tokenizer(policy.read(inputs["tokenizer"]))
-    source = inputs["data"] / "records.parquet"
+    source = inputs["data"] / RECORDS
     total, seen, kept, cut = pq.read_metadata(source).num_rows, 0, 0, 0
     dropped, tokens = Counter(), Counter()
     by_source: defaultdict[str, Lengths] = defaultdict(Lengths)
     pool = ThreadPoolExecutor(_THREADS)
     batches = in_order(pool, lambda each: _encode(each, tokenizer, params.max_length), _batches(source), _THREADS)
-    with pq.ParquetWriter(out / "pairs.parquet.partial", _SCHEMA) as writer, (out / "dropped.jsonl").open("w") as log:
+    with (
+        whole(out / PAIRS) as partial,
+        pq.ParquetWriter(partial, _SCHEMA) as writer,
+        (out / "dropped.jsonl").open("w") as log,
+    ):
         for batch in batches:
             rows = []
             for pair, fitted, was_cut in batch:
@@ -65,9 +72,8 @@ def run(params: TokenizeParams, inputs: dict[str, Path], out: Path, machine: Mac
             writer.write_table(pa.Table.from_arrays(columns, schema=_SCHEMA))
             seen += len(batch)
             progress.write(out, seen, total, "pairs")
-    if not kept:
-        raise none_left("pair", params.max_length, dropped, out / "dropped.jsonl")
-    (out / "pairs.parquet.partial").rename(out / "pairs.parquet")
+        if not kept:
+            raise none_left("pair", params.max_length, dropped, out / "dropped.jsonl")
     means = {f"mean_{name.removesuffix('_ids')}_tokens": round(total / kept, 1) for name, total in tokens.items()}
     return {"pairs": kept, "cut": cut, "dropped": dict(dropped), **means,
             "by_source": {name: lengths.counts() for name, lengths in sorted(by_source.items())}}  # fmt: skip

@@ -11,9 +11,11 @@ from transformers import TrainerCallback
 
 from rounds.data_prep import progress
 from rounds.data_prep.errors import UserError
+from rounds.data_prep.whole import whole
 from rounds.train.config.cluster import Machine
 from rounds.train.config.training import Training
 from rounds.train.engine import ranks, store, tracking
+from rounds.train.engine.records import METRICS
 from rounds.train.tokens.order import steps_per_epoch
 from rounds.train.training.checkpoints import COMPLETE, last_checkpoint, step_of
 from rounds.train.training.trainer import StageTrainer
@@ -114,6 +116,5 @@ _SHOWN = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "ac
 def write_metrics(out: Path, history: list[dict[str, Any]]) -> None:
     """Write the numbers of every step so far; after a resume this is the one unbroken curve."""
     lines = [json.dumps(entry) for entry in history if "loss" in entry]
-    partial = out / "metrics.jsonl.partial"
-    partial.write_text("".join(f"{line}\n" for line in lines))
-    partial.rename(out / "metrics.jsonl")
+    with whole(out / METRICS) as partial:
+        partial.write_text("".join(f"{line}\n" for line in lines))

@@ -6,7 +6,6 @@ model for scoring, so that a reference that is the start gives rewards of exactl
 
 import importlib
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.pytorch_utils import Conv1D
 
 from rounds.data_prep.errors import UserError
+from rounds.data_prep.whole import whole
 from rounds.train.config.cluster import Machine
 from rounds.train.config.training import QUANTISATION, Lora
 from rounds.train.engine import policy, ranks
@@ -83,10 +83,8 @@ def _merged(start: Policy, machine: Machine, dtype: torch.dtype, cache: Path) ->
     """Merge a policy's adapters into a folder of its own in `cache`, unless it is there."""
     folder = cache / f"merged-{start.adapters[-1].parent.name}"
     if not folder.is_dir():
-        partial = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        models.load_model(start, machine, dtype).save_pretrained(partial)
-        partial.rename(folder)
+        with whole(folder) as partial:
+            models.load_model(start, machine, dtype).save_pretrained(partial)
     return Policy(str(folder), None, (), start.tokenizer)
 
 

@@ -19,6 +19,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
 from rounds.data_prep.errors import UserError
+from rounds.data_prep.whole import whole
 from rounds.train.config.cluster import Machine
 from rounds.train.engine import ranks
 from rounds.train.tokens import packed_pairs
@@ -185,9 +186,8 @@ def _file(folder: Path, number: int) -> Path:
 
 def _write(folder: Path, number: int, places: list[int], scores: list[Scores]) -> None:
     columns = dict(zip(_NAMES, map(list, zip(*scores, strict=True)), strict=True))
-    partial = _file(folder, number).with_suffix(".partial")
-    pq.write_table(pa.table({"place": places, **columns}), partial)
-    partial.rename(_file(folder, number))
+    with whole(_file(folder, number)) as partial:
+        pq.write_table(pa.table({"place": places, **columns}), partial)
 
 
 def _joined(folder: Path, blocks: int, pairs: int) -> list[Scores]:
