@@ -50,7 +50,9 @@ def run_check(name: str, function: str, device: str, limit: float, folder: Path)
     ended = run_alone(_inside, (function, device, limit, str(path), str(log)), device, limit)
     found = read(path)
     if ended == -signal.SIGKILL and time.monotonic() - began >= limit:
-        found.append(Finding("the check", status="failed", reason=f"ended at its limit of {limit:.1f} s; see {log.name}"))
+        found.append(
+            Finding("the check", status="failed", reason=f"ended at its limit of {limit:.1f} s; see {log.name}")
+        )
     elif ended:
         found.append(Finding("the check", status="failed", reason=f"its process ended with {ended}; see {log.name}"))
     elif not found:

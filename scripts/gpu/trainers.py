@@ -25,7 +25,10 @@ class Asked(NamedTuple):
     liger: bool = False
 
 
-def model(shape: dict[str, Any], asked: Asked = Asked(), seed: int = 0, **changes: Any) -> Any:
+DEFAULT = Asked()
+
+
+def model(shape: dict[str, Any], asked: Asked = DEFAULT, seed: int = 0, **changes: Any) -> Any:
     """Return a Llama of random weights in fp32, drawn on the CPU so that they are the same everywhere, or, beyond a billion, on
     the card, which is 50 times faster at it."""
     import torch

@@ -408,7 +408,7 @@ def test_any_value_in_any_column_is_counted_by_every_source(
     path.write_text("\n".join(json.dumps(each) for each in rows))
     tags = {"system_prompt": "You are a helpful assistant.", "question": "Name a citrus fruit.", "id": f"{split}.1"}
     (folder / "1M-GPT4-Augmented.parquet").write_bytes(parquet([tags]))  # slim_orca looks for it beside its rows
-    use = {"source": name, "split": split, "format": form, "max_bad_share": 1, "licence": "" if form is None else "x"}
+    use = {"source": name, "split": split, "format": form, "max_bad_share": 1}
     out = folder / "out"
     out.mkdir()
     params = {"use": use, "source_version": 1, "repository": None, "revision": None}

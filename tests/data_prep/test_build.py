@@ -49,7 +49,7 @@ def test_source_counts_what_it_drops_and_never_writes_its_text(tmp_path: Path) -
     rows = [{"id": f"r{number}", "question": f"Is {number} even?", "answer": "Count."} for number in range(6)]
     secret = {"id": "x", "question": "secret", "answer": ""}
     result, out = run_source(
-        tmp_path, [*rows, rows[0], secret, '{"cut'], QA | {"max_bad_share": 0.5, "licence": "mine"}
+        tmp_path, [*rows, rows[0], secret, '{"cut'], QA | {"max_bad_share": 0.5}
     )
     assert result == {
         "rows": 9,
@@ -57,7 +57,7 @@ def test_source_counts_what_it_drops_and_never_writes_its_text(tmp_path: Path) -
         "dropped": {"duplicate_id": 1, "empty_answer": 1, "not_json": 1},
         "not_chosen": 0,
         "phi": None,
-        "licence": "mine",
+        "licence": None,
         "repository": None,
         "revision": None,
     }

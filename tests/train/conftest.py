@@ -5,8 +5,9 @@
 
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,18 @@ ASKED = [
     "How does {} act in the body?",
     "Explain {} to a student, please.",
 ]
+
+
+@pytest.fixture(autouse=True)
+def _no_leftovers() -> Iterator[None]:
+    """Take back what a trainer with DeepSpeed leaves in its process: a stage has one of its own, a test does not."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    deepspeed = sys.modules.get("transformers.integrations.deepspeed")
+    if deepspeed is not None:
+        deepspeed.unset_hf_deepspeed_config()
 
 
 @pytest.fixture(scope="session")

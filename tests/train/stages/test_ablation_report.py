@@ -38,9 +38,8 @@ def evaluation(folder: Path, acc: list[float], loss: list[float]) -> None:
                        "higher_is_better": None if metric == "answers/tokens" else metric == "task/acc"}
               for metric, items in values.items()}  # fmt: skip
     store.write_json(folder / "scores.json", scores)
-    spec = {"name": "evaluate.x", "function": "evaluate", "version": 1, "after_stop": False,
-            "params": {"tasks": [{"name": "task", "task": "choice", "source": "asked"}]},
-            "inputs": {"task.asked": {"stage": "source-1"}}}  # fmt: skip
+    tasks = [{"name": "task", "task": "choice", "source": "asked", "num_fewshot": 0, "limit": None, "yaml": ""}]
+    spec = staged.described("evaluate.x", {"tasks": tasks}, {"task.asked": {"stage": "source-1"}})
     store.write_json(folder / "stage.json", spec)
     store.write_json(folder / "done.json", {"status": "done", "seconds": 10.0, "digests": {}, "counts": {}})
 
@@ -54,8 +53,7 @@ def made(tmp_path: Path) -> Maker:
         questions = [Question(f"q{n // 2}/{n % 2}", "made", (Message("user", f"Is it {n // 2}?"),), ("yes", "no"), 0, "g")
                      for n in range(ITEMS)]  # fmt: skip
         records.write_records(tmp_path / "source-1" / "records.parquet", questions, "question")
-        store.write_json(tmp_path / "source-1" / "stage.json", {"name": "source.a", "function": "source", "params": {"use": {"source": "file"}},
-                                                                "inputs": {}})  # fmt: skip
+        store.write_json(tmp_path / "source-1" / "stage.json", staged.described("source.a", {}, {}))
         store.write_json(tmp_path / "source-1" / "done.json", {"status": "done", "seconds": 30.0, "digests": {}})
         random = np.random.default_rng(0)
         variants: dict[str, dict] = {}

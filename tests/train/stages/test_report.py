@@ -37,10 +37,8 @@ class Run:
         folder = self.root / f"{name.partition('.')[0]}-{len(self.inputs):016x}"
         folder.mkdir(parents=True)
         read = {key: {"stage": self.inputs[other].name} for key, other in (inputs or {}).items()}
-        params = {"use": {"source": "rows", "split": "train"}} if name.startswith("source") else {"max_length": 256}
-        (folder / "stage.json").write_text(
-            json.dumps({"name": name, "params": params, "inputs": read, "git_commit": None})
-        )
+        params = {"use": {"source": "rows", "split": "train"}} if name.startswith("source") else {}
+        (folder / "stage.json").write_text(json.dumps({**staged.described(name, params, read), "git_commit": None}))
         done = {
             "status": "done",
             "counts": counts or {},
@@ -250,8 +248,7 @@ def test_lower_is_better_where_the_metric_says_so(whole: tuple[Run, str]):
 
 def test_a_round_is_compared_with_the_policy_it_started_from(whole: tuple[Run, str]):
     run, _ = whole
-    stages = {name: run_steps.Finished(name, folder, json.loads((folder / "stage.json").read_text()),
-                                    json.loads((folder / "done.json").read_text())) for name, folder in run.inputs.items()}  # fmt: skip
+    stages = {name: run_steps.finished(name, folder) for name, folder in run.inputs.items()}
     steps = {step.name: step for step in run_steps.find_steps(run.recipe, stages)}
     starts = {name: step.start.name if step.start else None for name, step in steps.items()}
     assert starts == {"base": None, "sft": "base", "one": "sft", "two": "one", "three": "one", "four": "one"}

@@ -194,7 +194,7 @@ def planned(tmp_path: Path, **edits: object) -> pipeline.Plan:
 
 def test_a_plan_scores_the_reference_in_the_arithmetic_of_its_round(tmp_path: Path):
     fresh = planned(tmp_path, sft={"r": 4}, first={"r": 4}).stage("reference.first")
-    assert fresh.params == {}
+    assert fresh.params.stored() == {}
     assert planned(tmp_path, sft={"r": 4}, first={"r": 8}).stage("reference.first").key == fresh.key
     continued = planned(tmp_path, sft={"r": 4}, first={"r": 4, "start": "continue"}).stage("reference.first")
     assert continued.params.stored()["lora"]["start"] == "continue" and continued.key != fresh.key

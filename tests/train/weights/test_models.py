@@ -78,7 +78,7 @@ def test_tokens_that_will_be_written_need_an_embedding(
     tokenizer.add_tokens([f"<fill_{number}>" for number in range(rows - len(tokenizer))])
     tokenizer.add_tokens([token], special_tokens=special)
     tokenizer.save_pretrained(folder)
-    params = {"base": {"kind": "local", "path": str(folder)}, "chat_template": template}
+    params = {"base": {"kind": "local"}, "chat_template": template}
     if not refused:
         staged.run("base", params, {"model": folder}, tmp_path, Machine())
         return
