@@ -90,7 +90,9 @@ def _train(folder: Path, name: str, device: str, lora: dict[str, Any] | None = N
 
 def _rows(device: str) -> list[dict[str, Any]]:
     vocabulary, shorten = _shape(device)["vocab_size"], 1 if device == "cuda" else 8
-    return trainers.packed(random_rows.conversations(32, 256 // shorten, vocabulary, shorten), 256 // shorten, "bfd")[:16]
+    return trainers.packed(random_rows.conversations(32, 256 // shorten, vocabulary, shorten), 256 // shorten, "bfd")[
+        :16
+    ]
 
 
 def _curves(one: list[float], other: list[float]) -> float:
@@ -155,7 +157,9 @@ def qlora(device: str, seconds: float) -> Iterator[Finding]:
         raise NotHere(reason.partition(". Install")[0])
     folder = Path(tempfile.mkdtemp())
     losses, out = _train(folder, "qlora", device, {"r": 8, "load_in_4bit": True}, precision="bf16")
-    yield within("QLoRA: last loss / first", losses[-1] / losses[0], 1, reason=f"from {losses[0]:.4f} to {losses[-1]:.4f}")
+    yield within(
+        "QLoRA: last loss / first", losses[-1] / losses[0], 1, reason=f"from {losses[0]:.4f} to {losses[-1]:.4f}"
+    )
     yield from _opened(out, folder, "QLoRA")
 
 
@@ -165,7 +169,9 @@ def export(device: str, seconds: float) -> Iterator[Finding]:
 
     folder = Path(tempfile.mkdtemp())
     losses, out = _train(folder, "lora", device, {"r": 8})
-    yield within("LoRA: last loss / first", losses[-1] / losses[0], 1, reason=f"from {losses[0]:.4f} to {losses[-1]:.4f}")
+    yield within(
+        "LoRA: last loss / first", losses[-1] / losses[0], 1, reason=f"from {losses[0]:.4f} to {losses[-1]:.4f}"
+    )
     yield from _opened(out, folder, "LoRA")
 
 
@@ -216,9 +222,13 @@ def resume(device: str, seconds: float) -> Iterator[Finding]:
     )
     # On a card sums of gradients may be added in another order each time.
     bound = 0.0 if device == "cpu" else _bound(device)
-    yield within(f"resumed at step 5: losses of {len(whole)} steps - undisturbed", _curves(whole, resumed), bound, "nats")
+    yield within(
+        f"resumed at step 5: losses of {len(whole)} steps - undisturbed", _curves(whole, resumed), bound, "nats"
+    )
     same = (folder / "whole/model/model.safetensors").read_bytes() == (folder / "killed/model/model.safetensors").read_bytes()  # fmt: skip
-    yield measured("weights that differ in a bit", 0 if same else 1, "", "the files are equal" if same else "the files differ")
+    yield measured(
+        "weights that differ in a bit", 0 if same else 1, "", "the files are equal" if same else "the files differ"
+    )
 
 
 def _train_in(folder: str, name: str, device: str, killed_at: int) -> None:

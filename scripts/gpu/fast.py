@@ -80,7 +80,9 @@ def size(name: str, device: str, seconds: float) -> Iterator[Finding]:
             yield not_here(run.name, "no time left")
             continue
         try:
-            yield from _one(run, shape, counted, best, device, min(3.0, left / 3) if device == "cuda" else 0.0, MICRO[name])
+            yield from _one(
+                run, shape, counted, best, device, min(3.0, left / 3) if device == "cuda" else 0.0, MICRO[name]
+            )
         except (ImportError, NotHere) as error:
             yield not_here(run.name, str(error))
         except Exception as error:
@@ -193,7 +195,9 @@ def _flash_pref(net: Any, rows: Rows, asked: Asked) -> Any:
     inner = trainer.compute_loss
 
     def compute_loss(model: Any, batch: dict[str, Any], **kwargs: Any) -> Any:
-        with shared_prefix(model, input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], interleaved=True):
+        with shared_prefix(
+            model, input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], interleaved=True
+        ):
             return inner(model, batch, **kwargs)
 
     trainer.compute_loss = compute_loss
@@ -282,7 +286,9 @@ def _planned(
         tokens -= sum(len(row["prompt_ids"]) for row in largest)
     peak = torch.cuda.max_memory_allocated()
     need = memory.training(counted, _setting(run, device, tokens, max(lengths), lora)).peak
-    yield measured(what, need / GIB, "GiB", f"measured {peak / GIB:.2f} GiB: {need / peak - 1:+.0%}", measured_bytes=peak)
+    yield measured(
+        what, need / GIB, "GiB", f"measured {peak / GIB:.2f} GiB: {need / peak - 1:+.0%}", measured_bytes=peak
+    )
 
 
 def _kind(best: Ceilings, device: str) -> tuple[Any, str]:

@@ -231,7 +231,9 @@ def answers(device: str, seconds: float) -> Iterator[Finding]:
         yield within(f"scores, {precision}: batch of 1 - of {count}", tolerance.apart(one, many), whole, "nats")
 
 
-def _write(net: Any, asked: Sequence[tuple[list[int], list[int]]], size: int, tokens: int) -> list[tuple[list[int], Any]]:
+def _write(
+    net: Any, asked: Sequence[tuple[list[int], list[int]]], size: int, tokens: int
+) -> list[tuple[list[int], Any]]:
     """Write answers greedily: their tokens, and the logits of each."""
     import torch
 
