@@ -48,9 +48,7 @@ def params(*mix: Any, filters: Any = (), kind: str = "conversation") -> dict[str
 def test_source_counts_what_it_drops_and_never_writes_its_text(tmp_path: Path) -> None:
     rows = [{"id": f"r{number}", "question": f"Is {number} even?", "answer": "Count."} for number in range(6)]
     secret = {"id": "x", "question": "secret", "answer": ""}
-    result, out = run_source(
-        tmp_path, [*rows, rows[0], secret, '{"cut'], QA | {"max_bad_share": 0.5}
-    )
+    result, out = run_source(tmp_path, [*rows, rows[0], secret, '{"cut'], QA | {"max_bad_share": 0.5})
     assert result == {
         "rows": 9,
         "records": 6,

@@ -6,6 +6,7 @@ Offline without a key, and where wandb cannot be reached: that ends no training.
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,18 +61,21 @@ def _keys(inputs: dict[str, Input]) -> dict[str, str | None]:
 
 def log(values: Mapping[str, float], step: int | None = None) -> None:
     """Add numbers to the current job, if there is one."""
-    import wandb
-
-    if wandb.run is not None:
+    wandb = _loaded()
+    if wandb is not None and wandb.run is not None:
         wandb.log(dict(values), step=step)
 
 
 def scores(values: dict[str, Any]) -> None:
     """Put final numbers into the current job's summary, if there is one."""
-    import wandb
-
-    if wandb.run is not None:
+    wandb = _loaded()
+    if wandb is not None and wandb.run is not None:
         wandb.run.summary.update(values)
+
+
+def _loaded() -> Any:
+    """Return wandb where `job` has imported it: without a job nothing need be installed."""
+    return sys.modules.get("wandb")
 
 
 def _mode() -> Any:
