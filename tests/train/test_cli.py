@@ -70,7 +70,12 @@ def test_the_version_is_that_of_the_package():
 )
 def test_a_shell_completes_commands_and_options(line, expected):
     words = line.split(" ")
-    environment = {**os.environ, "_ROUNDS_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
+    environment = {
+        **os.environ,
+        "_ROUNDS_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(words) - 1),
+    }
     done = subprocess.run([BIN], env=environment, capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) == expected
 
