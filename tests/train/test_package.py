@@ -22,20 +22,7 @@ HOSTILE = (
     "sitecustomize", "usercustomize",
 )  # fmt: skip
 TRAP = "open(__file__ + '.ran', 'w').close()\nraise SystemExit(__file__ + ' was executed')\n"
-RECIPE = """\
-extends: quickstart
-name: small
-base: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2, vocab_size: 600}
-sources:
-  facts: {max_rows: 40}
-  mine: {source: file, path: mine.jsonl, format: question_answer, licence: our own, phi: off}
-filters: [exact_dedup]
-sft: {data: [facts, mine], global_batch_size: 4, num_train_epochs: 1}
-rounds: []
-evaluate: null
-gate: null
-wandb: off
-"""
+RECIPE = "extends: quickstart\nname: small\nsources: {facts: {max_rows: 40}}\n"
 CLUSTER = (
     "train: {processes: 2, micro_batch_size: 2, device: cpu, threads: 1}\ncpu: {threads: 1}\ninfer: {threads: 1}\n"
 )
@@ -93,7 +80,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "pyproject.toml").write_text("no toml [")
     (folder / ".env").write_text("ROUNDS_STORE=/nowhere\n")
     (folder / "matplotlibrc").write_text("no.such.setting: 1\n")
-    (folder / "mine.jsonl").write_text('{"question": "What is asked here?", "answer": "Nothing."}\n')
+    things = ("heart", "liver", "kidney", "spleen", "lung", "brain", "eye", "ear", "skin", "bone", "nerve", "blood")
+    rows = [f"What does the {one} do to the {other}?,It serves the {other}." for one in things[:4] for other in things]
+    (folder / "mine.csv").write_text("\n".join(["Instruction,Output", *rows]))
     (folder / "small.yaml").write_text(RECIPE)
     (folder / "two.yaml").write_text(CLUSTER)
     (folder / "jobs.yaml").write_text("kind: slurm\ntrain: {processes: 2, slurm: {time: '1:00:00'}}\n")
@@ -140,14 +129,17 @@ def test_the_wheel_carries_every_file(wheel: Path):
 def test_shipped_files_are_found_by_name(rounds):
     assert rounds("plan", "quickstart", "--keys") == rounds("plan", "recipes/quickstart.yaml", "--keys")
     assert "variants" in rounds("plan", "stages")
+    assert "extends" in rounds("plan", "small.yaml")
 
 
-def test_a_plan_with_a_forecast_executes_nothing_of_the_folder(rounds):
+def test_a_plan_with_a_forecast_executes_nothing_of_the_folder(rounds, folder: Path):
     assert "GiB" in rounds("plan", "med42-v2-70b", "--cluster", "slurm-8xh100")
+    assert (folder / "store" / "shapes.json").exists()  # a process of its own has counted the model's weights
 
 
-def test_a_run_with_torchrun_executes_nothing_of_the_folder(rounds, folder: Path):
-    assert "report" in rounds("run", "small.yaml", "--cluster", "two.yaml")
+def test_a_recipe_of_init_runs_under_torchrun_and_executes_nothing_of_the_folder(rounds, folder: Path):
+    assert "wrote my-run.yaml" in rounds("init", "--data", "mine.csv")
+    assert "conversations/loss" in rounds("run", "my-run.yaml", "--cluster", "two.yaml")
     sft = next(folder.glob("store/sft-*"))
     assert (sft / "done.json").exists() and (sft / "logs" / "rank-1.txt").exists()
     logs = "".join(path.read_text() for path in folder.glob("store/*/log.txt"))
