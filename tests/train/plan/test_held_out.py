@@ -206,7 +206,7 @@ def test_published_sets_are_left_as_they_are_unless_the_recipe_says_otherwise(pl
 def test_without_the_extra_own_rows_are_refused_while_planning(planned: Planned, monkeypatch: pytest.MonkeyPatch):
     from rounds.data_prep.filters import phi
 
-    monkeypatch.setattr(phi, "_MODULES", ("no_such_module",))
+    monkeypatch.setattr(phi, "MODULES", ("no_such_module",))
     bare = {name: value for name, value in planned.rows.items() if name != "phi"}  # type: ignore[attr-defined]
     with pytest.raises(UserError) as error:
         planned({"rows": bare})
