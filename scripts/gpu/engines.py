@@ -246,6 +246,8 @@ def compiled(device: str, seconds: float) -> Iterator[Finding]:
         return
     import tempfile
 
-    plain, found = (_train(Path(tempfile.mkdtemp()), "run", device, **row)[0] for row in ({}, {names[0]: True}))
+    plain, found = (
+        _train(Path(tempfile.mkdtemp()), "run", device, None, 0, **row)[0] for row in ({}, {names[0]: True})
+    )
     yield within(f"torch.compile: losses of {STEPS} steps - without", _curves(plain, found), _bound(device), "nats",
                  f"Python {sys.version_info.major}.{sys.version_info.minor}")  # fmt: skip

@@ -295,11 +295,13 @@ def _kind(best: Ceilings, device: str) -> tuple[Any, str]:
     """Return the planner's row for this card, by its name, or one made of what was measured."""
     import torch
 
-    from rounds.train.config.gpus import GPUS, Gpu
+    from rounds.train.config.gpus import GPUS, Gpu, GpuName
 
     name = torch.cuda.get_device_name(0).lower().replace(" ", "") if device == "cuda" else ""
     room = (card.memory(device) or 0) / GIB
-    alike = [known for known, gpu in GPUS.items() if known.partition("-")[0] in name and abs(gpu.memory - room) < 4]
+    alike: list[GpuName] = [
+        known for known, gpu in GPUS.items() if known.partition("-")[0] in name and abs(gpu.memory - room) < 4
+    ]
     if alike:
         return GPUS[alike[0]], f"as {alike[0]}"
     return Gpu(room, best.flops / 1e12, best.flops / 1e12, best.bandwidth / 1e12), "as a card of the rate measured here"
