@@ -129,6 +129,25 @@ def test_another_beta_in_the_second_round_runs_that_round_again_and_nothing_befo
     assert len(list(copied.glob("dpo-*"))) == 3 and len(list(copied.glob("reference-*"))) == 2
 
 
+def test_without_the_gate_or_with_another_the_same_round_is_not_trained_again(copied):
+    """A gate's rules are in the keys of all behind it, since a plan cannot know what it will decide; the answer knows."""
+    old = stages(copied)
+    for change in ("gate=null", "gate.rules=[{metric: facts/acc, at_least: 0}]"):
+        run_mini(copied, "--set", change)
+        new = stages(copied, "--set", change)
+        for name in ("dpo.second", "evaluate.second"):
+            assert new[name] != old[name]
+            assert json.loads((new[name] / "done.json").read_text())["same_as"]
+        assert weights(new["dpo.second"]) == weights(old["dpo.second"])
+        assert (new["export"] / "model" / "model.safetensors").read_bytes() == (
+            old["export"] / "model" / "model.safetensors"
+        ).read_bytes()
+    # With another learning rate there is nothing to take over.
+    run_mini(copied, "--set", "gate=null", "--set", "rounds.second.learning_rate=0.0002")
+    other = stages(copied, "--set", "gate=null", "--set", "rounds.second.learning_rate=0.0002")["dpo.second"]
+    assert json.loads((other / "done.json").read_text()).get("same_as") is None
+
+
 def test_another_micro_batch_runs_nothing_again(copied, tmp_path):
     before = finished(copied)
     other = tmp_path / "cluster.yaml"

@@ -88,6 +88,8 @@ class Done(Record):
     """What its kind counts."""
     because: str = ""
     """Why it was skipped."""
+    same_as: str | None = None
+    """The folder whose answer it took over: the same work behind other gates."""
     digests: dict[str, str] = {}
     """SHA-256 of each file of its result."""
 

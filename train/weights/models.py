@@ -84,7 +84,7 @@ def open_folder(where: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     try:
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+        tokenizer = without_place(AutoTokenizer.from_pretrained(where, trust_remote_code=False))
     except Exception as error:  # each model's config checks itself, with errors of its own kind
         raise UserError(f"{where} is not a usable Hugging Face model folder: {_said(error)}") from error
     try:
@@ -120,7 +120,14 @@ def _said(error: Exception) -> str:
 
 def load_tokenizer(policy: Policy) -> PreTrainedTokenizerBase:
     """Load the run's tokenizer, with its chat template."""
-    return AutoTokenizer.from_pretrained(policy.tokenizer)
+    return without_place(AutoTokenizer.from_pretrained(policy.tokenizer))
+
+
+def without_place(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Forget how a tokenizer was read, which transformers would write into its config: HF_HUB_OFFLINE changed an exported file."""
+    for name in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(name, None)
+    return tokenizer
 
 
 def place(model: PreTrainedModel, machine: Machine, as_in_training: bool = False) -> PreTrainedModel:
