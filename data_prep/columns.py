@@ -109,9 +109,7 @@ def _try(path: Path, format: str, columns: dict[str, str]) -> None:
 def _heldout_fraction(path: Path, format: str, columns: dict[str, str]) -> float:
     best = (0, 0.0)
     for fraction in _FRACTIONS:
-        sides = [
-            _count(_use(path, format, columns, heldout_fraction=fraction, split=side)) for side in ("heldout", "train")
-        ]
+        sides = [_count(_use(path, format, columns, heldout_fraction=fraction, split=side)) for side in ("heldout", "train")]
         if sides[0] == _HELD_OUT_ROWS:
             return fraction
         if all(sides):

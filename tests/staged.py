@@ -39,8 +39,10 @@ _REST: dict[str, dict[str, Any]] = {
 def filled(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return params with what a test does not say."""
     rest = _REST.get(kind, {})
-    merged = {name: {**rest[name], **value} if isinstance(value, dict) and isinstance(rest.get(name), dict) else value
-              for name, value in given.items()}  # fmt: skip
+    merged = {
+        name: {**rest[name], **value} if isinstance(value, dict) and isinstance(rest.get(name), dict) else value
+        for name, value in given.items()
+    }
     return {**rest, **merged}
 
 
@@ -66,9 +68,7 @@ def stage(name: str, kind: str, given: Mapping[str, Any], inputs: Mapping[str, S
     return Stage(name, known, record, inputs or {})
 
 
-def run(
-    kind: str, given: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, machine: Any = None
-) -> dict[str, Any]:
+def run(kind: str, given: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, machine: Any = None) -> dict[str, Any]:
     """Run a kind's function on params as `stage.json` would hold them; returns its counts."""
     known = KINDS[kind]
     return worker.code_of(known)(params.record_of(known).read_stored(given), dict(inputs), out, machine)

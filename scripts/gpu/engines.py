@@ -40,8 +40,9 @@ def _start(folder: Path, device: str) -> Path:
     return base
 
 
-def _train(folder: Path, name: str, device: str, lora: dict[str, Any] | None = None, killed_at: int = 0,
-           **row: Any) -> tuple[list[float], Path]:  # fmt: skip
+def _train(
+    folder: Path, name: str, device: str, lora: dict[str, Any] | None = None, killed_at: int = 0, **row: Any
+) -> tuple[list[float], Path]:
     """Train 16 packed rows four times over, and return the losses and the stage's folder. `killed_at` ends this process at that
     step, as a node that loses its power does."""
     from datasets import Dataset
@@ -63,9 +64,7 @@ def _train(folder: Path, name: str, device: str, lora: dict[str, Any] | None = N
     ranks.join_alone(machine)
     arguments.prepare(machine, 0)
     start = policy.read(base)
-    args = SFTConfig(
-        **arguments.arguments(training, machine, 0, out), max_length=None, dataset_kwargs={"skip_prepare_dataset": True}
-    )
+    args = SFTConfig(**arguments.arguments(training, machine, 0, out), max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
     trainer = PackedTrainer(
         model=adapters.load_start(start, machine, training.lora, out / "cache"),
         args=args,
@@ -90,9 +89,7 @@ def _train(folder: Path, name: str, device: str, lora: dict[str, Any] | None = N
 
 def _rows(device: str) -> list[dict[str, Any]]:
     vocabulary, shorten = _shape(device)["vocab_size"], 1 if device == "cuda" else 8
-    return trainers.packed(random_rows.conversations(32, 256 // shorten, vocabulary, shorten), 256 // shorten, "bfd")[
-        :16
-    ]
+    return trainers.packed(random_rows.conversations(32, 256 // shorten, vocabulary, shorten), 256 // shorten, "bfd")[:16]
 
 
 def _curves(one: list[float], other: list[float]) -> float:
@@ -132,8 +129,13 @@ def _zero(stage: int, device: str) -> Iterator[Finding]:
     folder = Path(tempfile.mkdtemp())
     plain, _ = _train(folder, "plain", device)
     found, out = _train(folder, "zero", device, deepspeed={**file, "zero_optimization": zero, **own})
-    yield within(f"{what}: losses of {STEPS} steps - without", _curves(plain, found), _bound(device), "nats",
-                 f"from {found[0]:.4f} to {found[-1]:.4f}")  # fmt: skip
+    yield within(
+        f"{what}: losses of {STEPS} steps - without",
+        _curves(plain, found),
+        _bound(device),
+        "nats",
+        f"from {found[0]:.4f} to {found[-1]:.4f}",
+    )
     yield within(f"{what}: weights left, not finite", _not_finite(out / "model"), 0)
 
 
@@ -157,9 +159,7 @@ def qlora(device: str, seconds: float) -> Iterator[Finding]:
         raise NotHere(reason.partition(". Install")[0])
     folder = Path(tempfile.mkdtemp())
     losses, out = _train(folder, "qlora", device, {"r": 8, "load_in_4bit": True}, precision="bf16")
-    yield within(
-        "QLoRA: last loss / first", losses[-1] / losses[0], 1, reason=f"from {losses[0]:.4f} to {losses[-1]:.4f}"
-    )
+    yield within("QLoRA: last loss / first", losses[-1] / losses[0], 1, reason=f"from {losses[0]:.4f} to {losses[-1]:.4f}")
     yield from _opened(out, folder, "QLoRA")
 
 
@@ -169,9 +169,7 @@ def export(device: str, seconds: float) -> Iterator[Finding]:
 
     folder = Path(tempfile.mkdtemp())
     losses, out = _train(folder, "lora", device, {"r": 8})
-    yield within(
-        "LoRA: last loss / first", losses[-1] / losses[0], 1, reason=f"from {losses[0]:.4f} to {losses[-1]:.4f}"
-    )
+    yield within("LoRA: last loss / first", losses[-1] / losses[0], 1, reason=f"from {losses[0]:.4f} to {losses[-1]:.4f}")
     yield from _opened(out, folder, "LoRA")
 
 
@@ -217,18 +215,13 @@ def resume(device: str, seconds: float) -> Iterator[Finding]:
             found = [path.parent.name for path in (folder / "killed" / "checkpoints").glob("*/rounds-complete.json")]
             yield measured("whole checkpoints that a kill at step 8 leaves", len(found), "", ", ".join(found))
     whole, resumed = (
-        [json.loads(line)["loss"] for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("whole", "killed")
+        [json.loads(line)["loss"] for line in (folder / name / "metrics.jsonl").read_text().splitlines()] for name in ("whole", "killed")
     )
     # On a card sums of gradients may be added in another order each time.
     bound = 0.0 if device == "cpu" else _bound(device)
-    yield within(
-        f"resumed at step 5: losses of {len(whole)} steps - undisturbed", _curves(whole, resumed), bound, "nats"
-    )
-    same = (folder / "whole/model/model.safetensors").read_bytes() == (folder / "killed/model/model.safetensors").read_bytes()  # fmt: skip
-    yield measured(
-        "weights that differ in a bit", 0 if same else 1, "", "the files are equal" if same else "the files differ"
-    )
+    yield within(f"resumed at step 5: losses of {len(whole)} steps - undisturbed", _curves(whole, resumed), bound, "nats")
+    same = (folder / "whole/model/model.safetensors").read_bytes() == (folder / "killed/model/model.safetensors").read_bytes()
+    yield measured("weights that differ in a bit", 0 if same else 1, "", "the files are equal" if same else "the files differ")
 
 
 def _train_in(folder: str, name: str, device: str, killed_at: int) -> None:
@@ -246,8 +239,11 @@ def compiled(device: str, seconds: float) -> Iterator[Finding]:
         return
     import tempfile
 
-    plain, found = (
-        _train(Path(tempfile.mkdtemp()), "run", device, None, 0, **row)[0] for row in ({}, {names[0]: True})
+    plain, found = (_train(Path(tempfile.mkdtemp()), "run", device, None, 0, **row)[0] for row in ({}, {names[0]: True}))
+    yield within(
+        f"torch.compile: losses of {STEPS} steps - without",
+        _curves(plain, found),
+        _bound(device),
+        "nats",
+        f"Python {sys.version_info.major}.{sys.version_info.minor}",
     )
-    yield within(f"torch.compile: losses of {STEPS} steps - without", _curves(plain, found), _bound(device), "nats",
-                 f"Python {sys.version_info.major}.{sys.version_info.minor}")  # fmt: skip

@@ -51,9 +51,7 @@ def run_check(name: str, function: str, device: str, limit: float, folder: Path)
     found = read(path)
     if ended == -signal.SIGKILL and time.monotonic() - began >= limit:
         _unlock(limit)
-        found.append(
-            Finding("the check", status="failed", reason=f"ended at its limit of {limit:.1f} s; see {log.name}")
-        )
+        found.append(Finding("the check", status="failed", reason=f"ended at its limit of {limit:.1f} s; see {log.name}"))
     elif ended:
         found.append(Finding("the check", status="failed", reason=f"its process ended with {ended}; see {log.name}"))
     elif not found:

@@ -76,9 +76,7 @@ def _within_limit(found: dict[str, Wheel]) -> Collection:
 
 def _pins(constraints: Path, scratch: Path) -> Path:
     """Write our pinned versions without those that the machine brings itself."""
-    lines = [
-        line for line in constraints.read_text().splitlines() if not line.startswith(("torch==", "transformers=="))
-    ]
+    lines = [line for line in constraints.read_text().splitlines() if not line.startswith(("torch==", "transformers=="))]
     (scratch / "pins.txt").write_text("\n".join(lines) + "\n")
     return scratch / "pins.txt"
 

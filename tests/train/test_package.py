@@ -23,9 +23,7 @@ HOSTILE = (
 )  # fmt: skip
 TRAP = "open(__file__ + '.ran', 'w').close()\nraise SystemExit(__file__ + ' was executed')\n"
 RECIPE = "extends: quickstart\nname: small\nsources: {facts: {max_rows: 40}}\n"
-CLUSTER = (
-    "train: {processes: 2, micro_batch_size: 2, device: cpu, threads: 1}\ncpu: {threads: 1}\ninfer: {threads: 1}\n"
-)
+CLUSTER = "train: {processes: 2, micro_batch_size: 2, device: cpu, threads: 1}\ncpu: {threads: 1}\ninfer: {threads: 1}\n"
 SRUN = '#!/bin/bash\nwhile [ "$1" != bash ]; do shift; done\nexec "$@"\n'
 
 pytestmark = pytest.mark.xdist_group("package")
@@ -99,9 +97,7 @@ def rounds(installed: Path, folder: Path):
 
     def run(*arguments: str, command: str | Path = installed / "rounds", **more: str) -> str:
         environment = {**kept, "COLUMNS": "200", "PATH": f"{installed}:{os.environ['PATH']}", **more}
-        done = subprocess.run(
-            [command, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-        )
+        done = subprocess.run([command, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
         assert not [path.name for path in folder.rglob("*.ran")]
@@ -148,9 +144,7 @@ def test_a_recipe_of_init_runs_under_torchrun_and_executes_nothing_of_the_folder
 
 
 def test_a_job_executes_nothing_of_the_folder(rounds, folder: Path):
-    assert "nothing was submitted" in rounds(
-        "run", "small.yaml", "--cluster", "jobs.yaml", "--dry-run", "--store", "jobs"
-    )
+    assert "nothing was submitted" in rounds("run", "small.yaml", "--cluster", "jobs.yaml", "--dry-run", "--store", "jobs")
     script = next(folder.glob("jobs/source-*/slurm/job.sh"))
     tools = f"{folder / 'tools'}:{os.environ['PATH']}"
     variables = {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1", "PYTHONPATH": ":", "PATH": tools}

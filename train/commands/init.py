@@ -25,9 +25,7 @@ _WORDS = ("y", "n", "yes", "no", "on", "off", "true", "false", "null", "~")
 @told
 def init(
     name: Annotated[str, typer.Argument(help="Name of the recipe and of its file")] = "my-run",
-    data: Annotated[
-        Path | None, typer.Option("--data", metavar="FILE", help="Your rows: JSONL, JSON, CSV, TSV or parquet")
-    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", metavar="FILE", help="Your rows: JSONL, JSON, CSV, TSV or parquet")] = None,
 ) -> None:
     """Write a commented recipe of your own, ready to plan and to run; with --data its source and columns are filled in.
 
@@ -60,8 +58,13 @@ def init(
 
 def recipe(name: str, data: Path | None, layout: Layout | None) -> str:
     """Return the text of a recipe for the rows of a file, or without one for the textbook facts that Rounds generates."""
-    template = Environment(loader=PackageLoader("rounds.train", "commands"), undefined=StrictUndefined, trim_blocks=True,
-                           lstrip_blocks=True, keep_trailing_newline=True)  # fmt: skip
+    template = Environment(
+        loader=PackageLoader("rounds.train", "commands"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
     template.filters["scalar"] = _scalar
     pairs, fraction = layout is not None and layout.format == "preference", layout.heldout_fraction if layout else 0.0
     return template.get_template("recipe.yaml.jinja").render(

@@ -49,8 +49,7 @@ class Stage:
     def key(self) -> str:
         """Hash of kind, version, params and input keys: the same key means the same answer. Cached, since without
         that the cost doubles with every round."""
-        return identity(self.kind.name, self.version, self.params.stored(),
-                        {name: source.key for name, source in self.inputs.items()})  # fmt: skip
+        return identity(self.kind.name, self.version, self.params.stored(), {name: source.key for name, source in self.inputs.items()})
 
     @property
     def folder_name(self) -> str:

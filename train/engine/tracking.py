@@ -45,9 +45,7 @@ def job(settings: dict[str, str | None] | None, spec: Spec, folder: Path) -> Ite
     try:
         run = wandb.init(mode=_mode(), **how)
     except Error as error:  # a key that is wrong, or a node that does not see the internet
-        logger.warning(
-            "wandb: %s. Recorded offline; `wandb sync` on %s sends it", str(error).splitlines()[0], folder / "wandb"
-        )
+        logger.warning("wandb: %s. Recorded offline; `wandb sync` on %s sends it", str(error).splitlines()[0], folder / "wandb")
         wandb.teardown()  # its service still holds the run of this id
         run = wandb.init(mode="offline", **how)
     with run:

@@ -23,8 +23,10 @@ def identity_of(folder: Path, known: dict[Path, str] | None = None) -> str:
     known = {} if known is None else known
     if folder not in known:
         spec = store.spec(folder)
-        keys = {name: entry.digest or "" if entry.stage is None else _input(name, folder.parent / entry.stage, known)
-                for name, entry in spec.inputs.items()}  # fmt: skip
+        keys = {
+            name: entry.digest or "" if entry.stage is None else _input(name, folder.parent / entry.stage, known)
+            for name, entry in spec.inputs.items()
+        }
         known[folder] = identity(spec.function, spec.version, spec.params, keys)
     return known[folder]
 

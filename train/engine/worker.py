@@ -1,8 +1,8 @@
 """Run one stage: claim its folder, call its function, write `done.json` last.
 
 The same entry serves every launcher: it needs the stage's folder, prepared by `store.prepare`, and a cluster row. A launcher
-that starts a fresh interpreter calls `python -m rounds.train.engine.worker JOB.json`, where the file holds a `Job`; torchrun starts the same
-line as every rank. Rank 0 then claims the folder and writes to it; the others only compute, and log to `logs/rank-N.txt`.
+that starts a fresh interpreter calls `python -m rounds.train.engine.worker JOB.json`, where the file holds a `Job`; torchrun starts the
+same line as every rank. Rank 0 then claims the folder and writes to it; the others only compute, and log to `logs/rank-N.txt`.
 """
 
 import contextlib

@@ -15,8 +15,9 @@ from rounds.train.weights import models
 
 OWN_FIELDS = {"global_batch_size", "max_length", "lora", "stop_on_loss_above", "stop_after_steps"}
 """Fields of `recipe.Training` that are turned into something else here, or read by the watcher."""
-_CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_checkpointing")
-                      if name in TrainingArguments.__dataclass_fields__)  # fmt: skip
+_CHECKPOINTING = next(
+    name for name in ("activation_checkpointing", "gradient_checkpointing") if name in TrainingArguments.__dataclass_fields__
+)
 """Its name in transformers 5.23, and in 5.17, which a machine may have on which nothing can be installed."""
 
 

@@ -195,9 +195,7 @@ def test_planning_imports_neither_presidio_nor_spacy() -> None:
 
 @needs_extra
 def test_public_clinical_rows_are_hardly_touched(shared_data: Path) -> None:
-    rows = [
-        json.loads(line) for line in (shared_data / "medquad/medquad_answered.jsonl").read_text().splitlines()[::33]
-    ]
+    rows = [json.loads(line) for line in (shared_data / "medquad/medquad_answered.jsonl").read_text().splitlines()[::33]]
     verdicts = rule()([talk(row["question"], row["answer"], row["id"]) for row in rows])
     assert 0 < sum(verdict is not None for verdict in verdicts) / len(rows) < 0.04
 

@@ -15,12 +15,9 @@ ASKED = [(f"What does the {one} owe to the {other}?", f"Its {other}.") for one i
 FILES = {
     "alpaca.csv": ("Instruction", "Output"),
     "plain.jsonl": [{"question": asked, "answer": answer, "id": asked} for asked, answer in ASKED],
-    "odd names.jsonl": [
-        {"user": asked, "yes": "x", "Reply": answer, "system prompt": "Be brief."} for asked, answer in ASKED
-    ],
+    "odd names.jsonl": [{"user": asked, "yes": "x", "Reply": answer, "system prompt": "Be brief."} for asked, answer in ASKED],
     "chat.json": [
-        {"conversations": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]}
-        for asked, answer in ASKED
+        {"conversations": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]} for asked, answer in ASKED
     ],
     "pairs.jsonl": [{"question": asked, "chosen": answer, "rejected": "Nothing."} for asked, answer in ASKED],
     "one.jsonl": [{"question": "What now?", "answer": "Nothing."}],

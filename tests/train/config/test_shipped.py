@@ -72,9 +72,7 @@ def test_a_recipe_of_ones_own_extends_a_shipped_one(elsewhere):
 
 
 def test_an_ablation_of_ones_own_varies_a_shipped_recipe(elsewhere):
-    (elsewhere / "seeds.yaml").write_text(
-        "name: s\nbase: quickstart\nbaseline: all\nvariants: {all: , less: {rounds: []}}\n"
-    )
+    (elsewhere / "seeds.yaml").write_text("name: s\nbase: quickstart\nbaseline: all\nvariants: {all: , less: {rounds: []}}\n")
     assert "less" in rounds("plan", "seeds.yaml")
 
 

@@ -26,9 +26,7 @@ class Store:
         folder = self.root / f"{function}-{len(list(self.root.iterdir())):016x}"
         folder.mkdir()
         # The name in the file is another recipe's: a stage's key does not hold it.
-        spec = staged.described(
-            f"{function}.elsewhere", params, {key: {"stage": other} for key, other in inputs.items()}
-        )
+        spec = staged.described(f"{function}.elsewhere", params, {key: {"stage": other} for key, other in inputs.items()})
         skipped = {"status": "skipped", "because": "the rounds ended at gate.one: rejected"}
         done = {"digests": {}, **(skipped if counts is None else {"status": "done", "counts": counts})}
         for file, content in {"stage": spec, "done": done, **files}.items():
@@ -75,9 +73,13 @@ class Store:
         winner = new if decision == "accepted" else self.policy
         rules = [] if decision == "skipped" else [{"says": f"facts/acc is {decision}"}]
         self.policy = self.stage(
-            f"gate.{name}", {"current": self.policy, "candidate": new}, {}, {"decision": decision},
-            policy={"kind": "same", "start": winner}, decision={"decision": decision, "rules": rules},
-        )  # fmt: skip
+            f"gate.{name}",
+            {"current": self.policy, "candidate": new},
+            {},
+            {"decision": decision},
+            policy={"kind": "same", "start": winner},
+            decision={"decision": decision, "rules": rules},
+        )
         self.inputs[f"gate.{name}"] = self.root / self.policy
 
     def evaluate(self, *names: str) -> None:
@@ -167,12 +169,8 @@ def test_data_is_what_was_trained_on_apart_from_what_was_evaluated_on(run: Store
     assert "`sft`, 5 more were dropped" in trained
     assert "longer_than_max_length (3), no_answer_tokens (2).\n" in trained
     assert "heldout" not in trained and "facts_train" not in evaluated
-    assert (
-        "| facts_heldout | facts, heldout | facts (first 4) | 999 | some/facts_heldout | 0123abc | MIT |\n" in evaluated
-    )
-    assert (
-        "| other_heldout | other, heldout | preferences | 999 | some/other_heldout | 0123abc | a \\| b |\n" in evaluated
-    )
+    assert "| facts_heldout | facts, heldout | facts (first 4) | 999 | some/facts_heldout | 0123abc | MIT |\n" in evaluated
+    assert "| other_heldout | other, heldout | preferences | 999 | some/other_heldout | 0123abc | a \\| b |\n" in evaluated
     assert "- own: the lm-eval task `pubmedqa` on its own data" in evaluated
     assert "No filter compared the training rows of sft with these sets" in evaluated
     assert "same source as training rows: facts_heldout." in section(card, "Limits")

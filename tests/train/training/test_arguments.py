@@ -99,9 +99,7 @@ def item_training(item: Round) -> Training:
 def test_the_loss_types_are_all_that_trl_computes():
     """Read from TRL's own help, since the config takes any text."""
     described = next(field for field in fields(DPOConfig) if field.name == "loss_type").metadata["help"]
-    named = {
-        word.strip("`'\".,") for word in described.replace("[", " ").replace("]", " ").split() if word[:1] in "`'\""
-    }
+    named = {word.strip("`'\".,") for word in described.replace("[", " ").replace("]", " ").split() if word[:1] in "`'\""}
     assert {name for name in named if name and name != "loss_weights"} <= set(LOSS_TYPES) | {""}
 
 
