@@ -6,25 +6,23 @@ from rich.console import Console
 from rich.table import Table
 
 from rounds.train.engine import policy, store
-from rounds.train.engine.records import DECISION, SCORES
+from rounds.train.engine.records import Score
 from rounds.train.plan.pipeline import Plan
 
 
 def summary(console: Console, plan: Plan, root: Path, ran: int, seconds: float) -> None:
     """Print the scores per round, the gates' decisions, and where the report and the model are."""
     evaluations = {
-        stage.name.removeprefix("evaluate."): store.read_json(store.folder(root, stage) / SCORES) or {}
-        for stage in plan.stages
-        if stage.kind.measures
+        stage.name.removeprefix("evaluate."): store.scores(store.folder(root, stage)) for stage in plan.stages if stage.kind.measures
     }
     if evaluations:
         console.print(scores_table(plan.recipe.name, evaluations))
     for stage in plan.stages:
         if stage.kind.decides:
-            decision = store.read_json(store.folder(root, stage) / DECISION) or {}
-            console.print(f"{stage.name}: {decision.get('decision')}", highlight=False)
-            for rule in decision.get("rules", []):
-                console.print(f"    {rule['says']}", highlight=False, markup=False, soft_wrap=True)
+            decision = store.decision(store.folder(root, stage))
+            console.print(f"{stage.name}: {decision.decision if decision else 'not decided'}", highlight=False)
+            for rule in decision.rules if decision else ():
+                console.print(f"    {rule.says}", highlight=False, markup=False, soft_wrap=True)
     for stage in plan.stages:
         counts = store.counts(store.folder(root, stage))
         if counts.get("stops_rounds") and counts["decision"] == "rejected":
@@ -37,7 +35,7 @@ def summary(console: Console, plan: Plan, root: Path, ran: int, seconds: float) 
     print(f"report: {store.folder(root, plan.stage('report')) / 'report.html'}")
 
 
-def scores_table(name: str, evaluations: dict[str, dict]) -> Table:
+def scores_table(name: str, evaluations: dict[str, dict[str, Score]]) -> Table:
     table = Table(title=f"{name}: scores on held-out rows, ±standard error", title_justify="left", box=None, header_style="bold")
     table.add_column("metric", no_wrap=True)
     for column in evaluations:
@@ -49,8 +47,8 @@ def scores_table(name: str, evaluations: dict[str, dict]) -> Table:
     return table
 
 
-def _score(score: dict | None) -> str:
+def _score(score: Score | None) -> str:
     if score is None:
         return "-"
-    digits = 1 if abs(score["value"]) >= 10 else 3
-    return f"{score['value']:.{digits}f}" + ("" if score["stderr"] is None else f" ±{score['stderr']:.{digits}f}")
+    digits = 1 if abs(score.value) >= 10 else 3
+    return f"{score.value:.{digits}f}" + ("" if score.stderr is None else f" ±{score.stderr:.{digits}f}")

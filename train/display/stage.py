@@ -7,7 +7,6 @@ from rich.text import Text
 
 from rounds.train.display.scores import scores_table
 from rounds.train.engine import claims, store
-from rounds.train.engine.records import SCORES
 
 
 def stage(console: Console, folder: Path, whole_log: bool) -> None:
@@ -28,7 +27,7 @@ def stage(console: Console, folder: Path, whole_log: bool) -> None:
         console.print(f"files ({record.seconds:.1f} s of work)", style="bold")
         for name in record.digests:
             console.print(f"  {name}  {(folder / name).stat().st_size:,} bytes", highlight=False, markup=False)
-    scores = store.read_json(folder / SCORES)
+    scores = store.scores(folder)
     if scores:
         console.print(scores_table(spec.name, {"score": scores}))
     failure = store.failure(folder)

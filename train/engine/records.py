@@ -4,6 +4,7 @@ Read tolerantly: a field that another release wrote is passed over. The names of
 those of results that other kinds of stages read.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ ROWS, PAIRS, LOGPS, METRICS = "rows.parquet", "pairs.parquet", "logps.parquet", 
 SCORES, ITEMS, ANSWERS = "scores.json", "items.parquet", "answers.jsonl"
 DECISION, MANIFEST, POLICY = "decision.json", "manifest.json", "policy.json"
 PROGRESS, LOG, HOLDER, LOCK, JOB, STOP = "progress.json", "log.txt", "holder.json", "lock", "job.json", "stop"
+
+
+Counts = dict[str, Any]
+"""What a stage counted, as plain JSON: a kind's own, and the one part of `done.json` that has no record."""
 
 
 class Record(BaseModel):
@@ -84,7 +89,7 @@ class Done(Record):
     cpu_seconds: float = 0.0
     finished: float | None = None
     """Seconds since 1970."""
-    counts: dict[str, Any] = {}
+    counts: Counts = {}
     """What its kind counts."""
     because: str = ""
     """Why it was skipped."""
@@ -97,6 +102,45 @@ class Done(Record):
     def skipped(self) -> bool:
         """Whether the rounds had ended before it."""
         return self.status == "skipped"
+
+
+class Score(Record):
+    """One metric in `scores.json`."""
+
+    value: float
+    stderr: float | None = None
+    """Standard error of a mean; None where there is none."""
+    n: int
+    """Items."""
+    questions: int | None = None
+    """Of which items that ask one question in other words are one; None where a metric is known only as a whole."""
+    higher_is_better: bool | None = True
+    """None for what is measured to understand a policy, not to rank it."""
+
+
+class Verdict(Record):
+    """One rule of a gate in `decision.json`, with the numbers that decided it."""
+
+    metric: str = ""
+    new: float = math.nan
+    old: float = math.nan
+    n: int = 0
+    questions: int = 0
+    difference: float = math.nan
+    stderr: float = math.nan
+    rule: str = ""
+    """What was wanted, in words."""
+    holds: bool
+    says: str
+
+
+class Decision(Record):
+    """`decision.json`: what a gate decided."""
+
+    decision: str
+    """`accepted`, `rejected` or, behind a gate that ended the rounds, `skipped`."""
+    stops_rounds: bool = False
+    rules: tuple[Verdict, ...] = ()
 
 
 class Failure(Record):

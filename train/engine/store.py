@@ -26,7 +26,7 @@ from rounds.data_prep.errors import UserError
 from rounds.data_prep.whole import whole
 from rounds.train.engine import records
 from rounds.train.engine.graph import Asset, Stage
-from rounds.train.engine.records import Done, Failure, Spec
+from rounds.train.engine.records import Counts, Decision, Done, Failure, Score, Spec
 
 logger = logging.getLogger("rounds")
 
@@ -78,10 +78,29 @@ def done(stage_folder: Path) -> Done | None:
     return record if all((stage_folder / name).is_file() for name in record.digests) else None
 
 
-def counts(stage_folder: Path) -> dict[str, Any]:
+def counts(stage_folder: Path) -> Counts:
     """Return what a finished stage counted; empty where it is not finished, or was skipped."""
     record = done(stage_folder)
     return record.counts if record else {}
+
+
+def scores(stage_folder: Path) -> dict[str, Score]:
+    """Return what a policy scored, by metric; empty where nothing was measured. Raises `UserError` for a damaged file."""
+    path = stage_folder / records.SCORES
+    try:
+        return {name: Score.model_validate(plain) for name, plain in (read_json(path) or {}).items()}
+    except (ValidationError, AttributeError):
+        raise UserError(f"{path} is damaged: remove that folder, and `rounds run` makes it again") from None
+
+
+def decision(stage_folder: Path) -> Decision | None:
+    """Return what a gate decided, or None. Raises `UserError` for a damaged file."""
+    path = stage_folder / records.DECISION
+    try:
+        plain = read_json(path)
+        return None if plain is None else Decision.model_validate(plain)
+    except ValidationError:
+        raise UserError(f"{path} is damaged: remove that folder, and `rounds run` makes it again") from None
 
 
 def failure(stage_folder: Path) -> Failure | None:

@@ -7,6 +7,7 @@ its key with every gate replaced by the policy that passed. What is finished und
 store/same/DPO-IDENTITY.json says which folder holds an identity that is not its own key.
 """
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -69,7 +70,7 @@ def take_over(twin: Path, folder: Path) -> None:
         except OSError:  # another file system, or one without links
             shutil.copyfile(file, target)
     if store.spec(folder).kind.trains:
-        described = store.read_json(folder / records.POLICY)
+        described = json.loads((folder / records.POLICY).read_text(encoding="utf-8"))
         start = store.inputs(folder)["policy"].name
         (folder / records.POLICY).unlink()  # else the twin's own would be written to
         store.write_json(folder / records.POLICY, {**described, "start": start})

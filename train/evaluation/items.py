@@ -1,12 +1,12 @@
 """What a policy scored: one row per item, and their mean with a standard error over questions."""
 
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rounds.data_prep.errors import UserError
+from rounds.train.engine.records import Score
 from rounds.train.evaluation import paired
 
 
@@ -16,7 +16,7 @@ class Items:
     def __init__(self) -> None:
         self.values: dict[str, dict[str, float]] = {}
         self.questions: dict[str, dict[str, str]] = {}
-        self.aggregates: dict[str, dict[str, Any]] = {}
+        self.aggregates: dict[str, Score] = {}
         self.lower_is_better: set[str] = set()
 
     def add(self, metric: str, item: str, value: float, question: str | None = None) -> None:
@@ -30,10 +30,11 @@ class Items:
         column[item] = float(value)
         self.questions.setdefault(metric, {})[item] = item if question is None else question
 
-    def scores(self) -> dict[str, dict[str, Any]]:
+    def scores(self) -> dict[str, Score]:
         """Return mean, standard error of the mean, and count of every metric."""
         means = {name: mean_and_stderr(list(items.values()), list(self.questions[name].values())) for name, items in self.values.items()}
-        return {name: {**score, "higher_is_better": self._direction(name)} for name, score in {**means, **self.aggregates}.items()}
+        both = {**means, **self.aggregates}
+        return {name: score.model_copy(update={"higher_is_better": self._direction(name)}) for name, score in both.items()}
 
     def _direction(self, metric: str) -> bool | None:
         """Tell which direction is better; None for what is measured to understand a policy, not to rank it."""
@@ -49,10 +50,10 @@ class Items:
         pq.write_table(pa.table({name: list(column) for name, column in zip(names, columns, strict=True)}), path)
 
 
-def mean_and_stderr(values: list[float], asked: list[str]) -> dict[str, Any]:
+def mean_and_stderr(values: list[float], asked: list[str]) -> Score:
     """Return the mean of some values, the standard error of that mean (None for one question), and their numbers.
 
     `asked` names the question of each value.
     """
     mean, stderr, number = paired.clustered(values, asked)
-    return {"value": mean, "stderr": stderr if number > 1 else None, "n": len(values), "questions": number}
+    return Score(value=mean, stderr=stderr if number > 1 else None, n=len(values), questions=number)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rounds.train.engine import templates
+from rounds.train.engine.records import Score
 
 FOLDER = Path(__file__).resolve().parent
 """Where the templates of pages and cards are."""
@@ -47,10 +48,10 @@ def _decimals(stderr: float | None) -> int:
     return min(6, max(0, 1 - math.floor(math.log10(stderr)))) if stderr else 3
 
 
-def score(given: Mapping[str, Any]) -> str:
+def score(given: Score) -> str:
     """Write a metric as `value ± standard error`."""
-    digits = _decimals(given["stderr"])
-    return f"{given['value']:.{digits}f}" + ("" if given["stderr"] is None else f" ± {given['stderr']:.{digits}f}")
+    digits = _decimals(given.stderr)
+    return f"{given.value:.{digits}f}" + ("" if given.stderr is None else f" ± {given.stderr:.{digits}f}")
 
 
 def mean(value: float, stderr: float) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rounds.train.engine import store
 from rounds.train.engine.kinds import Kind
-from rounds.train.engine.records import ANSWERS, ITEMS, METRICS, SCORES, Done, Spec
+from rounds.train.engine.records import ANSWERS, ITEMS, METRICS, Counts, Done, Score, Spec
 from rounds.train.evaluation.paired import Comparison, compare, conclude, is_main, read_items, read_questions
 
 
@@ -33,7 +33,7 @@ class Finished:
         return self.record.skipped
 
     @property
-    def counts(self) -> dict[str, Any]:
+    def counts(self) -> Counts:
         """What the stage counted; empty when it was skipped."""
         return self.record.counts
 
@@ -63,9 +63,9 @@ class Step:
     """Its section of the recipe."""
 
     @cached_property
-    def scores(self) -> dict[str, dict[str, Any]]:
+    def scores(self) -> dict[str, Score]:
         """Its metrics; empty when it was not measured."""
-        return (store.read_json(self.evaluation.folder / SCORES) or {}) if self.evaluation else {}
+        return store.scores(self.evaluation.folder) if self.evaluation else {}
 
     @cached_property
     def items(self) -> dict[str, dict[str, float]]:
@@ -173,7 +173,7 @@ def judge(steps: Sequence[Step]) -> list[Judged]:
 
 def higher_is_better(step: Step, metric: str) -> bool:
     """Tell which direction of a metric is better, as its evaluation says."""
-    return step.scores.get(metric, {}).get("higher_is_better", True)
+    return metric not in step.scores or bool(step.scores[metric].higher_is_better)
 
 
 def _json_lines(stage: Finished | None, name: str) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from rounds.train.config.cluster import Machine
 from rounds.train.engine import store
 from rounds.train.engine.params import AblationReportParams
-from rounds.train.engine.records import SCORES
+from rounds.train.engine.records import Counts, Score
 from rounds.train.evaluation.paired import MIN_ITEMS, NEUTRAL, is_main, read_items, read_questions
 from rounds.train.reports import figures, pages
 from rounds.train.reports.contrasts import ALPHA, Contrast, contrast, judged
@@ -49,10 +49,10 @@ class Results:
         return {name: record.seconds if (record := store.done(folder)) else 0.0 for name, folder in self.inputs.items()}
 
     @cached_property
-    def scores(self) -> dict[str, dict[int, dict[str, Any]]]:
+    def scores(self) -> dict[str, dict[int, dict[str, Score]]]:
         """Variant -> seed -> its `scores.json`."""
         return {
-            name: {cell.seed: store.read_json(self.inputs[cell.scores] / SCORES) or {} for cell in variant.cells}
+            name: {cell.seed: store.scores(self.inputs[cell.scores]) for cell in variant.cells}
             for name, variant in self.asked.variants.items()
         }
 
@@ -70,9 +70,7 @@ class Results:
     @cached_property
     def higher(self) -> dict[str, bool]:
         """Whether a higher value of a metric is better."""
-        return {
-            m: bool(scores[m].get("higher_is_better", True)) for seeds in self.scores.values() for scores in seeds.values() for m in scores
-        }
+        return {m: bool(scores[m].higher_is_better) for seeds in self.scores.values() for scores in seeds.values() for m in scores}
 
     def contrasts(self) -> list[Contrast]:
         """Compare all variants with the baseline: main metrics with verdicts, then the others without."""
@@ -106,7 +104,7 @@ class Results:
         }
 
 
-def run(params: AblationReportParams, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
+def run(params: AblationReportParams, inputs: dict[str, Path], out: Path, machine: Machine) -> Counts:
     """Compare the variants; write the page and the table."""
     results = Results(params, inputs)
     contrasts, costs = results.contrasts(), results.costs()

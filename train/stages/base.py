@@ -21,6 +21,7 @@ from rounds.train.config.cluster import Machine
 from rounds.train.config.recipe import Start, StartHub, StartTiny
 from rounds.train.engine import policy
 from rounds.train.engine.params import BaseParams
+from rounds.train.engine.records import Counts
 from rounds.train.tokens import chat
 from rounds.train.weights import models
 
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 _CONTROL_TOKENS = ["<|begin_of_text|>", "<|pad|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 
 
-def run(params: BaseParams, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
+def run(params: BaseParams, inputs: dict[str, Path], out: Path, machine: Machine) -> Counts:
     """Make, find or fetch the starting model, and check that its chat template can be trained with."""
     if isinstance(params.base, StartTiny):
         return _tiny(params.base, params, inputs["corpus"] / RECORDS, out)
@@ -65,7 +66,7 @@ def _fetch(base: Start) -> str:
     return str(hub.download(base.id, base.revision, policy.MODEL_FILES, "model"))
 
 
-def _tiny(base: StartTiny, params: BaseParams, corpus: Path, out: Path) -> dict[str, Any]:
+def _tiny(base: StartTiny, params: BaseParams, corpus: Path, out: Path) -> Counts:
     inner = Tokenizer(BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()

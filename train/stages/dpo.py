@@ -24,7 +24,7 @@ from rounds.train.config.cluster import Machine, PairBatching
 from rounds.train.config.training import BATCH_LOSSES, Lora
 from rounds.train.engine import policy, ranks, store
 from rounds.train.engine.params import DpoParams
-from rounds.train.engine.records import LOGPS, PAIRS
+from rounds.train.engine.records import LOGPS, PAIRS, Counts
 from rounds.train.tokens import packed_pairs
 from rounds.train.training import arguments, checkpoints
 from rounds.train.training import train as training
@@ -56,7 +56,7 @@ _SAMPLE = 4
 _COLUMNS = ["prompt_ids", "chosen_ids", "rejected_ids"]
 
 
-def run(params: DpoParams, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
+def run(params: DpoParams, inputs: dict[str, Path], out: Path, machine: Machine) -> Counts:
     """Train from the last complete checkpoint on, or from the start after checking the first loss."""
     arguments.prepare(machine, params.seed)
     start = policy.read(inputs["policy"])

@@ -28,7 +28,7 @@ from rounds.data_prep.records import RECORDS
 from rounds.train.config.cluster import Machine
 from rounds.train.engine import policy, store, tracking
 from rounds.train.engine.params import EvaluateParams, Task
-from rounds.train.engine.records import ANSWERS, ITEMS, SCORES
+from rounds.train.engine.records import ANSWERS, ITEMS, SCORES, Counts, Score
 from rounds.train.evaluation import lm_eval, questions
 from rounds.train.evaluation.items import Items
 from rounds.train.tokens import chat
@@ -50,7 +50,7 @@ class Subject:
     window: int
 
 
-def run(params: EvaluateParams, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
+def run(params: EvaluateParams, inputs: dict[str, Path], out: Path, machine: Machine) -> Counts:
     """Score the policy; returns the scores for `done.json`."""
     models.set_threads(machine)
     torch.manual_seed(0)
@@ -73,9 +73,9 @@ def run(params: EvaluateParams, inputs: dict[str, Path], out: Path, machine: Mac
         _answers(subject, dict(islice(prompts.items(), params.num_answers)), params.max_new_tokens, out, items)
     found = items.scores()
     items.write(out / ITEMS)
-    store.write_json(out / SCORES, found)
-    tracking.scores({name: score["value"] for name, score in found.items()})
-    return {"scores": {name: [round(score["value"], 4), score["n"]] for name, score in found.items()}, **counts}
+    store.write_json(out / SCORES, {name: score.model_dump(exclude_unset=True) for name, score in found.items()})
+    tracking.scores({name: score.value for name, score in found.items()})
+    return {"scores": {name: [round(score.value, 4), score.n] for name, score in found.items()}, **counts}
 
 
 def _window(model: PreTrainedModel, max_length: int) -> int:
@@ -103,7 +103,7 @@ def _tasks(subject: Subject, tasks: Sequence[Task], inputs: dict[str, Path], out
             continue
         aggregate_only.append(given.metric)
         if given.value is not None:
-            items.aggregates[given.metric] = {"value": given.value, "stderr": given.stderr, "n": given.n}
+            items.aggregates[given.metric] = Score(value=given.value, stderr=given.stderr, n=given.n)
     return aggregate_only, dict(lm.broken_up)
 
 

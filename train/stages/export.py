@@ -23,7 +23,7 @@ from rounds.train.config.cluster import Machine
 from rounds.train.config.recipe import StartHub, StartLocal
 from rounds.train.engine import policy, store, templates
 from rounds.train.engine.params import EvaluateParams, ExportParams
-from rounds.train.engine.records import DECISION, MANIFEST, POLICY
+from rounds.train.engine.records import MANIFEST, POLICY, Counts, Decision
 from rounds.train.reports import pages
 from rounds.train.reports.steps import Finished, Step, find_steps, finished
 from rounds.train.tokens import chat
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 DATA_CARD = ("DATA_CARD.md", MANIFEST)
 
 
-def run(params: ExportParams, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
+def run(params: ExportParams, inputs: dict[str, Path], out: Path, machine: Machine) -> Counts:
     """Load the final policy, merge its adapters, and write it with the card."""
     described = policy.read(inputs["policy"])
     tokenizer = models.load_tokenizer(described)
@@ -167,7 +167,7 @@ def _reasons(step: Step, inputs: Mapping[str, Path]) -> list[str]:
         return [step.because]
     if step.status == "trained":
         return ["no gate was set"]
-    return [rule["says"] for rule in json.loads((inputs[f"gate.{step.name}"] / DECISION).read_text())["rules"]]
+    return [rule.says for rule in (store.decision(inputs[f"gate.{step.name}"]) or Decision(decision="")).rules]
 
 
 def _cell(value: Any) -> str:

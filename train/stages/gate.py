@@ -10,7 +10,6 @@ is smaller than that of two separate means wherever the two mostly agree; items 
 import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -19,16 +18,16 @@ from rounds.train.config.cluster import Machine
 from rounds.train.config.evaluation import Rule
 from rounds.train.engine import policy, store, tracking
 from rounds.train.engine.params import GateParams
-from rounds.train.engine.records import DECISION, ITEMS, SCORES
+from rounds.train.engine.records import DECISION, ITEMS, SCORES, Counts, Decision, Verdict
 from rounds.train.evaluation.paired import paired_difference, read_questions
 
 
-def run(params: GateParams, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
+def run(params: GateParams, inputs: dict[str, Path], out: Path, machine: Machine) -> Counts:
     """Check every rule and pass a policy on."""
     candidate = store.done(inputs["candidate"])
     skipped = candidate is not None and candidate.skipped
     verdicts = [] if skipped else [judge(rule, inputs["current_scores"], inputs["candidate_scores"]) for rule in params.rules]
-    accepted = not skipped and all(verdict["holds"] for verdict in verdicts)
+    accepted = not skipped and all(verdict.holds for verdict in verdicts)
     decision = "skipped" if skipped else "accepted" if accepted else "rejected"
     winner = "candidate" if accepted else "current"
     policy.write_same(out, inputs[winner])
@@ -36,20 +35,20 @@ def run(params: GateParams, inputs: dict[str, Path], out: Path, machine: Machine
         shutil.copyfile(inputs[f"{winner}_scores"] / name, out / name)
     # A skipped round passes the stop on, or the round after it would run again.
     stops = skipped or (decision == "rejected" and params.on_reject == "stop")
-    store.write_json(out / DECISION, {"decision": decision, "stops_rounds": stops, "rules": verdicts})
+    told = Decision(decision=decision, stops_rounds=stops, rules=tuple(verdicts))
+    store.write_json(out / DECISION, told.model_dump(mode="json"))
     tracking.scores({"accepted": accepted})
-    return {"decision": decision, "stops_rounds": stops, "reasons": [verdict["says"] for verdict in verdicts]}
+    return {"decision": decision, "stops_rounds": stops, "reasons": [verdict.says for verdict in verdicts]}
 
 
-def judge(rule: Rule, current: Path, candidate: Path) -> dict[str, Any]:
+def judge(rule: Rule, current: Path, candidate: Path) -> Verdict:
     """Apply one rule to two evaluation folders. Raises `UserError` when the metric was not measured."""
     asked = [_items(folder, rule.metric) for folder in (current, candidate)]
     questions = read_questions(candidate)[rule.metric]
     old, new = ({item: values[item] for item in values if item in asked[0].keys() & asked[1].keys()} for values in asked)
     difference, stderr, number = paired_difference(old, new, questions)
     value = math.fsum(new.values()) / len(new)
-    numbers = {"metric": rule.metric, "new": value, "old": math.fsum(old.values()) / len(old), "n": len(new)}
-    numbers |= {"questions": number, "difference": difference, "stderr": stderr}
+    before = math.fsum(old.values()) / len(old)
     name = next(name for name in Rule.conditions() if getattr(rule, name) is not None)
     bound = getattr(rule, name)
     scale = stderr if rule.unit == "stderr" else 1.0
@@ -67,15 +66,26 @@ def judge(rule: Rule, current: Path, candidate: Path) -> dict[str, Any]:
     unit = "" if name.startswith("at_") else " standard errors" if rule.unit == "stderr" else ""
     wanted = f"{name.replace('_', ' ')} {bound:g}{unit}"
     says = (
-        f"{rule.metric} {numbers['old']:.4f} -> {value:.4f} (difference {difference:+.4f}, standard error {stderr:.4f}): "
+        f"{rule.metric} {before:.4f} -> {value:.4f} (difference {difference:+.4f}, standard error {stderr:.4f}): "
         f"{wanted}: {'holds' if holds else 'does not hold'}"
     )
-    return {**numbers, "rule": wanted, "holds": holds, "says": says}
+    return Verdict(
+        metric=rule.metric,
+        new=value,
+        old=before,
+        n=len(new),
+        questions=number,
+        difference=difference,
+        stderr=stderr,
+        rule=wanted,
+        holds=holds,
+        says=says,
+    )
 
 
 def _items(folder: Path, metric: str) -> dict[str, float]:
     table = pq.read_table(folder / ITEMS, filters=[("metric", "=", metric)])
     if not table.num_rows:
-        measured = store.read_json(folder / SCORES) or {}
+        measured = store.scores(folder)
         raise UserError(f"the gate's metric {metric!r} was not measured. {nearest(metric, measured)}")
     return dict(zip(table["item"].to_pylist(), table["value"].to_pylist(), strict=True))

@@ -16,7 +16,7 @@ from rounds.data_prep.schema import SourceParams
 from rounds.train.config.cluster import Machine
 from rounds.train.engine import store, templates
 from rounds.train.engine.params import ManifestParams
-from rounds.train.engine.records import MANIFEST
+from rounds.train.engine.records import MANIFEST, Counts
 from rounds.train.reports import pages
 from rounds.train.reports.training_sets import set_names, training_set
 
@@ -24,7 +24,7 @@ SCHEMA = 1
 """Raised when a field of manifest.json changes its meaning or goes."""
 
 
-def run(params: ManifestParams, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
+def run(params: ManifestParams, inputs: dict[str, Path], out: Path, machine: Machine) -> Counts:
     """Read what the stages counted, and write it down twice."""
     made = manifest(params, inputs)
     store.write_json(out / MANIFEST, made)

@@ -26,7 +26,7 @@ from rounds.data_prep.whole import whole
 from rounds.train.config.cluster import Machine
 from rounds.train.engine import policy
 from rounds.train.engine.params import PackParams
-from rounds.train.engine.records import ROWS
+from rounds.train.engine.records import ROWS, Counts
 from rounds.train.tokens import chat
 from rounds.train.tokens.lengths import Lengths, bucket, none_left
 from rounds.train.weights import models
@@ -78,14 +78,14 @@ class _Counts:
             self.by_source[conversation.source].dropped[reason] += 1
             log.write(json.dumps({"id": conversation.id, "source": conversation.source, "reason": reason}) + "\n")
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> Counts:
         """Return them as JSON."""
         return {"conversations": self.conversations, "tokens": self.tokens, "answer_tokens": self.answer_tokens,
                 "dropped": dict(self.dropped), "length_histogram": dict(self.histogram),
                 "by_source": {name: lengths.counts() for name, lengths in sorted(self.by_source.items())}}  # fmt: skip
 
 
-def run(params: PackParams, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
+def run(params: PackParams, inputs: dict[str, Path], out: Path, machine: Machine) -> Counts:
     """Tokenise, drop what does not fit, and pack by best fit decreasing (TRL's `bfd`)."""
     tokenizer = models.load_tokenizer(policy.read(inputs["tokenizer"]))
     source = inputs["data"] / RECORDS

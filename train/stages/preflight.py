@@ -23,6 +23,7 @@ from rounds.data_prep.errors import UserError
 from rounds.train.config.cluster import Machine
 from rounds.train.engine import ranks, store
 from rounds.train.engine.params import PreflightParams, Requirement
+from rounds.train.engine.records import Counts
 from rounds.train.weights import requirements
 
 MAX_SKEW_SECONDS = 5.0
@@ -36,7 +37,7 @@ _FREE_SHARE = 0.9
 """Of a GPU's memory: less is in use by somebody else's process."""
 
 
-def run(params: PreflightParams, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
+def run(params: PreflightParams, inputs: dict[str, Path], out: Path, machine: Machine) -> Counts:
     """Make every check on every rank, and fail with all that is wrong."""
     device = "cuda" if machine.device != "cpu" and torch.cuda.is_available() else "cpu"
     checks: list[tuple[str, Callable[[], tuple[str, list[str]]]]] = [

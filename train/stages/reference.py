@@ -10,7 +10,6 @@ How many ranks compute it, and in which batches, changes nothing but the last bi
 """
 
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,11 +19,11 @@ from rounds.data_prep.whole import whole
 from rounds.train.config.cluster import Machine
 from rounds.train.engine import digests, policy, ranks
 from rounds.train.engine.params import ReferenceParams
-from rounds.train.engine.records import LOGPS, PAIRS
+from rounds.train.engine.records import LOGPS, PAIRS, Counts
 from rounds.train.weights import adapters, models, pair_logprobs
 
 
-def run(params: ReferenceParams, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
+def run(params: ReferenceParams, inputs: dict[str, Path], out: Path, machine: Machine) -> Counts:
     """Score every side of every pair once; a run that was interrupted goes on with the blocks that are missing."""
     models.set_threads(machine)
     lora = params.lora

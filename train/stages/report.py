@@ -19,7 +19,7 @@ from markupsafe import Markup
 from rounds.train.config.cluster import Machine
 from rounds.train.engine import store
 from rounds.train.engine.params import ReportParams
-from rounds.train.engine.records import DECISION
+from rounds.train.engine.records import Counts
 from rounds.train.evaluation.paired import NEUTRAL, Z95, is_main
 from rounds.train.reports import figures, pages
 from rounds.train.reports.data import set_rows, source_rows
@@ -45,7 +45,7 @@ _CURVES = {
 _SFT_CURVES = ("loss", "grad_norm", "answer_tokens", "tokens_per_second", "memory_gib")
 
 
-def run(params: ReportParams, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
+def run(params: ReportParams, inputs: dict[str, Path], out: Path, machine: Machine) -> Counts:
     """Read the run's folders, write the page and the table of scores."""
     recipe = params.recipe
     stages = {name: finished(name, folder) for name, folder in inputs.items()}
@@ -60,7 +60,7 @@ def run(params: ReportParams, inputs: dict[str, Path], out: Path, machine: Machi
 
 def write_scores(steps: Sequence[Step], path: Path) -> int:
     """Write every score, groups included, one per line; returns how many."""
-    rows = [(step.name, metric, score["value"], "" if score["stderr"] is None else score["stderr"], score["n"])
+    rows = [(step.name, metric, score.value, "" if score.stderr is None else score.stderr, score.n)
             for step in steps for metric, score in step.scores.items()]  # fmt: skip
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("stage", "metric", "value", "stderr", "n"), *rows])
@@ -87,7 +87,7 @@ def _render(recipe: Mapping[str, Any], stages: Mapping[str, Finished], steps: Se
         neutral=[metric for metric in metrics if metric in NEUTRAL],
         meaning={metric: pages.meaning(metric, tasks) for metric in metrics},
         higher={metric: any(higher_is_better(step, metric) for step in steps if metric in step.scores) for metric in metrics},
-        sizes={metric: sorted({step.scores[metric]["n"] for step in steps if metric in step.scores}) for metric in metrics},
+        sizes={metric: sorted({step.scores[metric].n for step in steps if metric in step.scores}) for metric in metrics},
         groups=_groups(metrics),
         verdicts={
             each.step.name: {m: c.verdict for m, c in each.comparisons.items()}
@@ -140,8 +140,8 @@ def _score_figure(metric: str, steps: Sequence[Step]) -> Markup:
     points = [
         figures.Point(
             step.name,
-            step.scores[metric]["value"],
-            Z95 * (step.scores[metric]["stderr"] or 0),
+            step.scores[metric].value,
+            Z95 * (step.scores[metric].stderr or 0),
             measured.index(step.start) if step.start in measured else None,
             step.status == "rejected",
         )
@@ -175,8 +175,9 @@ def _gates(steps: Sequence[Step], stages: Mapping[str, Finished]) -> list[dict[s
     for step in steps:
         gate = stages.get(f"gate.{step.name}")
         if gate or step.stage.kind.is_round:
-            decision = (store.read_json(gate.folder / DECISION) if gate else None) or {}
-            found.append({"step": step, "gate": gate, "rules": decision.get("rules", []), "stops": decision.get("stops_rounds")})
+            decision = store.decision(gate.folder) if gate else None
+            rules, stops = (decision.rules, decision.stops_rounds) if decision else ((), False)
+            found.append({"step": step, "gate": gate, "rules": rules, "stops": stops})
     return found
 
 

@@ -18,7 +18,7 @@ from trl import SFTConfig, SFTTrainer
 from rounds.train.config.cluster import Machine
 from rounds.train.engine import policy, ranks
 from rounds.train.engine.params import SftParams
-from rounds.train.engine.records import ROWS
+from rounds.train.engine.records import ROWS, Counts
 from rounds.train.tokens.packed_row import PackedRow, Segment
 from rounds.train.training import arguments
 from rounds.train.training import train as training
@@ -26,7 +26,7 @@ from rounds.train.training import trainer as stage_trainer
 from rounds.train.weights import adapters, models, packed_attention
 
 
-def run(params: SftParams, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
+def run(params: SftParams, inputs: dict[str, Path], out: Path, machine: Machine) -> Counts:
     """Train from the last complete checkpoint on, or from the start."""
     arguments.prepare(machine, params.seed)
     start = policy.read(inputs["policy"])

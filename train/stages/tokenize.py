@@ -26,7 +26,7 @@ from rounds.data_prep.whole import whole
 from rounds.train.config.cluster import Machine
 from rounds.train.engine import policy
 from rounds.train.engine.params import TokenizeParams
-from rounds.train.engine.records import PAIRS
+from rounds.train.engine.records import PAIRS, Counts
 from rounds.train.tokens import chat
 from rounds.train.tokens.lengths import Lengths, none_left
 from rounds.train.tokens.pair_budget import fit
@@ -39,7 +39,7 @@ _THREADS = 2
 """The tokenizer works in threads of its own and holds no lock: one batch is rendered while another is tokenised."""
 
 
-def run(params: TokenizeParams, inputs: dict[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
+def run(params: TokenizeParams, inputs: dict[str, Path], out: Path, machine: Machine) -> Counts:
     """Tokenise every pair, keep those that honour the contract, and count the others by reason."""
     tokenizer = models.load_tokenizer(policy.read(inputs["tokenizer"]))
     source = inputs["data"] / RECORDS

@@ -12,7 +12,6 @@ import logging
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import Trainer
@@ -21,6 +20,7 @@ from rounds.data_prep.errors import UserError
 from rounds.train.config.cluster import Machine
 from rounds.train.config.training import Lora, Training
 from rounds.train.engine import ranks
+from rounds.train.engine.records import Counts
 from rounds.train.training.checkpoints import fit_shards, resumable
 from rounds.train.training.trainer import StageTrainer
 from rounds.train.training.watcher import Watcher, write_metrics
@@ -29,7 +29,7 @@ from rounds.train.weights import adapters, models
 logger = logging.getLogger(__name__)
 
 
-def run(trainer: StageTrainer, out: Path, start: Path, training: Training, machine: Machine) -> dict[str, Any]:
+def run(trainer: StageTrainer, out: Path, start: Path, training: Training, machine: Machine) -> Counts:
     """Train from the last complete checkpoint, if any, and save the policy. Returns counts for `done.json`.
 
     `start` is the stage folder of the policy that training started from. Raises `ranks.Stopped` when it was asked to stop.

@@ -82,9 +82,9 @@ def test_one_item_has_no_error_to_speak_of():
 @given(st.lists(numbers, min_size=2, max_size=30))
 def test_a_scores_error_is_scipys(values: list[float]):
     found = mean_and_stderr(values, list(map(str, range(len(values)))))
-    assert found["value"] == pytest.approx(np.mean(values), abs=1e-9)
-    assert found["stderr"] == pytest.approx(stats.sem(values), abs=1e-9)
-    assert found["n"] == len(values)
+    assert found.value == pytest.approx(np.mean(values), abs=1e-9)
+    assert found.stderr == pytest.approx(stats.sem(values), abs=1e-9)
+    assert found.n == len(values)
 
 
 @given(st.lists(st.tuples(numbers, numbers), min_size=2, max_size=12), st.integers(1, 4))
@@ -124,10 +124,10 @@ EDGE = DIFFERENCE / STDERR  # the difference in its own standard errors: 0.5517
 )
 def test_a_rule_on_a_metric_that_rose(folders: tuple[Path, Path], rule: dict, holds: bool):
     verdict = judge(Rule(metric="facts/acc", **rule), *folders)
-    assert verdict["holds"] is holds, verdict["says"]
-    assert (verdict["old"], verdict["new"], verdict["n"]) == (0.625, 0.75, 8)
-    assert (verdict["difference"], verdict["stderr"]) == pytest.approx((DIFFERENCE, STDERR))
-    assert "facts/acc 0.6250 -> 0.7500" in verdict["says"]
+    assert verdict.holds is holds, verdict.says
+    assert (verdict.old, verdict.new, verdict.n) == (0.625, 0.75, 8)
+    assert (verdict.difference, verdict.stderr) == pytest.approx((DIFFERENCE, STDERR))
+    assert "facts/acc 0.6250 -> 0.7500" in verdict.says
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_rule_on_a_metric_that_rose(folders: tuple[Path, Path], rule: dict, ho
     ids=str,
 )
 def test_a_rule_on_a_metric_that_fell(folders: tuple[Path, Path], rule: dict, holds: bool):
-    assert judge(Rule(metric="facts/acc", **rule), *reversed(folders))["holds"] is holds
+    assert judge(Rule(metric="facts/acc", **rule), *reversed(folders)).holds is holds
 
 
 @pytest.mark.parametrize(
@@ -158,15 +158,15 @@ def test_a_rule_on_a_metric_that_fell(folders: tuple[Path, Path], rule: dict, ho
 def test_a_rule_on_a_metric_that_stayed(scores: Scores, rule: dict, holds: bool):
     """No item differs, so the standard error is 0: a rise of any number of zeros is still no rise."""
     one, two = scores("one", {"facts/acc": OLD}), scores("two", {"facts/acc": OLD})
-    assert judge(Rule(metric="facts/acc", **rule), one, two)["holds"] is holds
+    assert judge(Rule(metric="facts/acc", **rule), one, two).holds is holds
 
 
 def test_the_mean_is_that_of_the_items_that_were_compared(scores: Scores):
     """With a difference over common items beside means over all of them, the sentence would contradict itself."""
     one, two = scores("one", {"facts/acc": [0.0, 1.0]}), scores("two", {"facts/acc": [0.0, 1.0, 0.0, 0.0]})
     verdict = judge(Rule(metric="facts/acc", may_fall_by=0), one, two)
-    assert verdict["n"] == 2
-    assert verdict["new"] - verdict["old"] == pytest.approx(verdict["difference"])
+    assert verdict.n == 2
+    assert verdict.new - verdict.old == pytest.approx(verdict.difference)
 
 
 def test_a_metric_that_was_not_measured_is_a_user_error(folders: tuple[Path, Path]):
