@@ -75,9 +75,7 @@ def source(params: SourceParams, inputs: dict[str, Path], out: Path, machine: An
             f"most often {reason} ({times}). Columns expected: {columns}; {tally.first_bad}"
         )
     if not count:
-        raise UserError(
-            f"{where}: none of {tally.rows} rows of split {use.split!r} became a record {dict(tally.dropped)}"
-        )
+        raise UserError(f"{where}: none of {tally.rows} rows of split {use.split!r} became a record {dict(tally.dropped)}")
     chosen = _keep(out / RECORDS, use, kind, count)
     left, masked = _rewritten(params, kind, chosen, tally, out)
     if not left:
@@ -120,9 +118,7 @@ def data(params: DataParams, inputs: dict[str, Path], out: Path, machine: Any) -
         raise UserError(f"the mix of {', '.join(ids)} is empty: every row was dropped: {by_filter}")
     starts = dict(zip(ids, _starts([len(each) for each in ids.values()]), strict=True))
     taken = {each for every in ids.values() for each in every if REPEAT in each}
-    copies = {
-        at: repeated_id(ids[name][place], repeat, taken) for at, (name, place, repeat) in enumerate(places) if repeat
-    }
+    copies = {at: repeated_id(ids[name][place], repeat, taken) for at, (name, place, repeat) in enumerate(places) if repeat}
     spool.write([starts[name] + place for name, place, _ in places], out / RECORDS, copies)
     spool.path.unlink()
     kept = Counter(each.name for each in places)
@@ -188,16 +184,12 @@ def _keep(path: Path, use: SourceUse, kind: Kind, count: int) -> int:
     return write_records(path, (each for place, each in enumerate(read_records(path)) if place in places), kind)
 
 
-def _rewritten(
-    params: SourceParams, kind: Kind, count: int, tally: _Tally, out: Path
-) -> tuple[int, dict[str, Any] | None]:
+def _rewritten(params: SourceParams, kind: Kind, count: int, tally: _Tally, out: Path) -> tuple[int, dict[str, Any] | None]:
     """Apply what is done to every row of the source; return how many are left, and the counts of `phi` where it is on."""
     phi, system_prompt = params.phi, params.system_prompt
     if not (phi or system_prompt):
         return count, None
-    found = rewrite(
-        out / RECORDS, kind, system_prompt=system_prompt, phi=phi, dropped=out / DROPPED, masked=out / MASKED
-    )
+    found = rewrite(out / RECORDS, kind, system_prompt=system_prompt, phi=phi, dropped=out / DROPPED, masked=out / MASKED)
     tally.dropped.update(found.dropped)
     if phi is None:
         return found.records, None

@@ -69,11 +69,7 @@ def python_rows(batch: pa.RecordBatch, where: str) -> list[Row]:
     except (ValueError, OverflowError, KeyError, pa.ArrowException):
         for column, field in zip(batch.columns, batch.schema, strict=True):
             if error := _unreadable(column):
-                what = (
-                    "bytes that are not UTF-8"
-                    if isinstance(error, UnicodeDecodeError)
-                    else "values that cannot be read"
-                )
+                what = "bytes that are not UTF-8" if isinstance(error, UnicodeDecodeError) else "values that cannot be read"
                 raise UserError(
                     f"{where}: column {field.name!r} ({field.type}) holds {what} ({str(error).splitlines()[0]}); save it "
                     "as text, or leave it out"
@@ -226,9 +222,7 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
         if _is_lines(raw):
             yield from _numbered_lines(raw.split(b"\n"))
             return
-        raise UserError(
-            f"{path}: an object has one key twice (two rows of one id, or a row with a column twice)"
-        ) from None
+        raise UserError(f"{path}: an object has one key twice (two rows of one id, or a row with a column twice)") from None
     except json.JSONDecodeError as error:
         if "Extra data" in error.msg:  # JSONL under the suffix .json, as the hub allows
             yield from _numbered_lines(raw.split(b"\n"))

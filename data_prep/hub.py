@@ -19,9 +19,7 @@ from rounds.data_prep.turns import Row, RowError
 BATCH_ROWS, BATCH_BYTES = 1000, 1 << 26
 
 
-def reader(
-    repository: str, revision: str | None, config: str | None = None
-) -> Callable[[SourceUse], Iterator[Row | RowError]]:
+def reader(repository: str, revision: str | None, config: str | None = None) -> Callable[[SourceUse], Iterator[Row | RowError]]:
     """Return the `rows` of a source whose splits are called as the repository's; the others call `rows` themselves."""
     return lambda use: rows(use, repository, revision=revision, split=use.split, config=config)
 
@@ -49,9 +47,7 @@ def rows(
     yield from local(folder, split=split, config=config, patterns=patterns, name=f"{repository} at {folder.name}")
 
 
-def local(
-    path: Path, *, split: str, config: str | None = None, patterns: Sequence[str] = (), name: str = ""
-) -> Iterator[Row | RowError]:
+def local(path: Path, *, split: str, config: str | None = None, patterns: Sequence[str] = (), name: str = "") -> Iterator[Row | RowError]:
     """Yield the rows of a local copy: a file of rows, a folder with the hub's layout, or one from `save_to_disk`.
 
     `name` is what messages call the copy; its path where none is given.
@@ -90,9 +86,7 @@ def download(repository: str, revision: str | None, patterns: Sequence[str] = ()
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(repository, repo_type=repo_type, revision=revision, allow_patterns=list(patterns) or None)
-        )
+        return Path(snapshot_download(repository, repo_type=repo_type, revision=revision, allow_patterns=list(patterns) or None))
     except Exception as error:  # the client's transport has its own, outside OSError
         what = "`path:` (a local copy of the set)" if repo_type == "dataset" else "`kind: local` and a model folder"
         raise UserError(

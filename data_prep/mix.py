@@ -42,10 +42,7 @@ def counts(rows: Mapping[str, int], items: Sequence[MixItem]) -> dict[str, int]:
     # Each bound is the size of the mix in which that source, or those without a share together, give all they offer.
     bounds = [offered[name] / share for name, share in shares.items()]
     total = min(bounds if len(shares) == len(items) else [*bounds, free / left])
-    return {
-        name: min(count, round(total * (shares[name] if name in shares else count * left / free)))
-        for name, count in offered.items()
-    }
+    return {name: min(count, round(total * (shares[name] if name in shares else count * left / free))) for name, count in offered.items()}
 
 
 def mix(ids_by_name: Mapping[str, Sequence[str]], items: Sequence[MixItem], seed: int) -> list[Place]:

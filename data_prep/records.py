@@ -158,9 +158,7 @@ def to_table(records: Sequence[Record], kind: Kind) -> pa.Table:
     import pyarrow as pa
 
     schema = schemas()[kind]
-    return pa.Table.from_arrays(
-        [_column([getattr(each, at.name) for each in records], at) for at in schema], schema=schema
-    )
+    return pa.Table.from_arrays([_column([getattr(each, at.name) for each in records], at) for at in schema], schema=schema)
 
 
 def read_kind(path: Path) -> Kind:
@@ -194,9 +192,7 @@ def read_batch(path: Path, number: int) -> tuple[pa.Table, list[Record]]:
     kind = read_kind(path)
     with pq.ParquetFile(path) as file:
         table = file.read_row_group(number).cast(schemas()[kind]).combine_chunks()
-    return table, list(
-        map(_CLASSES[kind], *(_values(table[field.name]) for field in dataclasses.fields(_CLASSES[kind])))
-    )
+    return table, list(map(_CLASSES[kind], *(_values(table[field.name]) for field in dataclasses.fields(_CLASSES[kind]))))
 
 
 def _column(values: list[Any], field: pa.Field) -> pa.Array:
@@ -217,10 +213,6 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
 
     if column.type != _messages():
         return list(map(tuple, column.to_pylist())) if pa.types.is_list(column.type) else column.to_pylist()
-    messages = [
-        message
-        for chunk in column.chunks
-        for message in map(Message, *(part.to_pylist() for part in chunk.flatten().flatten()))
-    ]
+    messages = [message for chunk in column.chunks for message in map(Message, *(part.to_pylist() for part in chunk.flatten().flatten()))]
     ends = itertools.accumulate(pc.call_function("list_value_length", [column]).to_pylist(), initial=0)
     return [tuple(messages[start:end]) for start, end in itertools.pairwise(ends)]

@@ -124,14 +124,10 @@ def phrasings(question: Question) -> list[str]:
 def request(kind: str, name: str, *, seed: int = 0, **parts: str) -> str:
     """Return the text that asks for something of this kind (see `REQUESTS`), in words that `seed` and `name` choose."""
     phrasings = REQUESTS[kind]
-    return phrasings[_pick(len(phrasings), seed, kind, name)].format(
-        **{key: part.strip() for key, part in parts.items()}
-    )
+    return phrasings[_pick(len(phrasings), seed, kind, name)].format(**{key: part.strip() for key, part in parts.items()})
 
 
-def exchange(
-    source: str, name: str, asked: str, answer: str, *, system: str | None = None, group: str = ""
-) -> Conversation:
+def exchange(source: str, name: str, asked: str, answer: str, *, system: str | None = None, group: str = "") -> Conversation:
     """Return a conversation of one request and its answer."""
     return Conversation(name, source, (*ask(asked, system), Message("assistant", answer)), group)
 

@@ -28,9 +28,7 @@ class Rewritten:
     masked: Counter[str] = field(default_factory=Counter)
 
 
-def rewrite(
-    path: Path, kind: Kind, *, system_prompt: str | None, phi: FilterUse | None, dropped: Path, masked: Path
-) -> Rewritten:
+def rewrite(path: Path, kind: Kind, *, system_prompt: str | None, phi: FilterUse | None, dropped: Path, masked: Path) -> Rewritten:
     """Rewrite a file of records in place; adds a line to `dropped` for each row that goes, writes `masked` anew."""
     found = Rewritten()
     rule = filters.build(phi, ()) if phi else None

@@ -43,8 +43,7 @@ class Section(BaseModel):
         """
         as_before = self._later()
         kept = [name for name in type(self).model_fields if name not in (exclude or ())]
-        plain = {name: _plain(getattr(self, name)) for name in kept
-                 if name not in as_before or getattr(self, name) != as_before[name]}  # fmt: skip
+        plain = {name: _plain(getattr(self, name)) for name in kept if name not in as_before or getattr(self, name) != as_before[name]}
         return plain | {name: _plain(value) for name, value in (self.model_extra or {}).items()}
 
     @classmethod
@@ -54,8 +53,7 @@ class Section(BaseModel):
 
     @classmethod
     def _later(cls) -> dict[str, Any]:
-        return {name: mark.as_before for name, field in cls.model_fields.items() for mark in field.metadata
-                if isinstance(mark, Later)}  # fmt: skip
+        return {name: mark.as_before for name, field in cls.model_fields.items() for mark in field.metadata if isinstance(mark, Later)}
 
     @model_validator(mode="before")
     @classmethod

@@ -45,9 +45,7 @@ class Sieve:
 
     def rules(self) -> Rules:
         """Build the filters, in order."""
-        heldout = [
-            replace(each, source=name) for name, path in self.heldout.items() for each in records.read_records(path)
-        ]
+        heldout = [replace(each, source=name) for name, path in self.heldout.items() for each in records.read_records(path)]
         return [(use.name, filters.build(use, heldout)) for use in self.uses]
 
 

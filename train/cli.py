@@ -47,9 +47,7 @@ class Commands(TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.commands = {
-            name: Deferred(name, help=line, rich_markup_mode="markdown") for name, line in COMMANDS.items()
-        }
+        self.commands = {name: Deferred(name, help=line, rich_markup_mode="markdown") for name, line in COMMANDS.items()}
 
 
 def load(name: str) -> Any:
@@ -81,9 +79,7 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def rounds(
-    version: Annotated[
-        bool, typer.Option("--version", help="Show the version and exit", callback=_version, is_eager=True)
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit", callback=_version, is_eager=True)] = False,
 ) -> None:
     """Train clinical language models in rounds: SFT, then DPO rounds with an evaluation and a gate between them.
 

@@ -4,8 +4,8 @@ A filter's file holds `Settings` (a frozen pydantic section: the fields a recipe
 `build(settings, heldout) -> Filter`. A `Filter` is called with a list of records and answers, for each, None to keep it,
 a stable reason to drop it, or `Changed` to keep another record in its place. Batches go to several processes, so its
 answer may depend on nothing but the record; a filter that must know the rows before is a `Remembering`. `heldout` are
-the run's own evaluation records, for the filter that needs them. A filter that needs an optional package has `check(settings)` too, which raises `UserError`
-where that is not installed; it is called while planning, so it imports none of it.
+the run's own evaluation records, for the filter that needs them. A filter that needs an optional package has `check(settings)` too,
+which raises `UserError` where that is not installed; it is called while planning, so it imports none of it.
 """
 
 import functools

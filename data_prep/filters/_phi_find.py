@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-PhiKind = Literal[
-    "record_number", "id_number", "account", "email", "phone", "address", "url", "ip", "age_over_89", "date", "name"
-]
+PhiKind = Literal["record_number", "id_number", "account", "email", "phone", "address", "url", "ip", "age_over_89", "date", "name"]
 KINDS: tuple[PhiKind, ...] = PhiKind.__args__  # type: ignore[attr-defined]
 
 

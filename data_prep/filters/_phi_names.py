@@ -15,9 +15,7 @@ _CANDIDATE = re.compile(
 _LOWER_WORD = re.compile(r"(?<!\w)[a-z]{3,}")
 _LINE = re.compile(r"[^\n]+?(?:(?<=[.!?])\s+(?=[A-Z])|\n|$)")
 # Words around one name alone that make a person of it.
-_BEFORE = re.compile(
-    r"\b(?:I'm|I am|says|said|patient|friend|met|told|asked|ask|love|follow up with|spoke (?:to|with)|works? for),?[ ]$"
-)
+_BEFORE = re.compile(r"\b(?:I'm|I am|says|said|patient|friend|met|told|asked|ask|love|follow up with|spoke (?:to|with)|works? for),?[ ]$")
 _AFTER = re.compile(
     r"'s (?:mother|father|wife|husband|son|daughter|parents|family|home|house|doctor|birthday)\b|,? (?:is|was) an? \d|,? \d\d,|"
     r" (?:said|says|told|asked|reports|reported|denies|denied|states|stated|presents|presented|called|lives|lived|works|"

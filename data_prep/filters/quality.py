@@ -93,11 +93,7 @@ def _learned(record: Record) -> list[str]:
 def _reason(answer: str, settings: Settings) -> str | None:
     if not answer.isascii() and sum(map(len, _NOISE.findall(answer))) > settings.max_noise_share * len(answer):
         return "symbol_noise"
-    if (
-        settings.drop_refusals
-        and len(answer) <= settings.max_refusal_characters
-        and _REFUSAL.match(answer.replace("’", "'"))
-    ):
+    if settings.drop_refusals and len(answer) <= settings.max_refusal_characters and _REFUSAL.match(answer.replace("’", "'")):
         return "refusal"
     words = _words(answer.lower())
     if settings.english_only and not _is_english(answer, words, settings):
@@ -136,11 +132,9 @@ _REFUSAL = re.compile(
     rf"comply|answer|engage|create|generate|support|participate|discuss)"
     rf"|I (?:must|have to) (?:decline|refuse))",
     re.IGNORECASE,
-)  # fmt: skip
-# Marks and words after which no English sentence ends. Left out are words that often end one: in, to, for, with, that.
-_OPEN_END = re.compile(
-    r"(?:[,(\[{&]|\b(?:the|an|and|or|but|of|because|your|their|its|my|our|into|than|whose|every|nor))$"
 )
+# Marks and words after which no English sentence ends. Left out are words that often end one: in, to, for, with, that.
+_OPEN_END = re.compile(r"(?:[,(\[{&]|\b(?:the|an|and|or|but|of|because|your|their|its|my|our|into|than|whose|every|nor))$")
 _OPEN_END_CHARACTERS = 12  # Longer than the longest of these words and the character before it.
 _CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _LETTER = re.compile(r"[^\W\d_]")
@@ -185,10 +179,7 @@ def _repeats_lines(answer: str, settings: Settings) -> bool:
         return False
     again = sum(count - 1 for count in Counter(lines).values())
     characters = sum((count - 1) * len(line) for line, count in Counter(lines).items())
-    return (
-        again > settings.max_repeated_lines * len(lines)
-        or characters > settings.max_repeated_line_characters * sum(map(len, lines))
-    )  # fmt: skip
+    return again > settings.max_repeated_lines * len(lines) or characters > settings.max_repeated_line_characters * sum(map(len, lines))
 
 
 def _repeats_words(words: Sequence[str], settings: Settings) -> bool:

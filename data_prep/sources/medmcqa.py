@@ -62,9 +62,7 @@ def _first_option(path: Path) -> int:
         return 0
     if 4 in found and 0 not in found:
         return 1
-    raise UserError(
-        f"{path}: column `cop` must count the options from 0 to 3 or from 1 to 4; this file does not tell which"
-    )
+    raise UserError(f"{path}: column `cop` must count the options from 0 to 3 or from 1 to 4; this file does not tell which")
 
 
 SOURCE = Source(

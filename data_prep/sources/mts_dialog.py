@@ -57,9 +57,7 @@ SECTIONS = {
 def check(use: SourceUse) -> None:
     """Raise `UserError` where no path is given: the set is not on the hub."""
     if use.path is None:
-        raise UserError(
-            f"source 'mts_dialog' is on GitHub only; clone {GITHUB} at {COMMIT} and give the folder as `path:`"
-        )
+        raise UserError(f"source 'mts_dialog' is on GitHub only; clone {GITHUB} at {COMMIT} and give the folder as `path:`")
 
 
 def rows(use: SourceUse) -> Iterator[Row | RowError]:

@@ -73,9 +73,7 @@ def _abstract(context: Any) -> str:
     sections = [text(section, "context") for section in contexts]
     if not isinstance(labels, list) or len(labels) != len(sections):
         return "\n".join(sections)
-    return "\n".join(
-        f"{label}: {section}" if label else section for label, section in zip(labels, sections, strict=True)
-    )
+    return "\n".join(f"{label}: {section}" if label else section for label, section in zip(labels, sections, strict=True))
 
 
 SOURCE = Source(

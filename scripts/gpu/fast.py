@@ -101,9 +101,7 @@ def _forget(device: str) -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def _one(
-    run: Run, shape: dict[str, Any], counted: Any, best: Ceilings, device: str, seconds: float, micro: int
-) -> Iterator[Finding]:
+def _one(run: Run, shape: dict[str, Any], counted: Any, best: Ceilings, device: str, seconds: float, micro: int) -> Iterator[Finding]:
     from rounds.train.config.training import Lora
 
     shorten = 1 if device == "cuda" else 16
@@ -125,13 +123,20 @@ def _one(
     moved = _bytes(counted, lora, len(micro_batches))
     real = _tokens(run, rows)
     yield measured(
-        run.name, len(rows) / each, "/s",
+        run.name,
+        len(rows) / each,
+        "/s",
         f"{real / each:,.0f} tokens/s, MFU {flops / each / best.flops:.1%}, a step {each * 1e3:.1f} ms, floor "
         f"{table.number(flops / best.flops * 1e3, 'ms')} of operations, {table.number(moved / best.bandwidth * 1e3, 'ms')} of bytes"
         f"{_peak(device)}",
-        tokens_per_second=real / each, mfu=flops / each / best.flops, seconds_per_step=each, steps=len(taken),
-        floor_operations_seconds=flops / best.flops, floor_bytes_seconds=moved / best.bandwidth, tokens_computed=step.tokens,
-    )  # fmt: skip
+        tokens_per_second=real / each,
+        mfu=flops / each / best.flops,
+        seconds_per_step=each,
+        steps=len(taken),
+        floor_operations_seconds=flops / best.flops,
+        floor_bytes_seconds=moved / best.bandwidth,
+        tokens_computed=step.tokens,
+    )
     yield from _planned(run, counted, best, device, each, flops, micro_batches, lora)
 
 
@@ -253,8 +258,16 @@ def _tokens(run: Run, rows: Rows) -> int:
 def _setting(run: Run, device: str, micro_tokens: int, longest: int, lora: Any) -> Any:
     from rounds.train.forecast.memory import Setting
 
-    return Setting(micro_tokens=micro_tokens, longest=longest, optimizer="adamw_torch_fused", accumulation=2, lora=lora,
-                   activation_checkpointing=run.checkpointing, on_gpu=device == "cuda", dense_mask=_dense(run))  # fmt: skip
+    return Setting(
+        micro_tokens=micro_tokens,
+        longest=longest,
+        optimizer="adamw_torch_fused",
+        accumulation=2,
+        lora=lora,
+        activation_checkpointing=run.checkpointing,
+        on_gpu=device == "cuda",
+        dense_mask=_dense(run),
+    )
 
 
 def _planned(
@@ -265,8 +278,13 @@ def _planned(
 
     gpu, whose = _kind(best, device)
     said = arithmetic.seconds(flops, gpu, 1, "bf16") / (1 if run.kind == "conversations" else arithmetic.DPO_SHARE)
-    yield measured(f"planned time, {run.name}", said * 1e3, "ms",
-                   f"measured {each * 1e3:.1f} ms: {said / each - 1:+.0%}; {whose}", measured_seconds=each)  # fmt: skip
+    yield measured(
+        f"planned time, {run.name}",
+        said * 1e3,
+        "ms",
+        f"measured {each * 1e3:.1f} ms: {said / each - 1:+.0%}; {whose}",
+        measured_seconds=each,
+    )
     what = f"planned memory, {run.name}"
     if device != "cuda":
         return
@@ -289,11 +307,11 @@ def _kind(best: Ceilings, device: str) -> tuple[Any, str]:
     """Return the planner's row for this card, by its name, or one made of what was measured."""
     import torch
 
-    from rounds.train.config.gpus import GPUS, Gpu
+    from rounds.train.config.gpus import GPUS, Gpu, GpuName
 
     name = torch.cuda.get_device_name(0).lower().replace(" ", "") if device == "cuda" else ""
     room = (card.memory(device) or 0) / GIB
-    alike = [known for known, gpu in GPUS.items() if known.partition("-")[0] in name and abs(gpu.memory - room) < 4]
+    alike: list[GpuName] = [known for known, gpu in GPUS.items() if known.partition("-")[0] in name and abs(gpu.memory - room) < 4]
     if alike:
         return GPUS[alike[0]], f"as {alike[0]}"
     return Gpu(room, best.flops / 1e12, best.flops / 1e12, best.bandwidth / 1e12), "as a card of the rate measured here"

@@ -50,12 +50,22 @@ def run_check(name: str, function: str, device: str, limit: float, folder: Path)
     ended = run_alone(_inside, (function, device, limit, str(path), str(log)), device, limit)
     found = read(path)
     if ended == -signal.SIGKILL and time.monotonic() - began >= limit:
+        _unlock(limit)
         found.append(Finding("the check", status="failed", reason=f"ended at its limit of {limit:.1f} s; see {log.name}"))
     elif ended:
         found.append(Finding("the check", status="failed", reason=f"its process ended with {ended}; see {log.name}"))
     elif not found:
         found.append(Finding("the check", status="failed", reason=f"it found nothing; see {log.name}"))
     return found
+
+
+def _unlock(seconds: float) -> None:
+    """Remove the locks that a compilation has left which was ended with its check: torch would wait for them for ever, in every process
+    to come. Only locks that are no older than the check."""
+    default = Path("~/.cache/torch_extensions").expanduser()
+    for lock in Path(os.environ.get("TORCH_EXTENSIONS_DIR", default)).glob("**/lock"):
+        if time.time() - lock.stat().st_mtime <= seconds + 1:
+            lock.unlink(missing_ok=True)
 
 
 def _inside(function: str, device: str, limit: float, path: str, log: str) -> None:

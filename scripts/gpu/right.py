@@ -151,17 +151,16 @@ def sft(device: str, seconds: float) -> Iterator[Finding]:
     plain, found = (_sft(way, "bf16", given, shape, device) for way, given in (("padded", alone), ("ours", [together])))
     yield measured("loss, bf16: alone - fp32", abs(plain[0] - exact[0]), "nats")
     # One number each, so that no ratio of two can be judged: by theory, the mean over the learnt tokens.
-    mean = tolerance.noise("bf16", shape["num_hidden_layers"], shape["intermediate_size"]) / math.sqrt(
-        random_rows.learnt(rows)
-    )
+    mean = tolerance.noise("bf16", shape["num_hidden_layers"], shape["intermediate_size"]) / math.sqrt(random_rows.learnt(rows))
     yield within("loss, bf16: packed - fp32", abs(found[0] - exact[0]), tolerance.against(mean, "bf16"), "nats")
     plain_gradient = _relative(plain[1], exact[1])
     bound = tolerance.against(plain_gradient, "bf16")
     yield within("gradient, bf16: packed - fp32", _relative(found[1], exact[1]), bound, "of it")
     together[0]["seq_lengths"] = [len(together[0]["input_ids"])]
     wrong = _sft("ours", "fp32", [together], shape, device)
-    yield within("that bound / error without borders", bound / _relative(wrong[1], exact[1]), 1,
-                 reason="above 1 this bound would prove nothing")  # fmt: skip
+    yield within(
+        "that bound / error without borders", bound / _relative(wrong[1], exact[1]), 1, reason="above 1 this bound would prove nothing"
+    )
 
 
 def _sft(way: str, precision: str, micro_batches: list[Rows], shape: dict[str, Any], device: str) -> tuple[float, Any]:
@@ -242,8 +241,15 @@ def _write(net: Any, asked: Sequence[tuple[list[int], list[int]]], size: int, to
         ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=net.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=net.device)
         with torch.no_grad():
-            out = net.generate(input_ids=ids, attention_mask=mask, max_new_tokens=tokens, do_sample=False, pad_token_id=0,
-                               output_logits=True, return_dict_in_generate=True)  # fmt: skip
+            out = net.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=tokens,
+                do_sample=False,
+                pad_token_id=0,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
         logits = torch.stack([each.float() for each in out.logits], 1)
         found += [(row[width:].tolist(), logits[place]) for place, row in enumerate(out.sequences)]
     return found
@@ -260,8 +266,7 @@ def _compared(precision: str, one: list, many: list, bound: float) -> Iterator[F
         if parted is not None:
             gaps.append(float(logits[parted, ids[parted]] - logits[parted, others[parted]]))
     yield within(f"logits while writing, {precision}: batch of 1 - of {len(one)}", tolerance.rms(errors), bound, "")
-    yield within(f"largest gap where answers part, {precision}", max(gaps), 2 * bound, "",
-                 f"{equal} of {len(one)} answers are equal")  # fmt: skip
+    yield within(f"largest gap where answers part, {precision}", max(gaps), 2 * bound, "", f"{equal} of {len(one)} answers are equal")
 
 
 def devices(device: str, seconds: float) -> Iterator[Finding]:
@@ -283,8 +288,7 @@ def devices(device: str, seconds: float) -> Iterator[Finding]:
     floor = tolerance.noise("fp32", shape["num_hidden_layers"], shape["intermediate_size"])
     what = "the CPU and the card" if device == "cuda" else "one thread and two"
     found = max(abs(a - b) for a, b in zip(there, here, strict=True))
-    yield within(f"losses of 10 steps: {what}", found, tolerance.SIGMAS * gone + floor, "nats",
-                 f"from {there[0]:.4f} to {there[-1]:.4f}")  # fmt: skip
+    yield within(f"losses of 10 steps: {what}", found, tolerance.SIGMAS * gone + floor, "nats", f"from {there[0]:.4f} to {there[-1]:.4f}")
     yield within("loss of the first rows after a pass / before", there[len(steps) // 2] / there[0], 1)
 
 
@@ -303,8 +307,7 @@ def _curve(shape: dict[str, Any], steps: list[Rows], device: str, nudge: bool, t
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=True)
     losses = []
     for rows in steps:
-        loss = trainer.compute_loss(trainer.model, trainers.on_device(trainer, rows),
-                                    num_items_in_batch=random_rows.learnt(rows))  # fmt: skip
+        loss = trainer.compute_loss(trainer.model, trainers.on_device(trainer, rows), num_items_in_batch=random_rows.learnt(rows))
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()

@@ -17,11 +17,16 @@ def lines(results: Mapping[str, Sequence[Finding]]) -> list[str]:
     right = (2, 3)
     return [
         "  ".join(
-            [*(cell.rjust(width) if column in right else cell.ljust(width)
-               for column, (cell, width) in enumerate(zip(row, widths, strict=False))), row[-1]]
+            [
+                *(
+                    cell.rjust(width) if column in right else cell.ljust(width)
+                    for column, (cell, width) in enumerate(zip(row, widths, strict=False))
+                ),
+                row[-1],
+            ]
         ).rstrip()
         for row in cells
-    ]  # fmt: skip
+    ]
 
 
 def number(value: float | None, unit: str) -> str:

@@ -25,7 +25,10 @@ class Asked(NamedTuple):
     liger: bool = False
 
 
-def model(shape: dict[str, Any], asked: Asked = Asked(), seed: int = 0, **changes: Any) -> Any:
+DEFAULT = Asked()
+
+
+def model(shape: dict[str, Any], asked: Asked = DEFAULT, seed: int = 0, **changes: Any) -> Any:
     """Return a Llama of random weights in fp32, drawn on the CPU so that they are the same everywhere, or, beyond a billion, on
     the card, which is 50 times faster at it."""
     import torch
@@ -75,9 +78,7 @@ def sft(way: str, net: Any, asked: Asked, length: int | None = None, adapter: An
     from rounds.train.stages.sft import PackedRows, PackedTrainer
 
     strategy: dict[str, Any] = (
-        {"packing": True, "packing_strategy": way, "max_length": length}
-        if way in ("bfd", "wrapped")
-        else {"max_length": None}
+        {"packing": True, "packing_strategy": way, "max_length": length} if way in ("bfd", "wrapped") else {"max_length": None}
     )
     config = SFTConfig(**_shared(asked), dataset_kwargs={"skip_prepare_dataset": True}, **strategy)
     kwargs: dict[str, Any] = {
@@ -129,8 +130,7 @@ class Step(NamedTuple):
 
 def on_device(trainer: Any, rows: Rows) -> dict[str, Any]:
     """Collate rows and move them to the trainer's device."""
-    return {name: part.to(trainer.args.device) if hasattr(part, "to") else part
-            for name, part in trainer.data_collator(rows).items()}  # fmt: skip
+    return {name: part.to(trainer.args.device) if hasattr(part, "to") else part for name, part in trainer.data_collator(rows).items()}
 
 
 def step(trainer: Any, optimiser: Any, micro_batches: list[Rows]) -> Step:

@@ -34,9 +34,7 @@ GOOD: dict[str, list[dict[str, Any]]] = {
         }
         for n in range(20)
     ],
-    "multiple_choice": [
-        {"question": f"Which is {n}?", "choices": [f"{n}", f"not {n}"], "answer": 0} for n in range(20)
-    ],
+    "multiple_choice": [{"question": f"Which is {n}?", "choices": [f"{n}", f"not {n}"], "answer": 0} for n in range(20)],
     "preference": [{"prompt": f"Is {n} safe?", "chosen": f"Ask first {n}.", "rejected": "Sure."} for n in range(20)],
 }
 HOT = {"question": "Hot?", "answer": "Fever."}
@@ -320,10 +318,7 @@ def test_rows_in_other_languages_are_counted_by_the_filter(tmp_path: Path) -> No
         "der Station gemessen."
     )
     chinese = "发烧是指体温升高。医生用体温计测量体温，然后开药，患者应该多喝水多休息。"
-    mixed = (
-        "A fever is a high temperature (发烧, жар), and the doctor will measure it with a thermometer before any drug is "
-        "given."
-    )
+    mixed = "A fever is a high temperature (发烧, жар), and the doctor will measure it with a thermometer before any drug is given."
     rows = [{"question": f"Say {n}.", "answer": text} for n, text in enumerate((german, chinese, mixed))]
     run(tmp_path, "rows.jsonl", jsonl([*GOOD["question_answer"], *rows]), "question_answer")
     assert [each["reason"] for each in dropped(tmp_path / "data") if each["filter"] == "quality"] == ["not_english"] * 2
@@ -334,14 +329,12 @@ LINE = st.binary(max_size=60) | st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=12),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["question", "answer", "id", "\ud800"]), inner),
     max_leaves=6,
-).map(lambda value: json.dumps(value).encode())  # fmt: skip
+).map(lambda value: json.dumps(value).encode())
 
 
 @settings(max_examples=60, deadline=None)
 @given(lines=st.lists(LINE, max_size=6), suffix=st.sampled_from([".jsonl", ".json", ".csv", ".tsv"]))
-def test_any_bytes_are_counted_or_stop_with_one_line(
-    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], suffix: str
-) -> None:
+def test_any_bytes_are_counted_or_stop_with_one_line(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], suffix: str) -> None:
     folder = tmp_path_factory.mktemp("any")
     try:
         counts, out = run(folder, f"rows{suffix}", b"\n".join(lines), "question_answer", max_bad_share=1)
@@ -408,7 +401,7 @@ def test_any_value_in_any_column_is_counted_by_every_source(
     path.write_text("\n".join(json.dumps(each) for each in rows))
     tags = {"system_prompt": "You are a helpful assistant.", "question": "Name a citrus fruit.", "id": f"{split}.1"}
     (folder / "1M-GPT4-Augmented.parquet").write_bytes(parquet([tags]))  # slim_orca looks for it beside its rows
-    use = {"source": name, "split": split, "format": form, "max_bad_share": 1, "licence": "" if form is None else "x"}
+    use = {"source": name, "split": split, "format": form, "max_bad_share": 1}
     out = folder / "out"
     out.mkdir()
     params = {"use": use, "source_version": 1, "repository": None, "revision": None}

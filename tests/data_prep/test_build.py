@@ -16,9 +16,7 @@ from tests import staged
 QA = {"source": "file", "format": "question_answer"}
 
 
-def run_source(
-    tmp_path: Path, rows: list[Any], use: dict[str, Any], name: str = "source"
-) -> tuple[dict[str, Any], Path]:
+def run_source(tmp_path: Path, rows: list[Any], use: dict[str, Any], name: str = "source") -> tuple[dict[str, Any], Path]:
     path, out = tmp_path / f"{name}.jsonl", tmp_path / name
     path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
     out.mkdir()
@@ -48,16 +46,14 @@ def params(*mix: Any, filters: Any = (), kind: str = "conversation") -> dict[str
 def test_source_counts_what_it_drops_and_never_writes_its_text(tmp_path: Path) -> None:
     rows = [{"id": f"r{number}", "question": f"Is {number} even?", "answer": "Count."} for number in range(6)]
     secret = {"id": "x", "question": "secret", "answer": ""}
-    result, out = run_source(
-        tmp_path, [*rows, rows[0], secret, '{"cut'], QA | {"max_bad_share": 0.5, "licence": "mine"}
-    )
+    result, out = run_source(tmp_path, [*rows, rows[0], secret, '{"cut'], QA | {"max_bad_share": 0.5})
     assert result == {
         "rows": 9,
         "records": 6,
         "dropped": {"duplicate_id": 1, "empty_answer": 1, "not_json": 1},
         "not_chosen": 0,
         "phi": None,
-        "licence": "mine",
+        "licence": None,
         "repository": None,
         "revision": None,
     }
@@ -153,13 +149,13 @@ def test_data_of_pairs_opens_as_a_dataset(tmp_path: Path) -> None:
 
 
 def test_repeated_rows_have_ids_of_their_own_and_the_name_of_their_source(tmp_path: Path) -> None:
-    inputs = {f"source.{name}": folder(tmp_path / name, [talk(f"{name}{n}", f"{name} {n}?", "Yes.") for n in range(4)],
-                                       "conversation") for name in ("one", "two")}  # fmt: skip
+    inputs = {
+        f"source.{name}": folder(tmp_path / name, [talk(f"{name}{n}", f"{name} {n}?", "Yes.") for n in range(4)], "conversation")
+        for name in ("one", "two")
+    }
     out = tmp_path / "out"
     out.mkdir()
-    result = staged.run(
-        "data", params({"name": "one", "epochs": 2.5}, {"name": "two", "share": 0.2}), inputs, out, None
-    )
+    result = staged.run("data", params({"name": "one", "epochs": 2.5}, {"name": "two", "share": 0.2}), inputs, out, None)
     found = list(read_records(out / "records.parquet"))
     assert (result["out"], result["repeats"], result["records"]) == ({"one": 10, "two": 2}, {"one": 6}, 12)
     assert len({record.id for record in found}) == 12
@@ -211,9 +207,7 @@ def test_real_rows_through_both_stages(tmp_path: Path, fetch: Callable[..., Path
     assert result["dropped"] == {"exact_dedup": {"duplicate": 9}, "decontaminate": {}}
 
 
-def test_real_vignettes_that_are_told_again_are_counted_by_benchmark(
-    tmp_path: Path, fetch: Callable[..., Path]
-) -> None:
+def test_real_vignettes_that_are_told_again_are_counted_by_benchmark(tmp_path: Path, fetch: Callable[..., Path]) -> None:
     """MEDEC's notes re-tell some of MedQA's vignettes; both together are mixed by share and repeated."""
 
     medec = {**QA, "columns": {"question": "Text", "answer": "Corrected Sentence"}, "max_bad_share": 0.6}

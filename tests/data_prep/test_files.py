@@ -29,9 +29,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_trouble(tmp_path: Path) 
     assert reasons(path) == [1, 2]
 
 
-@pytest.mark.parametrize(
-    "content", [[{"a": 1}, {"a": 2}], {"x": {"a": 1}, "y": {"a": 2, "id": "own"}}], ids=["list", "object"]
-)
+@pytest.mark.parametrize("content", [[{"a": 1}, {"a": 2}], {"x": {"a": 1}, "y": {"a": 2, "id": "own"}}], ids=["list", "object"])
 def test_json_is_a_list_or_an_object_of_rows(tmp_path: Path, content: object) -> None:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(content))
@@ -96,9 +94,7 @@ def test_csv_without_a_first_line_of_names_is_given_them(tmp_path: Path) -> None
         files.ROW: 2,
         files.FILE: "rows.csv",
     }
-    assert list(files.read(tmp_path / "rows.tsv")) == [
-        {"column 1": "0", "a": "5", files.ROW: 1, files.FILE: "rows.tsv"}
-    ]
+    assert list(files.read(tmp_path / "rows.tsv")) == [{"column 1": "0", "a": "5", files.ROW: 1, files.FILE: "rows.tsv"}]
 
 
 def test_a_missing_file_is_one_message(tmp_path: Path) -> None:

@@ -31,10 +31,7 @@ def test_a_configuration_is_found_with_and_without_a_readme(tmp_path: Path, writ
     write_parquet(tmp_path / "one" / "train-00000-of-00001.parquet", ROWS[:1])
     write_parquet(tmp_path / "two" / "train-00000-of-00001.parquet", ROWS)
     if readme:
-        configs = "".join(
-            f"- config_name: {name}\n  data_files:\n  - split: train\n    path: {name}/train-*\n"
-            for name in ("one", "two")
-        )
+        configs = "".join(f"- config_name: {name}\n  data_files:\n  - split: train\n    path: {name}/train-*\n" for name in ("one", "two"))
         (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
     assert read(tmp_path, config="two") == ROWS
 

@@ -39,9 +39,7 @@ def test_the_answer_is_the_right_choice(choices: list[str], data: st.DataObject)
 
 
 @given(WORDS, WORDS, CHOICES, st.integers(0, 5), st.integers(0, 3))
-def test_a_question_keeps_its_words_choices_and_answer(
-    name: str, asked: str, choices: list[str], right: int, seed: int
-) -> None:
+def test_a_question_keeps_its_words_choices_and_answer(name: str, asked: str, choices: list[str], right: int, seed: int) -> None:
     question = closed(name, asked, choices, right % len(choices))
     found = render.to_conversation(question, seed=seed)
     user, assistant = found.messages
@@ -81,9 +79,7 @@ def test_the_first_phrasing_is_the_form_that_evaluation_scores() -> None:
 def test_a_question_of_words_is_learnt_in_several_phrasings_and_asked_in_one() -> None:
     words = ["yes", "no", "maybe"]
     assert render.with_words("Is it so? ", words) == "Is it so?\n\nAnswer yes, no or maybe."
-    questions = [
-        Question(str(n), "exam", ask(render.with_words("Is it so?", words)), tuple(words), 2) for n in range(80)
-    ]
+    questions = [Question(str(n), "exam", ask(render.with_words("Is it so?", words)), tuple(words), 2) for n in range(80)]
     learnt = [render.to_conversation(each) for each in questions]
     asked = {each.messages[0].content for each in learnt}
     assert len(asked) == len(render.SHORT_CHOICE)
@@ -123,8 +119,7 @@ def test_no_system_prompt_is_written_in_code() -> None:
     for path in [*(ROOT / "data_prep").rglob("*.py"), *(ROOT / "train").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Message":
-                literals = [each.value for each in (*node.args, *(key.value for key in node.keywords))
-                            if isinstance(each, ast.Constant)]  # fmt: skip
+                literals = [each.value for each in (*node.args, *(key.value for key in node.keywords)) if isinstance(each, ast.Constant)]
                 assert not ("system" in literals and len(literals) > 1), f"{path}:{node.lineno}"
 
 

@@ -65,8 +65,10 @@ def test_a_source_of_which_all_rows_are_dropped_is_one_message(tmp_path: Path) -
 def test_a_system_prompt_is_said_where_a_row_brings_none(tmp_path: Path) -> None:
     counts, found, _ = run(tmp_path, system_prompt="Answer plainly.")
     assert {name: prompt_of(record)[0].content for name, record in found.items()} == {
-        "note": "Answer plainly.", "plain": "Answer plainly.", "own": "Be brief.",
-    }  # fmt: skip
+        "note": "Answer plainly.",
+        "plain": "Answer plainly.",
+        "own": "Be brief.",
+    }
     assert isinstance(found["plain"], Conversation) and len(found["plain"].messages) == 3
     assert counts["phi"] is None
 

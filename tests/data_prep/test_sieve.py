@@ -25,9 +25,7 @@ def talk(name: str, question: str, answer: str) -> Conversation:
 
 def test_a_changed_record_goes_on_to_later_filters_and_is_what_is_kept() -> None:
     def loud(asked: Sequence[Record]) -> list[Verdict]:
-        new = [
-            replace(each, messages=talk("", "why?", "[X]").messages) for each in asked if isinstance(each, Conversation)
-        ]
+        new = [replace(each, messages=talk("", "why?", "[X]").messages) for each in asked if isinstance(each, Conversation)]
         return [Changed(record, {"x": 2}) if record.id in "13" else None for record in new]
 
     def no_three(asked: Sequence[Record]) -> list[Verdict]:
@@ -76,18 +74,14 @@ def sources(tmp_path: Path) -> dict[str, Path]:
     heldout = [Question(f"q{place}", "exam", (Message("user", texts[place]),), ("yes", "no"), 0) for place in range(5)]
     rows: list[Record] = [talk(f"a{place}", draw.choice(texts[:120]), draw.choice(texts)) for place in range(300)]
     rows += [talk(f"b{place}", draw.choice(texts), draw.choice(texts) + " more") for place in range(100)]
-    asked: list[Record] = [
-        replace(heldout[0], id=f"c{place}", prompt=(Message("user", texts[place]),)) for place in range(60)
-    ]
+    asked: list[Record] = [replace(heldout[0], id=f"c{place}", prompt=(Message("user", texts[place]),)) for place in range(60)]
     for name, each in (("one", rows), ("two", asked), ("exam", heldout)):
         (tmp_path / name).mkdir()
         records.write_records(tmp_path / name / "records.parquet", each, records.kind_of(each[0]))
     return {"source.one": tmp_path / "one", "source.two": tmp_path / "two", "heldout.exam": tmp_path / "exam"}
 
 
-def test_rows_kept_and_dropped_are_the_same_for_one_process_and_three(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_kept_and_dropped_are_the_same_for_one_process_and_three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "BATCH_ROWS", 64)
     inputs, outs = sources(tmp_path), []
     uses = [each if isinstance(each, dict) else {"name": each} for each in FILTERS]

@@ -46,9 +46,7 @@ def test_no_batch_holds_more_text_than_a_column_may(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("rounds.data_prep.spool.BATCH_BYTES", 100)
     spool = Spool(tmp_path / "kept.arrow", schemas()["conversation"])
     texts = ["é" * 30, "a" * 200, *("b" * 7 for _ in range(20)), "", "c" * 40, "d" * 59]
-    talks = [
-        Conversation(f"{at}", "s", (Message("user", text), Message("assistant", "x"))) for at, text in enumerate(texts)
-    ]
+    talks = [Conversation(f"{at}", "s", (Message("user", text), Message("assistant", "x"))) for at, text in enumerate(texts)]
     spool.add(to_table(talks[:9], "conversation"))
     spool.add(to_table(talks[9:], "conversation").slice(0))
     spool.close()

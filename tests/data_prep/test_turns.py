@@ -15,12 +15,7 @@ USER = {"role": "user", "content": "What is a stent?"}
 REPLY = {"role": "assistant", "content": "A tube that holds a vessel open."}
 
 ANYTHING = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(st.characters(), max_size=8)
-    | st.binary(max_size=4),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=8) | st.binary(max_size=4),
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(st.sampled_from(["role", "content", "x"]), inner, max_size=3)

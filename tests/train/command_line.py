@@ -37,9 +37,7 @@ def here(*arguments: str | Path, expect: int = 0, environment: Mapping[str, str]
 def start(*arguments: str | Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
     """Start a command in a fresh interpreter, in the background."""
     command = [sys.executable, "-m", "rounds.train.cli", *map(str, arguments)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **(environment or {})}
-    )
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **(environment or {})})
 
 
 def afresh(*arguments: str | Path, expect: int = 0, environment: Mapping[str, str] | None = None) -> str:

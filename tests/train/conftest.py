@@ -5,8 +5,9 @@
 
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,18 @@ ASKED = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _no_leftovers() -> Iterator[None]:
+    """Take back what a trainer with DeepSpeed leaves in its process: a stage has one of its own, a test does not."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    deepspeed = sys.modules.get("transformers.integrations.deepspeed")
+    if deepspeed is not None:
+        deepspeed.unset_hf_deepspeed_config()
+
+
 @pytest.fixture(scope="session")
 def conversations() -> list[Conversation]:
     """Thirty-two conversations, of one and of two turns, some with a system message."""
@@ -66,10 +79,16 @@ def conversations() -> list[Conversation]:
 def pairs() -> list[Pair]:
     """Sixteen pairs, the chosen side right and longer in most."""
     return [
-        Pair(f"p{number}", "made", (Message("user", ASKED[(number + number // 8) % 4].format(drug)),), f"It {acts}, and not more.",
-             "Nobody knows." if number % 3 else f"It does not do that: it {FACTS[number % 5][1]} at night.", "wrong")
+        Pair(
+            f"p{number}",
+            "made",
+            (Message("user", ASKED[(number + number // 8) % 4].format(drug)),),
+            f"It {acts}, and not more.",
+            "Nobody knows." if number % 3 else f"It does not do that: it {FACTS[number % 5][1]} at night.",
+            "wrong",
+        )
         for number, (drug, acts) in enumerate(FACTS * 2)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture
@@ -121,9 +140,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
 @pytest.fixture(scope="session")
 def undisturbed(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     """A store in which the small recipe has run to its end, in a fresh interpreter."""
-    return made_once(
-        "undisturbed", lambda store: command_line.afresh("run", MINI, "--cluster", MINI_CLUSTER, "--store", store)
-    )
+    return made_once("undisturbed", lambda store: command_line.afresh("run", MINI, "--cluster", MINI_CLUSTER, "--store", store))
 
 
 @pytest.fixture
@@ -137,9 +154,7 @@ def shelf(tmp_path: Path, made_base: Path) -> Path:
 def run_stage(shelf: Path) -> Callable[..., tuple[Path, dict]]:
     """Run a stage's function into a folder of the shelf; returns the folder and its counts. Running it again goes on."""
 
-    def run(
-        function: str, name: str, params: dict, inputs: dict[str, Path], machine: Machine | None = None
-    ) -> tuple[Path, dict]:
+    def run(function: str, name: str, params: dict, inputs: dict[str, Path], machine: Machine | None = None) -> tuple[Path, dict]:
         out = shelf / name
         out.mkdir(exist_ok=True)
         return out, staged.run(function, params, inputs, out, machine or Machine(device="cpu", threads=1))

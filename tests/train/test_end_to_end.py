@@ -129,6 +129,23 @@ def test_another_beta_in_the_second_round_runs_that_round_again_and_nothing_befo
     assert len(list(copied.glob("dpo-*"))) == 3 and len(list(copied.glob("reference-*"))) == 2
 
 
+def test_without_the_gate_or_with_another_the_same_round_is_not_trained_again(copied):
+    """A gate's rules are in the keys of all behind it, since a plan cannot know what it will decide; the answer knows."""
+    old = stages(copied)
+    for change in ("gate=null", "gate.rules=[{metric: facts/acc, at_least: 0}]"):
+        run_mini(copied, "--set", change)
+        new = stages(copied, "--set", change)
+        for name in ("dpo.second", "evaluate.second"):
+            assert new[name] != old[name]
+            assert json.loads((new[name] / "done.json").read_text())["same_as"]
+        assert weights(new["dpo.second"]) == weights(old["dpo.second"])
+        assert (new["export"] / "model" / "model.safetensors").read_bytes() == (old["export"] / "model" / "model.safetensors").read_bytes()
+    # With another learning rate there is nothing to take over.
+    run_mini(copied, "--set", "gate=null", "--set", "rounds.second.learning_rate=0.0002")
+    other = stages(copied, "--set", "gate=null", "--set", "rounds.second.learning_rate=0.0002")["dpo.second"]
+    assert json.loads((other / "done.json").read_text()).get("same_as") is None
+
+
 def test_another_micro_batch_runs_nothing_again(copied, tmp_path):
     before = finished(copied)
     other = tmp_path / "cluster.yaml"
@@ -154,9 +171,7 @@ def test_one_process_without_torchrun_trains_with_deepspeed_to_the_same_weights(
 @pytest.mark.parametrize("stage", ["sft", "dpo.first"])
 @pytest.mark.parametrize("victim", ["launcher", "worker"])
 def test_killed_in_the_middle_of_training_it_goes_on_to_the_very_same_weights(undisturbed, copied, stage, victim):
-    expected = {
-        name: weights(folder) for name, folder in stages(undisturbed).items() if name.startswith(("sft", "dpo", "exp"))
-    }
+    expected = {name: weights(folder) for name, folder in stages(undisturbed).items() if name.startswith(("sft", "dpo", "exp"))}
     found = stages(copied)
     folder = found[stage]
     for name in [stage, *after(stage, found)]:
@@ -212,9 +227,7 @@ def test_behind_a_stop_a_round_without_a_gate_passes_the_policy_on(copied):
     found = stages(copied, *stop)
     assert "stopped at gate.first" in output and "(the policy after sft)" in output
     assert "that of sft" in (found["report"] / "report.html").read_text()
-    assert tensors(found["export"] / "model" / "model.safetensors") == tensors(
-        found["sft"] / "model" / "model.safetensors"
-    )
+    assert tensors(found["export"] / "model" / "model.safetensors") == tensors(found["sft"] / "model" / "model.safetensors")
 
 
 def test_a_rejected_round_leaves_the_next_to_start_from_the_policy_before_it(copied):
@@ -250,8 +263,12 @@ def test_lora_in_both_stages_exports_merged_weights(copied):
 
 
 def test_full_weights_train_after_an_adapter_was_merged(copied):
-    lora = ["--set", "sft.lora={r: 4}", "--set", "rounds=[{name: first, data: [pairs_1], max_length: 256, "
-            "global_batch_size: 4, learning_rate: 1.0e-4, reference: base}]"]  # fmt: skip
+    lora = [
+        "--set",
+        "sft.lora={r: 4}",
+        "--set",
+        "rounds=[{name: first, data: [pairs_1], max_length: 256, global_batch_size: 4, learning_rate: 1.0e-4, reference: base}]",
+    ]
     run_mini(copied, *lora)
     found = stages(copied, *lora)
     assert (found["sft"] / "adapter").is_dir() and (found["dpo.first"] / "model").is_dir()
@@ -297,7 +314,8 @@ def test_a_failing_stage_says_why_keeps_what_is_done_and_is_retried(copied):
 def test_what_this_machine_cannot_do_is_told_before_the_first_stage(tmp_path):
     cluster = tmp_path / "cluster.yaml"
     cluster.write_text(
-        "stages: {dpo.second: {device: cpu, use_liger_kernel: true, attn_implementation: flash_attention_2}, dpo.first: {deepspeed: wrong.json}}\n"
+        "stages: {dpo.second: {device: cpu, use_liger_kernel: true, attn_implementation: flash_attention_2}, "
+        "dpo.first: {deepspeed: wrong.json}}\n"
     )
     (tmp_path / "wrong.json").write_text('{"zero_optimization": {"stage": 2, "reduce_buckt_size": 5}}')
     store = tmp_path / "store"

@@ -38,9 +38,7 @@ def smollm2() -> Path:
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
     config = {key: value for key, value in read.config.to_dict().items() if key != "quantization_config"}
-    model = LlamaForCausalLM(
-        LlamaConfig(**config)
-    )  # a model read from GGUF stays marked as quantised: neither trains nor saves
+    model = LlamaForCausalLM(LlamaConfig(**config))  # a model read from GGUF stays marked as quantised: neither trains nor saves
     model.load_state_dict(read.state_dict(), strict=True)
     model.tie_weights()
     model.save_pretrained(CACHE)

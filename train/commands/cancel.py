@@ -36,9 +36,7 @@ def cancel(
             soft_wrap=True,
         )
     for number, others in left:
-        options.console.print(
-            f"left job {number}: {', '.join(others)} wants it too (--shared cancels it)", highlight=False
-        )
+        options.console.print(f"left job {number}: {', '.join(others)} wants it too (--shared cancels it)", highlight=False)
     older = [job for job in slurm.other_plans(made.recipe.name, made.stages, root) if job not in ids]
     if older:
         options.console.print(

@@ -9,9 +9,7 @@ from rounds.train.commands import options
 from rounds.train.commands.options import Overrides, RecipeFile, StoreRoot, plan_of, told
 from rounds.train.engine import store
 
-app = typer.Typer(
-    help="Look at the rows of a recipe.", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown"
-)
+app = typer.Typer(help="Look at the rows of a recipe.", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown")
 
 
 @app.command("preview")
@@ -52,9 +50,7 @@ def stats(
     file: RecipeFile,
     overrides: Overrides = None,
     root: StoreRoot = None,
-    save: Annotated[
-        Path | None, typer.Option("--save", metavar="FILE", help="Draw the lengths into a .png, .svg or .pdf")
-    ] = None,
+    save: Annotated[Path | None, typer.Option("--save", metavar="FILE", help="Draw the lengths into a .png, .svg or .pdf")] = None,
 ) -> None:
     """Show what is in each training set: rows, what was dropped, shares, tokens, and a picture of lengths.
 
@@ -72,8 +68,11 @@ def stats(
     options.console.print(training_sets.table(plan, root))
     made = training_sets.sets(plan, root)
     if lacking := [name for name in training_sets.names(plan) if name not in made]:
-        options.console.print(f"not made yet, so at most as many rows as are published: {', '.join(lacking)}. "
-                              f"rounds run {file} makes them", style="yellow", highlight=False)  # fmt: skip
+        options.console.print(
+            f"not made yet, so at most as many rows as are published: {', '.join(lacking)}. rounds run {file} makes them",
+            style="yellow",
+            highlight=False,
+        )
     found = {name: each for name, each in made.items() if each["histogram"]}
     for name, each in found.items():
         options.console.print(training_sets.histogram(name, each))

@@ -46,17 +46,11 @@ def fetch(
     for need in wanted:
         entry = fetching.fetch(need, to, name)
         size = sum(each["size"] for each in entry["files"].values())
-        options.console.print(
-            f"{need.kind} {need.name}: {len(entry['files'])} files, {fetching.gib(size)}", highlight=False
-        )
+        options.console.print(f"{need.kind} {need.name}: {len(entry['files'])} files, {fetching.gib(size)}", highlight=False)
     options.console.print("\nopening everything without the hub:")
-    well = fetching.rehearse(
-        file, overrides or (), to, lambda line: options.console.print("  " + line, markup=False, highlight=False)
-    )
+    well = fetching.rehearse(file, overrides or (), to, lambda line: options.console.print("  " + line, markup=False, highlight=False))
     if not well:
-        raise UserError(
-            "all is fetched, but not all of it can be used: mend the recipe (see the lines with PROBLEM), then fetch again"
-        )
+        raise UserError("all is fetched, but not all of it can be used: mend the recipe (see the lines with PROBLEM), then fetch again")
     options.console.print(f"\nlisted in {to / folder.LIST}. Next: rounds run {file} --offline {to}", highlight=False)
 
 
@@ -66,6 +60,7 @@ def _table(found: dict[needs.Need, fetching.Estimate]) -> Table:
         table.add_column(heading, overflow="fold")
     for need, each in found.items():
         stages = ", ".join(need.stages[:3]) + (", ..." if len(need.stages) > 3 else "")
-        table.add_row(need.kind, need.name, (need.revision or "-")[:10], str(each.files), fetching.gib(each.size),
-                      fetching.gib(each.to_fetch), stages)  # fmt: skip
+        table.add_row(
+            need.kind, need.name, (need.revision or "-")[:10], str(each.files), fetching.gib(each.size), fetching.gib(each.to_fetch), stages
+        )
     return table

@@ -24,13 +24,9 @@ def logs(
     overrides: Overrides = None,
     cluster_file: ClusterFile = None,
     root: StoreRoot = None,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Stay, and print what is added until the stage ends")
-    ] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay, and print what is added until the stage ends")] = False,
     rank: Annotated[int, typer.Option(help="Rank of a training stage with several processes")] = 0,
-    batch: Annotated[
-        bool, typer.Option("--batch", help="What the batch script, srun and torchrun printed instead")
-    ] = False,
+    batch: Annotated[bool, typer.Option("--batch", help="What the batch script, srun and torchrun printed instead")] = False,
 ) -> None:
     """Print the log of one stage.
 
@@ -56,9 +52,7 @@ def logs(
             raise UserError(f"{stage}: no log yet ({path}): {_stands(entry)}{f'; {more}' if more else ''}")
         print(path.read_text(errors="replace"), end="", flush=True)
         if more:
-            options.errors.print(
-                f"-- {stage}: {_stands(entry)}; {more}", style="yellow", highlight=False, soft_wrap=True
-            )
+            options.errors.print(f"-- {stage}: {_stands(entry)}; {more}", style="yellow", highlight=False, soft_wrap=True)
         return
     for text in _added(path, now):
         print(text, end="", flush=True)

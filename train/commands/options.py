@@ -50,17 +50,13 @@ RecipeFile = Annotated[
 ]
 AblationFile = Annotated[
     Path,
-    typer.Argument(
-        help="Ablation, such as recipes/ablations/quickstart.yaml", show_default=False, callback=named("ablation")
-    ),
+    typer.Argument(help="Ablation, such as recipes/ablations/quickstart.yaml", show_default=False, callback=named("ablation")),
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Change one field of the recipe; may be repeated"),
 ]
-StoreRoot = Annotated[
-    Path | None, typer.Option("--store", help="Where stages are kept [env ROUNDS_STORE, else ./store]")
-]
+StoreRoot = Annotated[Path | None, typer.Option("--store", help="Where stages are kept [env ROUNDS_STORE, else ./store]")]
 ClusterFile = Annotated[
     Path | None,
     typer.Option(
@@ -96,18 +92,12 @@ def store_of(root: Path | None, cluster_file: Path | None = None) -> Path:
     return found
 
 
-def command_line(
-    command: str, file: Path, overrides: list[str] | None, cluster_file: Path | str | None, root: Path, *more: str
-) -> str:
+def command_line(command: str, file: Path, overrides: list[str] | None, cluster_file: Path | str | None, root: Path, *more: str) -> str:
     """Write a command for a person to repeat, with the options that make it mean the same run."""
     words = ["rounds", command, shipped.name_of(file), *more]
     words += [word for override in overrides or () for word in ("--set", override)]
     words += ["--cluster", shipped.name_of(cluster_file)] if cluster_file else []
-    words += (
-        ["--store", str(root)]
-        if root.resolve() != store_of(None, Path(cluster_file) if cluster_file else None).resolve()
-        else []
-    )
+    words += ["--store", str(root)] if root.resolve() != store_of(None, Path(cluster_file) if cluster_file else None).resolve() else []
     return shlex.join(words)
 
 
@@ -125,9 +115,7 @@ def plan_of(file: Path, overrides: list[str] | None, root: Path, *, read_files: 
         raise UserError(f"{file}: {error}") from None
 
 
-def go_offline(
-    file: Path, overrides: list[str] | None, cluster: cluster.Cluster, root: Path, fresh: bool = False
-) -> None:
+def go_offline(file: Path, overrides: list[str] | None, cluster: cluster.Cluster, root: Path, fresh: bool = False) -> None:
     """Refuse to start unless all that is still to do has its files; then let the libraries use nothing but `fetched`.
 
     Does nothing where the cluster is not offline. `fresh` reads every file again. Raises one `UserError` that names all
@@ -142,7 +130,5 @@ def go_offline(
         stages = store.unfinished(root, plan_of(file, overrides, root).stages)
     words = [word for override in overrides or () for word in ("--set", override)]
     command = shlex.join(["rounds", "fetch", shipped.name_of(file), *words, "--to", str(cluster.fetched or "FOLDER")])
-    folder.check(
-        needs.of(stages), cluster.fetched, root, command, missing_paths=missing, fresh=fresh, watch=console.print
-    )
+    folder.check(needs.of(stages), cluster.fetched, root, command, missing_paths=missing, fresh=fresh, watch=console.print)
     os.environ.update(folder.environment(cluster.fetched, root))

@@ -26,9 +26,7 @@ _POLL_SECONDS = 2.0
 def preflight(
     file: Annotated[
         Path | None,
-        typer.Argument(
-            help="Recipe whose files and room are checked too", show_default=False, callback=options.named("recipe")
-        ),
+        typer.Argument(help="Recipe whose files and room are checked too", show_default=False, callback=options.named("recipe")),
     ] = None,
     overrides: Overrides = None,
     cluster_file: ClusterFile = None,
@@ -84,7 +82,5 @@ def _table(made: list[Stage], root: Path) -> Table:
         for entry in store.read_json(store.folder(root, stage) / "checks.json") or []:
             fine = not entry["wrong"]
             said = "; ".join([entry["found"], *entry["wrong"]])
-            table.add_row(
-                stage.row, entry["check"], Text("ok" if fine else "WRONG", "green" if fine else "red"), Text(said)
-            )
+            table.add_row(stage.row, entry["check"], Text("ok" if fine else "WRONG", "green" if fine else "red"), Text(said))
     return table

@@ -25,9 +25,7 @@ def run(
     overrides: Overrides = None,
     cluster_file: ClusterFile = None,
     root: StoreRoot = None,
-    fetched: Annotated[
-        Path | None, typer.Option("--offline", metavar="FOLDER", help="Use only what `rounds fetch` put there")
-    ] = None,
+    fetched: Annotated[Path | None, typer.Option("--offline", metavar="FOLDER", help="Use only what `rounds fetch` put there")] = None,
     check: Annotated[bool, typer.Option("--check", help="Offline: read every fetched file again")] = False,
     dry_run: Annotated[
         bool,

@@ -39,9 +39,7 @@ def status(
     overrides: Overrides = None,
     cluster_file: ClusterFile = None,
     root: StoreRoot = None,
-    watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Stay until the run has ended, and look again every ten seconds")
-    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay until the run has ended, and look again every ten seconds")] = False,
 ) -> None:
     """Show each stage of a run: its state, job, node, how far it is, and its score; and why one ended badly.
 
@@ -60,9 +58,7 @@ def status(
         now = state.states(stages, root)
         options.console.print(_page(title, now))
     if not any(entry.folder.exists() for entry in now):
-        options.console.print(
-            f"nothing of this run is in the store {root}: --cluster or --store names another", highlight=False
-        )
+        options.console.print(f"nothing of this run is in the store {root}: --cluster or --store names another", highlight=False)
     if _first_causes(now):  # in one line, however long, to be copied
         go_on = _go_on(file, overrides, cluster_file, root, stages)
         options.console.print(f"to go on: {go_on}", style="bold", highlight=False, soft_wrap=True)
@@ -138,9 +134,7 @@ def _result(entry: State) -> str:
         return ""  # said once, below the table
     if entry.progress:
         return "  ".join(part for part in (progress.numbers(entry.progress), entry.because) if part)
-    soon = (
-        f"expected to start {entry.job.starts}" if entry.job and entry.state == "waiting" and entry.job.starts else ""
-    )
+    soon = f"expected to start {entry.job.starts}" if entry.job and entry.state == "waiting" and entry.job.starts else ""
     return "; ".join(part for part in (entry.because, soon) if part)
 
 
@@ -156,13 +150,9 @@ def _why(entry: State) -> list[RenderableType]:
     return [Text(f"\n{entry.stage.name}: {entry.state}: {entry.because}", "red"), *said]
 
 
-def _go_on(
-    file: Path, overrides: list[str] | None, cluster_file: Path | None, root: Path, stages: tuple[Stage, ...]
-) -> str:
+def _go_on(file: Path, overrides: list[str] | None, cluster_file: Path | None, root: Path, stages: tuple[Stage, ...]) -> str:
     """Return the command that continues the run, with the cluster file and options that it was last submitted with."""
     known = [entry for stage in stages if (entry := slurm.record(store.folder(root, stage)))]
     last = max(known, key=lambda entry: entry["submitted"]) if known else {}
     command = "ablate" if ablation.is_ablation(file) else "run"
-    return options.command_line(
-        command, file, overrides, cluster_file or last.get("cluster"), root, *last.get("more", ())
-    )
+    return options.command_line(command, file, overrides, cluster_file or last.get("cluster"), root, *last.get("more", ()))

@@ -71,9 +71,7 @@ class Ablation(Section):
     """Edits for all variants, made first. Without gates, say, a variant ends with the policy that its rounds made."""
     variants: dict[VariantName, Annotated[Variant, BeforeValidator(_variant)]] = Field(default_factory=dict)
     """Name -> edits; the report keeps their order. May be left out where there is a grid."""
-    grid: dict[str, Annotated[dict[str, Any], BeforeValidator(_cells), Field(min_length=1)]] = Field(
-        default_factory=dict
-    )
+    grid: dict[str, Annotated[dict[str, Any], BeforeValidator(_cells), Field(min_length=1)]] = Field(default_factory=dict)
     """Path -> values, or label -> value: one more variant for every combination, named such as `beta=0.1+loss=ipo`."""
 
     @model_validator(mode="after")
@@ -83,17 +81,13 @@ class Ablation(Section):
                 if not label.isprintable():
                     raise yaml_file.FieldError(f"{label!r} holds a line break or a control character", "grid", path)
         if self.seeds and len(set(self.seeds)) < len(self.seeds):
-            raise yaml_file.FieldError(
-                f"a seed stands twice in {list(self.seeds)}; it would count as two runs", "seeds"
-            )
+            raise yaml_file.FieldError(f"a seed stands twice in {list(self.seeds)}; it would count as two runs", "seeds")
         for twice in self.cells().keys() & self.variants.keys():
             raise yaml_file.FieldError(f"{twice!r} is a variant and a combination of the grid", "variants", twice)
         if not self.all():
             raise yaml_file.FieldError("no variant is left: give some, or a grid", "variants")
         if self.baseline not in self.all():
-            raise yaml_file.FieldError(
-                f"no variant is called {self.baseline!r}. {nearest(self.baseline, self.all())}", "baseline"
-            )
+            raise yaml_file.FieldError(f"no variant is called {self.baseline!r}. {nearest(self.baseline, self.all())}", "baseline")
         return self
 
     def cells(self) -> dict[str, Variant]:
@@ -116,9 +110,7 @@ class Ablation(Section):
 def _short(paths: list[str]) -> dict[str, str]:
     """Name a path by its last part, or by all of it where two would share a name."""
     last = [path.rpartition(".")[2] for path in paths]
-    return {
-        path: name if last.count(name) == 1 else path.replace("*.", "") for path, name in zip(paths, last, strict=True)
-    }
+    return {path: name if last.count(name) == 1 else path.replace("*.", "") for path, name in zip(paths, last, strict=True)}
 
 
 def edited(recipe: dict[str, Any], variant: Variant, folder: Path) -> dict[str, Any]:

@@ -115,12 +115,12 @@ class Machine(Section):
     def _offload_needs_zero(self) -> "Machine":
         zero = (self.deepspeed or {}).get("zero_optimization", {})
         if self.deepspeed is not None and zero.get("stage") not in (0, 1, 2, 3):
-            raise ValueError(
-                f"a DeepSpeed file needs zero_optimization.stage 0, 1, 2 or 3; found {zero.get('stage')!r}"
-            )
+            raise ValueError(f"a DeepSpeed file needs zero_optimization.stage 0, 1, 2 or 3; found {zero.get('stage')!r}")
         if zero.get("stage") == 3 and zero.get("stage3_gather_16bit_weights_on_model_save") is False:
-            raise ValueError("zero_optimization.stage3_gather_16bit_weights_on_model_save must not be false: without it no policy "
-                             "could be saved in one piece")  # fmt: skip
+            raise ValueError(
+                "zero_optimization.stage3_gather_16bit_weights_on_model_save must not be false: without it no policy "
+                "could be saved in one piece"
+            )
         return self
 
 
@@ -166,8 +166,9 @@ class Cluster(Section):
                     raise yaml_file.FieldError(
                         "only stages of the row `train` are spread over processes; every other is one process"
                         f"{', which device_map: auto lets use all GPUs of its node' if name == 'infer' else ''}",
-                        name, field,
-                    )  # fmt: skip
+                        name,
+                        field,
+                    )
         return self
 
     def machine(self, name: RowName, stage: str = "") -> Machine:

@@ -149,9 +149,7 @@ class Recipe(Section):
         names = [round.name for round in self.rounds]
         for place, name in enumerate(names):
             if name in names[:place]:
-                raise yaml_file.FieldError(
-                    f"two rounds are named {name!r}; give each its own name", "rounds", place, "name"
-                )
+                raise yaml_file.FieldError(f"two rounds are named {name!r}; give each its own name", "rounds", place, "name")
             if name in ("previous", "sft", "base"):
                 message = f"a round may not be named {name!r}: `reference` uses that word"
                 raise yaml_file.FieldError(message, "rounds", place, "name")

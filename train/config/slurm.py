@@ -38,9 +38,7 @@ def _path(value: str) -> str:
 
 def _time(value: Any) -> Any:
     if not isinstance(value, str):
-        raise ValueError(
-            f'found {value!r}: write the time in quotes, as "24:00:00" (YAML reads it as a number without)'
-        )
+        raise ValueError(f'found {value!r}: write the time in quotes, as "24:00:00" (YAML reads it as a number without)')
     if not re.fullmatch(r"(\d+-)?\d{1,3}:[0-5]\d:[0-5]\d", value):
         raise ValueError(f'found {value!r}: expected "HH:MM:SS" or "D-HH:MM:SS", such as "24:00:00"')
     return value
@@ -50,18 +48,14 @@ def _memory(value: Any) -> Any:
     if value is None:
         return None
     if not re.fullmatch(r"\d+[KMGT]|0", str(value)):
-        raise ValueError(
-            f"found {value!r}: expected a whole number with K, M, G or T, such as 64G, or 0 for all of the node's"
-        )
+        raise ValueError(f"found {value!r}: expected a whole number with K, M, G or T, such as 64G, or 0 for all of the node's")
     return str(value)
 
 
 def _extra(value: str) -> str:
     option = re.fullmatch(r"--([a-z][a-z0-9-]*)(=[^$`#\s]*)?", _one_line(value))
     if not option:
-        raise ValueError(
-            f"{value!r}: expected one long option without spaces, such as `--mail-type=END`; SLURM expands no variables here"
-        )
+        raise ValueError(f"{value!r}: expected one long option without spaces, such as `--mail-type=END`; SLURM expands no variables here")
     # getopt takes any unique beginning of an option's name for it: `--tim=1` is --time.
     ours = sorted(each for each in _OURS if each.startswith(option[1]))
     if ours:
@@ -74,9 +68,7 @@ def _variables(value: dict[str, str]) -> dict[str, str]:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise ValueError(f"{name!r} is no name of an environment variable")
         if _SECRET.search(name.upper()):
-            raise ValueError(
-                f"{name} looks like a secret, and scripts are kept in the store: set it in your login shell"
-            )
+            raise ValueError(f"{name} looks like a secret, and scripts are kept in the store: set it in your login shell")
         _one_line(text)
     return value
 
@@ -175,9 +167,7 @@ def memory_bytes(asked: Resources) -> float | None:
 def check(resources: Resources, where: str, processes: int) -> None:
     """Refuse resources that do not fit each other, once all sections that apply are laid over each other."""
     if resources.gpus and processes > resources.gpus:
-        raise UserError(
-            f"{where}: {processes} processes per node for {resources.gpus} GPUs; give each a GPU of its own"
-        )
+        raise UserError(f"{where}: {processes} processes per node for {resources.gpus} GPUs; give each a GPU of its own")
     if resources.gpu_type and not resources.gpus:
         raise UserError(f"{where}: gpu_type {resources.gpu_type!r} without gpus; say how many per node")
     if resources.hours * 3600 <= resources.signal_seconds + 60:
@@ -186,8 +176,6 @@ def check(resources: Resources, where: str, processes: int) -> None:
             "(and SLURM may signal 60 s earlier); give more time or a shorter lead"
         )
     if resources.environment.container and (resources.scratch or "").startswith("$"):
-        raise UserError(
-            f"{where}: scratch {resources.scratch} cannot be mounted into a container; give it as an absolute path"
-        )
+        raise UserError(f"{where}: scratch {resources.scratch} cannot be mounted into a container; give it as an absolute path")
     if resources.environment.container and (resources.environment.venv or resources.environment.conda):
         raise UserError(f"{where}: environment has a container and a venv or conda: the image brings its own Python")

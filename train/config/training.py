@@ -61,11 +61,7 @@ class Lora(Section):
     @classmethod
     def _head_is_not_adapted(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
         """Refuse what TRL's trainers refuse: they multiply by the LM head's own weight, past any adapter on it."""
-        named = (
-            any(name.rpartition(".")[2] == "lm_head" for name in value)
-            if isinstance(value, tuple)
-            else _matches(value, "lm_head")
-        )
+        named = any(name.rpartition(".")[2] == "lm_head" for name in value) if isinstance(value, tuple) else _matches(value, "lm_head")
         if named:
             raise ValueError("target_modules names lm_head: an adapter there would never be trained; take it out")
         return value
@@ -122,8 +118,10 @@ class Sft(Training):
     @model_validator(mode="after")
     def _micro_batch_is_the_clusters(self) -> "Sft":
         if self.per_device_train_batch_size is not None:
-            raise ValueError("per_device_train_batch_size: SFT's loss is the mean over the tokens of the whole global batch, whatever the "
-                             "micro-batch; set micro_batch_size in the cluster file")  # fmt: skip
+            raise ValueError(
+                "per_device_train_batch_size: SFT's loss is the mean over the tokens of the whole global batch, whatever the "
+                "micro-batch; set micro_batch_size in the cluster file"
+            )
         return self
 
 
@@ -168,9 +166,7 @@ class DpoLoss(Section):
     @model_validator(mode="after")
     def _weights_match(self) -> "DpoLoss":
         if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
-            raise ValueError(
-                f"loss_weights has {len(self.loss_weights)} values for {len(self.loss_type)} loss types: give one each"
-            )
+            raise ValueError(f"loss_weights has {len(self.loss_weights)} values for {len(self.loss_type)} loss types: give one each")
         return self
 
     @model_validator(mode="after")
@@ -178,16 +174,14 @@ class DpoLoss(Section):
         """Refuse at planning what DPOTrainer refuses when it is made, hours later."""
         asked: set[str] = set(self.loss_type)
         if "exo_pair" in asked and not self.label_smoothing:
-            raise ValueError(
-                "loss_type exo_pair takes the logarithm of label_smoothing: set that above 0 (its paper says 0.001)"
-            )
+            raise ValueError("loss_type exo_pair takes the logarithm of label_smoothing: set that above 0 (its paper says 0.001)")
         if self.use_weighting and asked & SORTING_LOSSES:
-            raise ValueError(
-                f"use_weighting weighs each pair, and {_named(asked & SORTING_LOSSES)} takes pairs apart: set it to false"
-            )
+            raise ValueError(f"use_weighting weighs each pair, and {_named(asked & SORTING_LOSSES)} takes pairs apart: set it to false")
         if self.f_divergence_type != "reverse_kl" and asked - F_DIVERGENCE_LOSSES:
-            raise ValueError(f"f_divergence_type {self.f_divergence_type} is not defined for {_named(asked - F_DIVERGENCE_LOSSES)}: "
-                             f"leave it out, or take of {', '.join(sorted(F_DIVERGENCE_LOSSES))}")  # fmt: skip
+            raise ValueError(
+                f"f_divergence_type {self.f_divergence_type} is not defined for {_named(asked - F_DIVERGENCE_LOSSES)}: "
+                f"leave it out, or take of {', '.join(sorted(F_DIVERGENCE_LOSSES))}"
+            )
         return self
 
 
@@ -214,10 +208,10 @@ class Round(Training, DpoLoss):
                 "on how many they are: say it here, such as 8"
             )
         if own is not None and not together:
-            raise ValueError(f"per_device_train_batch_size: only for {_named(BATCH_LOSSES)}, whose answer depends on it; set "
-                             "micro_batch_size in the cluster file")  # fmt: skip
-        if own is not None and self.global_batch_size % own:
             raise ValueError(
-                f"per_device_train_batch_size {own} does not divide global_batch_size {self.global_batch_size}"
+                f"per_device_train_batch_size: only for {_named(BATCH_LOSSES)}, whose answer depends on it; set "
+                "micro_batch_size in the cluster file"
             )
+        if own is not None and self.global_batch_size % own:
+            raise ValueError(f"per_device_train_batch_size {own} does not divide global_batch_size {self.global_batch_size}")
         return self

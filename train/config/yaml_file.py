@@ -34,9 +34,7 @@ def load(path: Path, section: type[S], overrides: Iterable[str] = ()) -> S:
         found = error.errors(include_url=False)
         # An element that is wrong also makes its list "too short": only the deeper mistake is the person's.
         deeper = [e for e in found if e["type"] != "too_short" or not any(_inside(o["loc"], e["loc"]) for o in found)]
-        raise UserError(
-            _told(deeper, section, lambda loc: yaml_layers.locate(layers, data, loc), data, overrides)
-        ) from None
+        raise UserError(_told(deeper, section, lambda loc: yaml_layers.locate(layers, data, loc), data, overrides)) from None
 
 
 def fields(path: Path) -> dict[str, Any]:
@@ -89,10 +87,7 @@ def _inside(loc: tuple, outer: tuple) -> bool:
 def absolute(data: Any, folder: Path) -> Any:
     """Make the local paths in some data absolute: they are given relative to `folder`."""
     if isinstance(data, dict):
-        return {
-            k: _resolve(k, v, folder) if k in _PATH_FIELDS and isinstance(v, str) else absolute(v, folder)
-            for k, v in data.items()
-        }
+        return {k: _resolve(k, v, folder) if k in _PATH_FIELDS and isinstance(v, str) else absolute(v, folder) for k, v in data.items()}
     return [absolute(value, folder) for value in data] if isinstance(data, list) else data
 
 
@@ -156,9 +151,7 @@ def _explain(error: Any, section: type[BaseModel], locate: Locate, data: Any, ov
     if kind in ("literal_error", "union_tag_invalid"):
         expected = error["ctx"].get("expected") or error["ctx"].get("expected_tags")
         wanted = [word.strip(" '") for word in expected.replace(" or ", ", ").split(",")]
-        return (
-            f"{where}: found {error['ctx'].get('tag', found)!r}; {nearest(str(error['ctx'].get('tag', found)), wanted)}"
-        )
+        return f"{where}: found {error['ctx'].get('tag', found)!r}; {nearest(str(error['ctx'].get('tag', found)), wanted)}"
     message = error["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         return f"{where}: {message}"
@@ -187,11 +180,7 @@ def _fields_at(model: Any, loc: tuple) -> list[str]:
         candidates = _sections(model)
         if isinstance(part, str):
             fields = [c.model_fields[part].annotation for c in candidates if part in c.model_fields]
-            tagged = [
-                c
-                for c in candidates
-                if part in typing.get_args(getattr(c.model_fields.get("kind"), "annotation", None))
-            ]
+            tagged = [c for c in candidates if part in typing.get_args(getattr(c.model_fields.get("kind"), "annotation", None))]
             model = next(iter(fields or tagged), model)
     return [name for candidate in _sections(model) for name in candidate.model_fields]
 

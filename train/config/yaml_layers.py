@@ -1,8 +1,8 @@
 """A YAML file and the files that it extends, read and laid over each other.
 
 `extends: med42-v2-8b.yaml` (or a list, later over earlier; paths are relative to the file that states them, or name a recipe that
-is shipped) puts a file on top of another. Maps merge, lists and scalars replace, and a map with another `kind` replaces too, since its fields
-belong to another section. A map over a list of named elements enters it by name or position, as `--set` does, and adds
+is shipped) puts a file on top of another. Maps merge, lists and scalars replace, and a map with another `kind` replaces too, since its
+fields belong to another section. A map over a list of named elements enters it by name or position, as `--set` does, and adds
 an element of the name after a `+`, so
 
     extends: med42-v2-8b.yaml
@@ -117,9 +117,7 @@ def position(items: list, part: str, where: str) -> int:
         return names.index(part)
     if part.isdigit() and int(part) < len(items):
         return int(part)
-    raise UserError(
-        f"{where}: no element {part!r}; {nearest(part, [str(n) for n in names if n])} or 0..{len(items) - 1}"
-    )
+    raise UserError(f"{where}: no element {part!r}; {nearest(part, [str(n) for n in names if n])} or 0..{len(items) - 1}")
 
 
 def locate(layers: list[Layer], data: Any, loc: tuple) -> str:
@@ -181,9 +179,7 @@ class _Loader(_Safe):
         seen = [key.value for key in written]
         twice = next((key for place, key in enumerate(written) if key.value in seen[:place]), None)
         if twice is not None and not node.__dict__.get("merged"):
-            raise yaml.constructor.ConstructorError(
-                None, None, f"field {twice.value!r} is given twice", twice.start_mark
-            )
+            raise yaml.constructor.ConstructorError(None, None, f"field {twice.value!r} is given twice", twice.start_mark)
         return super().construct_mapping(node, deep)
 
     def flatten_mapping(self, node):

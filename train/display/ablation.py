@@ -22,9 +22,7 @@ def plan(console: Console, made: AblationPlan, root: Path, gpu_hours: Mapping[st
     """
     users = made.users()
     records = {stage.key: store.done(store.folder(root, stage)) for stage in made.shared}
-    table = Table(
-        title=f"{made.name}: {len(made.ablation.all())} variants", title_justify="left", box=None, header_style="bold"
-    )
+    table = Table(title=f"{made.name}: {len(made.ablation.all())} variants", title_justify="left", box=None, header_style="bold")
     for heading in ("variant", "stages", "shared", "its own", "to do"):
         table.add_column(heading, justify="left" if heading == "variant" else "right", no_wrap=True)
     hours = {stage.key: gpu_hours.get(stage.name) for stage in made.shared} if gpu_hours else {}
@@ -42,20 +40,28 @@ def plan(console: Console, made: AblationPlan, root: Path, gpu_hours: Mapping[st
         table.add_row(label, str(len(stages)), str(len(stages) - own), str(own), str(todo), *trained, variant.about)
     console.print(table)
     shared = sum(len(names) > 1 for names in users.values())
-    console.print(f"{len(made.shared)} stages in all, {shared} of them shared, and the report; each variant alone: {len(alone)}. "
-                  f"Cost: {_share(len(made.shared), len(alone))} in stages.", highlight=False, soft_wrap=True)  # fmt: skip
+    console.print(
+        f"{len(made.shared)} stages in all, {shared} of them shared, and the report; each variant alone: {len(alone)}. "
+        f"Cost: {_share(len(made.shared), len(alone))} in stages.",
+        highlight=False,
+        soft_wrap=True,
+    )
     if gpu_hours:
         all_hours, apart = sum(each or 0 for each in hours.values()), sum(hours[stage.key] or 0 for stage in alone)
         unknown = sorted({name.partition(".")[0] for name, each in gpu_hours.items() if each is None})
         left_out = f" (not known, so left out: {', '.join(unknown)})" if unknown else ""
-        console.print(f"Training and evaluation: {all_hours:,.1f} GPU-hours; each variant alone {apart:,.1f}: {_share(all_hours, apart)}{left_out}.",
-                      highlight=False, soft_wrap=True)  # fmt: skip
+        console.print(
+            f"Training and evaluation: {all_hours:,.1f} GPU-hours; each variant alone {apart:,.1f}: {_share(all_hours, apart)}{left_out}.",
+            highlight=False,
+            soft_wrap=True,
+        )
     for field, unit in (("seconds", "stage-seconds"), ("cpu_seconds", "seconds of processor time")):
         taken = {key: getattr(record, field, None) for key, record in records.items()}
         if all(each is not None for each in taken.values()):
             spent, apart = sum(taken[s.key] or 0 for s in made.shared), sum(taken[s.key] or 0 for s in alone)
-            console.print(f"Measured: {spent:,.0f} {unit}; each variant alone {apart:,.0f}: {_share(spent, apart)}.",
-                          highlight=False, soft_wrap=True)  # fmt: skip
+            console.print(
+                f"Measured: {spent:,.0f} {unit}; each variant alone {apart:,.0f}: {_share(spent, apart)}.", highlight=False, soft_wrap=True
+            )
 
 
 def summary(console: Console, made: AblationPlan, root: Path, seconds: float) -> None:
@@ -64,12 +70,11 @@ def summary(console: Console, made: AblationPlan, root: Path, seconds: float) ->
     counts = store.counts(folder)
     if counts:
         console.print(_differences(made, counts["differences"]))
-        console.print(
-            "▲ ▼ better or worse after Holm's correction; ≈ cannot be told apart", style="dim", highlight=False
-        )
+        console.print("▲ ▼ better or worse after Holm's correction; ≈ cannot be told apart", style="dim", highlight=False)
         share = _share(counts["seconds"], counts["seconds_alone"])
-        console.print(f"{counts['seconds']:,.0f} stage-seconds, {share} of running each variant alone; this call {seconds:.1f} s",
-                      highlight=False)  # fmt: skip
+        console.print(
+            f"{counts['seconds']:,.0f} stage-seconds, {share} of running each variant alone; this call {seconds:.1f} s", highlight=False
+        )
         for name, why in counts["missing"].items():
             console.print(f"{name} is missing: {why}", style="yellow", highlight=False, markup=False, soft_wrap=True)
         print(f"page:  {folder / 'ablation.html'}")

@@ -28,8 +28,12 @@ _PARTS = {
 def plan(console: Console, made: Plan, cluster: Cluster, root: Path) -> None:
     """Print what training needs: GiB of one device by part, and time, where the row says which GPUs it has."""
     found, model, origin = forecast.forecasts(made, cluster, root)
-    table = Table(title=f"\nMemory of one device in GiB, and time. {model.parameters:,} parameters, counted on the skeleton of "
-                  f"{origin}", title_justify="left", box=None, header_style="bold")  # fmt: skip
+    table = Table(
+        title=f"\nMemory of one device in GiB, and time. {model.parameters:,} parameters, counted on the skeleton of {origin}",
+        title_justify="left",
+        box=None,
+        header_style="bold",
+    )
     for heading in ("stage", "devices", "batch", *_PARTS, "peak", "of", "tokens/s", "hours", "GPU-hours"):
         table.add_column(heading, justify="left" if heading == "stage" else "right", no_wrap=True)
     for each in found:

@@ -16,9 +16,7 @@ from rounds.train.plan.pipeline import Plan
 
 def plan_table(plan: Plan, root: Path) -> Table:
     """List stages with key, state and size, done or expected. Reads the store; computes nothing."""
-    table = Table(
-        title=f"{plan.recipe.name}: {len(plan.stages)} stages", title_justify="left", box=None, header_style="bold"
-    )
+    table = Table(title=f"{plan.recipe.name}: {len(plan.stages)} stages", title_justify="left", box=None, header_style="bold")
     for heading in ("stage", "key", "state", "size"):
         table.add_column(heading, overflow="fold")
     before, sizes = runs.last_run(root, plan.recipe.name), row_counts.sizes(plan, root)
@@ -44,9 +42,7 @@ def _why(stage: Stage, old: dict | None) -> str:
     changed = [name for name in new_inputs if old["inputs"].get(name) != new_inputs[name]]
     removed = [name for name in old["inputs"] if name not in new_inputs]
     if changed:
-        changes.append(
-            "input " + ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
-        )
+        changes.append("input " + ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else ""))
     if removed:
         changes.append("without " + ", ".join(removed[:3]))
     return f" (changed: {'; '.join(changes[:3])})" if changes else ""

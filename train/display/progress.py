@@ -34,9 +34,16 @@ class Live:
         self.done = sum(store.done(store.folder(root, stage)) is not None for stage in plan.stages)
         self.began, self.last_line = 0.0, 0.0
         self.progress = Progress(
-            SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TimeRemainingColumn(), TextColumn("{task.fields[numbers]}"), console=console, disable=not console.is_terminal,
-        )  # fmt: skip
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
         self.stages: TaskID = self.progress.add_task("stages", total=self.total, completed=self.done, numbers="")
         self.current: TaskID | None = None
 
@@ -78,9 +85,7 @@ class Live:
             self.current = None
         self.progress.update(self.stages, completed=self.done)
         detail = "" if record is None else f"skipped: {record.because}" if record.skipped else headline(stage, record)
-        self.console.print(
-            f"{stage.name:<24} {record.seconds if record else 0:7.1f} s  {detail}", highlight=False, markup=False
-        )
+        self.console.print(f"{stage.name:<24} {record.seconds if record else 0:7.1f} s  {detail}", highlight=False, markup=False)
 
     def _line(self, text: str) -> None:
         if not self.console.is_terminal:
@@ -103,8 +108,6 @@ def headline(stage: Stage, record: Done) -> str:
         return f"{counts['steps']} steps, mean loss {counts['train_loss']:.4f}"
     names = ("records", "conversations", "rows", "pairs", "tokens", "parameters")
     dropped = counts.get("dropped", {})
-    lost = (
-        sum(sum(v.values()) if isinstance(v, dict) else v for v in dropped.values()) if isinstance(dropped, dict) else 0
-    )
+    lost = sum(sum(v.values()) if isinstance(v, dict) else v for v in dropped.values()) if isinstance(dropped, dict) else 0
     parts = [f"{counts[name]:,} {name}" for name in names if isinstance(counts.get(name), int)][:3]
     return ", ".join([*parts, f"{lost:,} dropped"] if lost else parts)

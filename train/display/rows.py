@@ -66,8 +66,10 @@ def _max_length(plan: Plan, source: Stage) -> int | None:
     """Return the `max_length` of the sets that take rows of a source, the largest of several."""
     sets = {stage.key for stage in plan.stages if stage.kind.mixes and source.key in _keys(stage)}
     readers = [(stage.params, stage.inputs["data"]) for stage in plan.stages if stage.kind.makes_tokens]
-    return max((params.max_length for params, data in readers if isinstance(params, PackParams | TokenizeParams) and data.key in sets),
-               default=None)  # fmt: skip
+    return max(
+        (params.max_length for params, data in readers if isinstance(params, PackParams | TokenizeParams) and data.key in sets),
+        default=None,
+    )
 
 
 def _keys(data: Stage) -> set[str]:
@@ -121,8 +123,10 @@ def shown(record: Record, using: PreTrainedTokenizerBase | str, marked: bool, ma
 def _pair(pair: Pair, using: PreTrainedTokenizerBase | str, marked: bool, max_length: int | None) -> Text:
     sides = (("chosen", pair.chosen, LEARNT), ("rejected", pair.rejected, WORSE))
     if isinstance(using, str):
-        texts = [_text(f"{pair.id}: {name}", _turns((*pair.prompt, Message("assistant", answer)), style), marked)
-                 for name, answer, style in sides]  # fmt: skip
+        texts = [
+            _text(f"{pair.id}: {name}", _turns((*pair.prompt, Message("assistant", answer)), style), marked)
+            for name, answer, style in sides
+        ]
         return Text("\n").join(texts)
     encoded = chat.encode_pairs(using, [pair])[0]
     if not isinstance(encoded, str) and max_length:
@@ -138,8 +142,10 @@ def _pair(pair: Pair, using: PreTrainedTokenizerBase | str, marked: bool, max_le
 
 def _turns(messages: tuple[Message, ...], style: str) -> list[tuple[str, str, bool]]:
     """Return turns as (text, style, learnt); of several by the assistant the last in its own style."""
-    return [(f"[{turn.role}] {turn.content}\n", _ROLES[turn.role] if turn is not messages[-1] else style,
-             turn.role == "assistant") for turn in messages]  # fmt: skip
+    return [
+        (f"[{turn.role}] {turn.content}\n", _ROLES[turn.role] if turn is not messages[-1] else style, turn.role == "assistant")
+        for turn in messages
+    ]
 
 
 def _text(heading: str, parts: list[tuple[str, str, bool]], marked: bool) -> Text:

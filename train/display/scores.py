@@ -12,8 +12,11 @@ from rounds.train.plan.pipeline import Plan
 
 def summary(console: Console, plan: Plan, root: Path, ran: int, seconds: float) -> None:
     """Print the scores per round, the gates' decisions, and where the report and the model are."""
-    evaluations = {stage.name.removeprefix("evaluate."): store.read_json(store.folder(root, stage) / SCORES) or {}
-                   for stage in plan.stages if stage.kind.measures}  # fmt: skip
+    evaluations = {
+        stage.name.removeprefix("evaluate."): store.read_json(store.folder(root, stage) / SCORES) or {}
+        for stage in plan.stages
+        if stage.kind.measures
+    }
     if evaluations:
         console.print(scores_table(plan.recipe.name, evaluations))
     for stage in plan.stages:
@@ -35,9 +38,7 @@ def summary(console: Console, plan: Plan, root: Path, ran: int, seconds: float) 
 
 
 def scores_table(name: str, evaluations: dict[str, dict]) -> Table:
-    table = Table(
-        title=f"{name}: scores on held-out rows, ±standard error", title_justify="left", box=None, header_style="bold"
-    )
+    table = Table(title=f"{name}: scores on held-out rows, ±standard error", title_justify="left", box=None, header_style="bold")
     table.add_column("metric", no_wrap=True)
     for column in evaluations:
         table.add_column(column, justify="right", no_wrap=True)

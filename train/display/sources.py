@@ -4,9 +4,7 @@ from rich.table import Table
 
 from rounds.data_prep import sources
 
-_SOURCES_LEGEND = (
-    "* for evaluation only   ? id, commit, files or columns could not be checked when the source was written"
-)
+_SOURCES_LEGEND = "* for evaluation only   ? id, commit, files or columns could not be checked when the source was written"
 
 
 def sources_table() -> Table:

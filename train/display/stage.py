@@ -37,9 +37,7 @@ def stage(console: Console, folder: Path, whole_log: bool) -> None:
     log = folder / "log.txt"
     if log.is_file():
         lines = log.read_text(errors="replace").splitlines()
-        console.print(
-            f"log (last {min(20, len(lines))} of {len(lines)} lines)" if not whole_log else "log", style="bold"
-        )
+        console.print(f"log (last {min(20, len(lines))} of {len(lines)} lines)" if not whole_log else "log", style="bold")
         for line in lines if whole_log else lines[-20:]:
             shown = line.rpartition("\r")[2]  # what a terminal would leave of a progress bar
             console.print(f"  {shown}", highlight=False, markup=False, soft_wrap=True)

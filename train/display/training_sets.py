@@ -37,8 +37,7 @@ def sets(plan: Plan, root: Path) -> dict[str, dict[str, Any]]:
 def names(plan: Plan) -> dict[str, tuple[str, str | None]]:
     """Return each set's data stage and the stage that makes tokens of it, under the manifest's names."""
     data = {stage.name: stage.key for stage in plan.stages if stage.kind.mixes}
-    readers = {stage.name: stage.inputs["data"].key for stage in plan.stages
-               if stage.kind.makes_tokens}  # fmt: skip
+    readers = {stage.name: stage.inputs["data"].key for stage in plan.stages if stage.kind.makes_tokens}
     return set_names(data, readers)
 
 
@@ -47,8 +46,18 @@ def table(plan: Plan, root: Path) -> Table:
     made = Table(box=None, header_style="bold")
     for heading in ("set", "source"):
         made.add_column(heading)
-    for heading in ("rows", "filtered", "not in the mix", "repeats", "in the mix", "share", "dropped as tokens", "tokens",
-                    "mean", "longest"):  # fmt: skip
+    for heading in (
+        "rows",
+        "filtered",
+        "not in the mix",
+        "repeats",
+        "in the mix",
+        "share",
+        "dropped as tokens",
+        "tokens",
+        "mean",
+        "longest",
+    ):
         made.add_column(heading, justify="right")
     finished, wanted = sets(plan, root), row_counts.mixes(plan, root)
     for name, (stage, _) in names(plan).items():
@@ -62,9 +71,7 @@ def table(plan: Plan, root: Path) -> Table:
                 count = rows.get(item.name)
                 share = f"{count / max(1, sum(rows.values())):.1%}" if count is not None else ""
                 most = "?" if count is None else f"≤ {count:,}"
-                made.add_row(
-                    name, item.name, "", "", "", "", Text(most, "yellow"), Text(share, "yellow"), "", "", "", ""
-                )
+                made.add_row(name, item.name, "", "", "", "", Text(most, "yellow"), Text(share, "yellow"), "", "", "", "")
     return made
 
 
@@ -80,8 +87,17 @@ def _counted(made: Table, name: str, found: Mapping[str, Any]) -> None:
                 f"{per_row:,.0f}",
                 f"{lengths['longest']:,}",
             )
-        made.add_row(name, source, f"{each['rows']:,}", f"{gone:,}", f"{each['not_in_mix']:,}", f"{each['repeats']:,}", f"{each['out']:,}",
-                     f"{each['share']:.1%}", *tokens)  # fmt: skip
+        made.add_row(
+            name,
+            source,
+            f"{each['rows']:,}",
+            f"{gone:,}",
+            f"{each['not_in_mix']:,}",
+            f"{each['repeats']:,}",
+            f"{each['out']:,}",
+            f"{each['share']:.1%}",
+            *tokens,
+        )
 
 
 def histogram(name: str, found: Mapping[str, Any]) -> Text:

@@ -70,12 +70,12 @@ def _nearest(global_batch_size: int, machine: Machine) -> str:
     ranks = machine.world_size
     below, above = global_batch_size // ranks * ranks, -(-global_batch_size // ranks) * ranks
     batches = " or ".join(str(n) for n in (below, above) if n)
-    fits = [(nodes, processes) for nodes in range(1, machine.nodes + 1) for processes in range(1, machine.processes + 1)
-            if global_batch_size % (nodes * processes) == 0]  # fmt: skip
-    nodes, processes = max(fits, key=lambda each: (each[0] * each[1], each[1]))
-    told = [
-        f"{name}: {n}"
-        for name, n, had in (("nodes", nodes, machine.nodes), ("processes", processes, machine.processes))
-        if n != had
+    fits = [
+        (nodes, processes)
+        for nodes in range(1, machine.nodes + 1)
+        for processes in range(1, machine.processes + 1)
+        if global_batch_size % (nodes * processes) == 0
     ]
+    nodes, processes = max(fits, key=lambda each: (each[0] * each[1], each[1]))
+    told = [f"{name}: {n}" for name, n, had in (("nodes", nodes, machine.nodes), ("processes", processes, machine.processes)) if n != had]
     return f"set global_batch_size to {batches}, or in the cluster file {', '.join(told)}"

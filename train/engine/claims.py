@@ -28,9 +28,7 @@ def claim(stage_folder: Path, wait: bool = True) -> Iterator[None]:
     except Timeout:
         raise UserError(f"{stage_folder.name} is being computed by {holder(stage_folder)}") from None
     try:
-        write_json(
-            stage_folder / "holder.json", {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
-        )
+        write_json(stage_folder / "holder.json", {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()})
         yield
     finally:
         (stage_folder / "holder.json").unlink(missing_ok=True)
@@ -51,8 +49,10 @@ def turn(root: Path, seconds: float = 600) -> Iterator[None]:
         try:
             lock.acquire(timeout=seconds)
         except Timeout:
-            raise UserError(f"another command has been submitting or cancelling jobs of {root} for {seconds / 60:.0f} minutes; "
-                            f"try again when it has ended, or, if none runs any more, remove {root / 'submitting.lock'}") from None  # fmt: skip
+            raise UserError(
+                f"another command has been submitting or cancelling jobs of {root} for {seconds / 60:.0f} minutes; "
+                f"try again when it has ended, or, if none runs any more, remove {root / 'submitting.lock'}"
+            ) from None
     try:
         yield
     finally:

@@ -42,17 +42,12 @@ def asset(root: Path, path: Path, patterns: tuple[str, ...] = ("*",)) -> Asset:
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
         and (file == path or any(file.match(pattern) for pattern in patterns))
     ]
-    parts = [
-        f"{file.relative_to(path) if file != path else ''}:{digest}"
-        for file, digest in zip(files, digests(root, files), strict=True)
-    ]
+    parts = [f"{file.relative_to(path) if file != path else ''}:{digest}" for file, digest in zip(files, digests(root, files), strict=True)]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     return Asset(path, digest, patterns)
 
 
-def digests(
-    root: Path, files: Sequence[Path], fresh: bool = False, watch: Callable[[str], None] = lambda line: None
-) -> list[str]:
+def digests(root: Path, files: Sequence[Path], fresh: bool = False, watch: Callable[[str], None] = lambda line: None) -> list[str]:
     """Return the SHA-256 of each file. They are remembered in the store by size and modification time, so that a large
     model is read once; `fresh` reads everything again. `watch` is told what is read where that may take a while.
     """

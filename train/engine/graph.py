@@ -49,13 +49,7 @@ class Stage:
     def key(self) -> str:
         """Hash of kind, version, params and input keys: the same key means the same answer. Cached, since without
         that the cost doubles with every round."""
-        identity = {
-            "function": self.kind.name,
-            "version": self.version,
-            "params": self.params.stored(),
-            "inputs": {name: source.key for name, source in self.inputs.items()},
-        }
-        return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:KEY_LENGTH]
+        return identity(self.kind.name, self.version, self.params.stored(), {name: source.key for name, source in self.inputs.items()})
 
     @property
     def folder_name(self) -> str:
@@ -76,6 +70,12 @@ class Stage:
     def parents(self) -> list["Stage"]:
         """The stages among the inputs."""
         return [source for source in self.inputs.values() if isinstance(source, Stage)]
+
+
+def identity(function: str, version: int, params: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Hash what makes a stage's answer: its code, what that is asked, and the keys of what it reads."""
+    parts = {"function": function, "version": version, "params": params, "inputs": inputs}
+    return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:KEY_LENGTH]
 
 
 def canonical_json(value: Any) -> str:

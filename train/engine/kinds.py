@@ -5,7 +5,7 @@ params (`params.py`), its section of the recipe and its place in `plan/pipeline.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -73,86 +73,34 @@ class Kind:
     """Runs even when a gate has ended the rounds before it."""
 
 
-_STAGES = "rounds.train.stages."
-_PARAMS = "rounds.train.engine.params:"
+def _kind(name: str, version: int, row: Literal["cpu", "train", "infer"] = "cpu", **facts: Any) -> Kind:
+    """A kind whose code is `train/stages/NAME.py` and whose params are `NameParams` of `params.py`."""
+    record = "".join(word.title() for word in name.split("_"))
+    return Kind(name, f"rounds.train.stages.{name}:run", f"rounds.train.engine.params:{record}Params", version, row, **facts)
 
-SOURCE = Kind(
-    "source",
-    "rounds.data_prep.build:source",
-    "rounds.data_prep.schema:SourceParams",
-    7,
-    column=0,
-    reads_source=True,
-    about_rows=True,
-    light=True,
-)
-DATA = Kind(
-    "data",
-    "rounds.data_prep.build:data",
-    "rounds.data_prep.schema:DataParams",
-    8,
-    column=1,
-    arrows=("source.",),
-    mixes=True,
-    about_rows=True,
-    light=True,
-)
-BASE = Kind("base", _STAGES + "base:run", _PARAMS + "BaseParams", 1, column=4, starts=True, reads_weights=True)
-PACK = Kind(
-    "pack",
-    _STAGES + "pack:run",
-    _PARAMS + "PackParams",
-    3,
-    column=2,
-    arrows=("data",),
-    makes_tokens=True,
-    packs=True,
-    about_rows=True,
-)
-TOKENIZE = Kind(
-    "tokenize",
-    _STAGES + "tokenize:run",
-    _PARAMS + "TokenizeParams",
-    2,
-    column=2,
-    arrows=("data",),
-    makes_tokens=True,
-    of_pairs=True,
-    about_rows=True,
-)
-SFT = Kind("sft", _STAGES + "sft:run", _PARAMS + "SftParams", 2, "train", column=4, arrows=("policy", "rows"), reads_weights=True, loads_policy=True,
-           trains=True, spread=True, tracked=True)  # fmt: skip
-REFERENCE = Kind("reference", _STAGES + "reference:run", _PARAMS + "ReferenceParams", 3, "train", column=3, arrows=("pairs", "policy"), of_pairs=True,
-                 reads_weights=True, loads_policy=True, scores_pairs=True, spread=True)  # fmt: skip
-DPO = Kind("dpo", _STAGES + "dpo:run", _PARAMS + "DpoParams", 2, "train", column=4, arrows=("policy", "reference"), reads_weights=True, loads_policy=True,
-           trains=True, is_round=True, spread=True, tracked=True)  # fmt: skip
-EVALUATE = Kind("evaluate", _STAGES + "evaluate:run", _PARAMS + "EvaluateParams", 2, "infer", column=5, arrows=("policy",), reads_weights=True, loads_policy=True,
-                measures=True, tracked=True)  # fmt: skip
-GATE = Kind("gate", _STAGES + "gate:run", _PARAMS + "GateParams", 2, column=6, arrows=("candidate_scores",), decides=True, tracked=True, light=True,
-            after_stop=True)  # fmt: skip
-MANIFEST = Kind("manifest", _STAGES + "manifest:run", _PARAMS + "ManifestParams", 3, after_stop=True)
-EXPORT = Kind(
-    "export",
-    _STAGES + "export:run",
-    _PARAMS + "ExportParams",
-    4,
-    column=7,
-    arrows=("policy",),
-    reads_weights=True,
-    exports=True,
-    after_stop=True,
-)
-REPORT = Kind("report", _STAGES + "report:run", _PARAMS + "ReportParams", 1, page="report.html", after_stop=True)
-ABLATION_REPORT = Kind(
-    "ablation_report",
-    _STAGES + "ablation_report:run",
-    _PARAMS + "AblationReportParams",
-    3,
-    page="ablation.html",
-    compares=True,
-    after_stop=True,
-)
-PREFLIGHT = Kind("preflight", _STAGES + "preflight:run", _PARAMS + "PreflightParams", 1, spread=True, checks=True)
+
+# fmt: off
+SOURCE = Kind("source", "rounds.data_prep.build:source", "rounds.data_prep.schema:SourceParams", 7,
+              column=0, reads_source=True, about_rows=True, light=True)
+DATA = Kind("data", "rounds.data_prep.build:data", "rounds.data_prep.schema:DataParams", 8,
+            column=1, arrows=("source.",), mixes=True, about_rows=True, light=True)
+BASE = _kind("base", 1, column=4, starts=True, reads_weights=True)
+PACK = _kind("pack", 3, column=2, arrows=("data",), makes_tokens=True, packs=True, about_rows=True)
+TOKENIZE = _kind("tokenize", 2, column=2, arrows=("data",), makes_tokens=True, of_pairs=True, about_rows=True)
+SFT = _kind("sft", 2, "train", column=4, arrows=("policy", "rows"),
+            reads_weights=True, loads_policy=True, trains=True, spread=True, tracked=True)
+REFERENCE = _kind("reference", 3, "train", column=3, arrows=("pairs", "policy"),
+                  of_pairs=True, reads_weights=True, loads_policy=True, scores_pairs=True, spread=True)
+DPO = _kind("dpo", 2, "train", column=4, arrows=("policy", "reference"),
+            reads_weights=True, loads_policy=True, trains=True, is_round=True, spread=True, tracked=True)
+EVALUATE = _kind("evaluate", 2, "infer", column=5, arrows=("policy",), reads_weights=True, loads_policy=True, measures=True, tracked=True)
+GATE = _kind("gate", 2, column=6, arrows=("candidate_scores",), decides=True, tracked=True, light=True, after_stop=True)
+MANIFEST = _kind("manifest", 3, after_stop=True)
+EXPORT = _kind("export", 4, column=7, arrows=("policy",), reads_weights=True, exports=True, after_stop=True)
+REPORT = _kind("report", 1, page="report.html", after_stop=True)
+ABLATION_REPORT = _kind("ablation_report", 3, page="ablation.html", compares=True, after_stop=True)
+PREFLIGHT = _kind("preflight", 1, spread=True, checks=True)
+# fmt: on
 
 KINDS = {
     kind.name: kind

@@ -176,6 +176,4 @@ def leave() -> None:
 
 def is_lost_contact(error: BaseException) -> bool:
     """Tell whether a rank failed only because another did: what the other one says is then the cause."""
-    return (
-        world_size() > 1 and not isinstance(error, UserError) and bool(_LOST.search(f"{type(error).__name__} {error}"))
-    )
+    return world_size() > 1 and not isinstance(error, UserError) and bool(_LOST.search(f"{type(error).__name__} {error}"))

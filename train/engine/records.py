@@ -54,9 +54,7 @@ class Spec(Record):
     def kind(self) -> Kind:
         """The stage's kind. Raises `UserError` for one that this release does not have."""
         if self.function not in KINDS:
-            raise UserError(
-                f"{self.name}: no kind of stage is called {self.function!r}. {nearest(self.function, KINDS)}"
-            )
+            raise UserError(f"{self.name}: no kind of stage is called {self.function!r}. {nearest(self.function, KINDS)}")
         return KINDS[self.function]
 
     @property
@@ -66,8 +64,10 @@ class Spec(Record):
             return params.record_of(self.kind).read_stored(self.params)
         except ValidationError as error:
             first = error.errors()[0]
-            raise UserError(f"{self.name}: its params were written by another release: {'.'.join(map(str, first['loc']))}: "
-                            f"{first['msg']}; plan and run the recipe again") from None  # fmt: skip
+            raise UserError(
+                f"{self.name}: its params were written by another release: {'.'.join(map(str, first['loc']))}: "
+                f"{first['msg']}; plan and run the recipe again"
+            ) from None
 
     def stages(self) -> dict[str, str]:
         """Return the folders of other stages that it reads, by the input's name."""
@@ -88,6 +88,8 @@ class Done(Record):
     """What its kind counts."""
     because: str = ""
     """Why it was skipped."""
+    same_as: str | None = None
+    """The folder whose answer it took over: the same work behind other gates."""
     digests: dict[str, str] = {}
     """SHA-256 of each file of its result."""
 

@@ -44,7 +44,5 @@ def find(root: Path, wanted: str) -> Path:
     if fits and not there:
         raise UserError(f"{wanted} is planned, as {sorted(f.name for f in fits)[0]}, and has not been started yet")
     if not there:
-        raise UserError(
-            f"no stage {wanted!r} in {root}: give a stage's name, folder or key; `rounds status RECIPE` lists them"
-        )
+        raise UserError(f"no stage {wanted!r} in {root}: give a stage's name, folder or key; `rounds status RECIPE` lists them")
     raise UserError(f"{wanted!r} fits {len(there)} stages: {', '.join(f.name for f in there)}; give one of these")

@@ -66,9 +66,7 @@ def spec(stage_folder: Path) -> Spec:
     try:
         return Spec.model_validate(read_json(stage_folder / records.SPEC))
     except ValidationError:
-        raise UserError(
-            f"{stage_folder / records.SPEC} is damaged: remove that folder, and `rounds run` makes it again"
-        ) from None
+        raise UserError(f"{stage_folder / records.SPEC} is damaged: remove that folder, and `rounds run` makes it again") from None
 
 
 def done(stage_folder: Path) -> Done | None:
@@ -127,9 +125,7 @@ def planned(stage_folder: Path) -> Stage:
         if path.name not in made:
             known = spec(path)
             sources = {
-                name: read(path.parent / entry.stage)
-                if entry.stage
-                else Asset(Path(entry.path or ""), entry.digest or "", entry.patterns)
+                name: read(path.parent / entry.stage) if entry.stage else Asset(Path(entry.path or ""), entry.digest or "", entry.patterns)
                 for name, entry in known.inputs.items()
             }
             made[path.name] = Stage(known.name, known.kind, known.record, sources, known.version)

@@ -7,5 +7,4 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 def environment(folder: Path, html: bool = False) -> Environment:
     """Return what fills the templates of a folder; in `html` what is filled in is escaped."""
-    return Environment(loader=FileSystemLoader(folder), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-                       autoescape=html)  # fmt: skip
+    return Environment(loader=FileSystemLoader(folder), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=html)

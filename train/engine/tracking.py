@@ -6,6 +6,7 @@ Offline without a key, and where wandb cannot be reached: that ends no training.
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,7 @@ def job(settings: dict[str, str | None] | None, spec: Spec, folder: Path) -> Ite
     try:
         run = wandb.init(mode=_mode(), **how)
     except Error as error:  # a key that is wrong, or a node that does not see the internet
-        logger.warning(
-            "wandb: %s. Recorded offline; `wandb sync` on %s sends it", str(error).splitlines()[0], folder / "wandb"
-        )
+        logger.warning("wandb: %s. Recorded offline; `wandb sync` on %s sends it", str(error).splitlines()[0], folder / "wandb")
         wandb.teardown()  # its service still holds the run of this id
         run = wandb.init(mode="offline", **how)
     with run:
@@ -60,18 +59,21 @@ def _keys(inputs: dict[str, Input]) -> dict[str, str | None]:
 
 def log(values: Mapping[str, float], step: int | None = None) -> None:
     """Add numbers to the current job, if there is one."""
-    import wandb
-
-    if wandb.run is not None:
+    wandb = _loaded()
+    if wandb is not None and wandb.run is not None:
         wandb.log(dict(values), step=step)
 
 
 def scores(values: dict[str, Any]) -> None:
     """Put final numbers into the current job's summary, if there is one."""
-    import wandb
-
-    if wandb.run is not None:
+    wandb = _loaded()
+    if wandb is not None and wandb.run is not None:
         wandb.run.summary.update(values)
+
+
+def _loaded() -> Any:
+    """Return wandb where `job` has imported it: without a job nothing need be installed."""
+    return sys.modules.get("wandb")
 
 
 def _mode() -> Any:

@@ -1,8 +1,8 @@
 """Run one stage: claim its folder, call its function, write `done.json` last.
 
 The same entry serves every launcher: it needs the stage's folder, prepared by `store.prepare`, and a cluster row. A launcher
-that starts a fresh interpreter calls `python -m rounds.train.engine.worker JOB.json`, where the file holds a `Job`; torchrun starts the same
-line as every rank. Rank 0 then claims the folder and writes to it; the others only compute, and log to `logs/rank-N.txt`.
+that starts a fresh interpreter calls `python -m rounds.train.engine.worker JOB.json`, where the file holds a `Job`; torchrun starts the
+same line as every rank. Rank 0 then claims the folder and writes to it; the others only compute, and log to `logs/rank-N.txt`.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from typing import Any
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.schema import Section
 from rounds.train.config.cluster import Machine
-from rounds.train.engine import claims, policy, ranks, store, tracking
+from rounds.train.engine import claims, policy, ranks, store, tracking, twins
 from rounds.train.engine import digests as file_digests
 from rounds.train.engine.kinds import Kind
 from rounds.train.engine.records import Spec
@@ -69,6 +69,7 @@ def run(job: Job) -> None:
         _share(files, job.folder / "stage.json")
         digests = {str(path.relative_to(job.folder)): file_digests.file_digest(path) for path in files}
         store.write_json(job.folder / "done.json", {**record, "finished": time.time(), "digests": digests})
+        twins.remember(job.folder)
         logger.info("done in %.1f s: %s", record["seconds"], json.dumps(record.get("counts", {}))[:2000])
 
 
@@ -89,10 +90,10 @@ def _claimed(job: Job, others: ranks.Others | None) -> dict[str, Any]:
     inputs = store.inputs(job.folder)
     started, worked = time.time(), _processor_seconds()
     try:
-        record = _skip(spec, inputs)
+        record = _skip(spec, inputs) or _taken_over(job.folder)
         if others:
             others.tell(go=record is None)
-        if record and spec.kind.trains:
+        if record and record.get("status") == "skipped" and spec.kind.trains:
             policy.write_same(job.folder, inputs["policy"])  # what follows, a gate or the export, goes on with that
         if record is None:
             _check_inputs(spec, inputs, job)
@@ -108,6 +109,16 @@ def _claimed(job: Job, others: ranks.Others | None) -> dict[str, Any]:
         raise
     seconds = {"seconds": round(time.time() - started, 3), "cpu_seconds": round(_processor_seconds() - worked, 3)}
     return {"status": "done", **record, **seconds}
+
+
+def _taken_over(folder: Path) -> dict[str, Any] | None:
+    """Take the answer over that another stage has, whose key differs only by gates that let the same policy through."""
+    twin = twins.find(folder)
+    if twin is None:
+        return None
+    twins.take_over(twin, folder)
+    logger.info("the same as %s, behind other gates", twin.name)
+    return {"counts": store.counts(twin), "same_as": twin.name}
 
 
 def _processor_seconds() -> float:

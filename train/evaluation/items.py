@@ -32,12 +32,8 @@ class Items:
 
     def scores(self) -> dict[str, dict[str, Any]]:
         """Return mean, standard error of the mean, and count of every metric."""
-        means = {
-            name: mean_and_stderr(list(items.values()), list(self.questions[name].values()))
-            for name, items in self.values.items()
-        }
-        return {name: {**score, "higher_is_better": self._direction(name)}
-                for name, score in {**means, **self.aggregates}.items()}  # fmt: skip
+        means = {name: mean_and_stderr(list(items.values()), list(self.questions[name].values())) for name, items in self.values.items()}
+        return {name: {**score, "higher_is_better": self._direction(name)} for name, score in {**means, **self.aggregates}.items()}
 
     def _direction(self, metric: str) -> bool | None:
         """Tell which direction is better; None for what is measured to understand a policy, not to rank it."""
@@ -45,8 +41,9 @@ class Items:
 
     def write(self, path: Path) -> None:
         """Write one row per metric and item."""
-        rows = [(metric, item, value, self.questions[metric][item])
-                for metric, items in self.values.items() for item, value in items.items()]  # fmt: skip
+        rows = [
+            (metric, item, value, self.questions[metric][item]) for metric, items in self.values.items() for item, value in items.items()
+        ]
         columns = list(zip(*rows, strict=True)) or [(), (), (), ()]
         names = ("metric", "item", "value", "question")
         pq.write_table(pa.table({name: list(column) for name, column in zip(names, columns, strict=True)}), path)

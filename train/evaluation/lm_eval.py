@@ -100,9 +100,7 @@ def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size:
             progress.write(out, self.sequences, None, "sequences of the tasks")
 
     # In a bf16 model's own type lm-eval would round each sum too: to halves from -64 nats on, so that long choices tie.
-    return Watched(
-        pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=window, softmax_dtype="float32"
-    )
+    return Watched(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=window, softmax_dtype="float32")
 
 
 def run_tasks(lm: Any, tasks: Sequence[Task], sources: Mapping[str, Path], out: Path) -> Iterator[Value | Aggregate]:
@@ -132,9 +130,7 @@ def run_tasks(lm: Any, tasks: Sequence[Task], sources: Mapping[str, Path], out: 
             results[task.name] = {key: result[key] for key in ("results", "configs", "versions", "n-samples")}
             for subtask, samples in result["samples"].items():
                 yield from _read_subtask(task, subtask, result)
-                log.writelines(
-                    json.dumps({"task": subtask, **_shown(sample)}, default=str) + "\n" for sample in samples
-                )
+                log.writelines(json.dumps({"task": subtask, **_shown(sample)}, default=str) + "\n" for sample in samples)
     (out / "lm_eval.json").write_text(json.dumps(results, indent=1, default=str) + "\n")
 
 

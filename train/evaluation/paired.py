@@ -19,9 +19,7 @@ from rounds.data_prep.errors import UserError
 from rounds.train.engine.records import ITEMS
 
 Verdict = Literal["better", "worse", "within noise", "rose", "fell", "too few items"]
-Conclusion = Literal[
-    "helped", "mixed", "made it worse", "no measurable difference", "too few items to say", "not measured"
-]
+Conclusion = Literal["helped", "mixed", "made it worse", "no measurable difference", "too few items to say", "not measured"]
 
 Z95 = 1.959964
 """Half-width of a 95 % interval in standard errors (normal approximation)."""
@@ -99,8 +97,9 @@ def compare(
     common = [item for item in new if item in old]
     difference, stderr, number = paired_difference(old, new, questions)
     means = [math.fsum(values[item] for item in common) / len(common) for values in (old, new)]
-    return Comparison(metric, means[0], means[1], difference, stderr, len(common), number,
-                      _verdict(metric, difference, stderr, number, higher_is_better))  # fmt: skip
+    return Comparison(
+        metric, means[0], means[1], difference, stderr, len(common), number, _verdict(metric, difference, stderr, number, higher_is_better)
+    )
 
 
 def _verdict(metric: str, difference: float, stderr: float, questions: int, higher_is_better: bool) -> Verdict:

@@ -44,9 +44,7 @@ def setting(kind: Kind, training: Training, machine: Machine) -> tuple[Setting, 
 
     Raises `UserError` where the row's processes do not divide the batch.
     """
-    micro, accumulation = batches.micro_batches(
-        training.global_batch_size, machine, training.per_device_train_batch_size
-    )
+    micro, accumulation = batches.micro_batches(training.global_batch_size, machine, training.per_device_train_batch_size)
     rows = 2 * micro if kind.is_round else micro  # both sides of a pair
     how = Setting(
         micro_tokens=rows * training.max_length,
@@ -129,9 +127,7 @@ def advice_to_score(machine: Machine, need: Callable[[Machine], Memory], place: 
         changed = machine.model_copy(update={"eval_batch_size": batch, "deepspeed": deepspeed, **more})
         peak = need(changed).peak
         if peak <= space:
-            return (
-                f"does not fit: try {', '.join(w for _, told, _ in choice for w in told)} (then {peak / GIB:.1f} GiB)"
-            )
+            return f"does not fit: try {', '.join(w for _, told, _ in choice for w in told)} (then {peak / GIB:.1f} GiB)"
     return "does not fit, nor in ZeRO-3's shards on 8 times as much: a larger GPU or a smaller model is needed"
 
 
@@ -163,18 +159,12 @@ def _alternatives(training: Training, machine: Machine, place: Place) -> Iterato
         words = [word for _, told, _ in choice for word in told]
         update = {"micro_batch_size": micro, "activation_checkpointing": checkpointing, "deepspeed": zero, **more}
         changed = machine.model_copy(update=update)
-        if words and not (
-            lora and lora.load_in_4bit and changed.zero_stage == 3
-        ):  # refused: see adapters.four_bit_obstacle
+        if words and not (lora and lora.load_in_4bit and changed.zero_stage == 3):  # refused: see adapters.four_bit_obstacle
             yield words, training.model_copy(update={"lora": lora}), changed
 
 
 def _micro(machine: Machine) -> list[tuple[int, list[str], int]]:
-    less = [
-        (1, [f"micro_batch_size: {n}"], n)
-        for n in (machine.micro_batch_size // 2, 1)
-        if 0 < n < machine.micro_batch_size
-    ]
+    less = [(1, [f"micro_batch_size: {n}"], n) for n in (machine.micro_batch_size // 2, 1) if 0 < n < machine.micro_batch_size]
     return [(0, [], machine.micro_batch_size), *less]
 
 
@@ -199,8 +189,7 @@ def _zero(machine: Machine) -> list[tuple[int, list[str], dict | None]]:
 def _more(machine: Machine, place: Place) -> list[tuple[int, list[str], dict[str, int]]]:
     """More nodes of a cluster, or more GPUs of the one machine, 8 at most: no usual machine has more."""
     name, had = ("nodes", machine.nodes) if place.many_nodes else ("processes", machine.processes)
-    more = [(4 * times, [f"{name}: {had * times}"], {name: had * times}) for times in (2, 4, 8)
-            if place.many_nodes or had * times <= 8]  # fmt: skip
+    more = [(4 * times, [f"{name}: {had * times}"], {name: had * times}) for times in (2, 4, 8) if place.many_nodes or had * times <= 8]
     return [(0, [], {}), *more]
 
 

@@ -61,13 +61,9 @@ def forecasts(plan: Plan, cluster: Cluster, root: Path) -> tuple[list[Forecast],
             data = rows.inputs.get("data") if isinstance(rows, Stage) else None
             mean = _mean(known.get(data.name if isinstance(data, Stage) else stage.name))
             try:
-                found.append(
-                    _training(stage, model, cluster.machine(stage.row, stage.name), known.get(stage.name), mean, place)
-                )
+                found.append(_training(stage, model, cluster.machine(stage.row, stage.name), known.get(stage.name), mean, place))
             except UserError as error:
-                found.append(
-                    Forecast(stage.name, cluster.machine(stage.row, stage.name), Memory(), 0, 0, advice=str(error))
-                )
+                found.append(Forecast(stage.name, cluster.machine(stage.row, stage.name), Memory(), 0, 0, advice=str(error)))
         elif stage.kind.scores_pairs:
             found.append(_scoring(stage, model, cluster.machine(stage.row, stage.name), known.get(stage.name), place))
         elif stage.kind.measures:
@@ -81,9 +77,7 @@ def _mean(size: row_counts.Size | None) -> float:
     return size.tokens / size.rows if size and size.rows else row_counts.MEAN_TOKENS
 
 
-def _training(
-    stage: Stage, model: Shape, machine: Machine, size: row_counts.Size | None, mean: float, place: advice_.Place
-) -> Forecast:
+def _training(stage: Stage, model: Shape, machine: Machine, size: row_counts.Size | None, mean: float, place: advice_.Place) -> Forecast:
     assert isinstance(stage.params, SftParams | DpoParams)
     training = stage.params.training
     how, micro, accumulation = advice_.setting(stage.kind, training, machine)
@@ -103,9 +97,7 @@ def _training(
     )
 
 
-def _scoring(
-    stage: Stage, model: Shape, machine: Machine, size: row_counts.Size | None, place: advice_.Place
-) -> Forecast:
+def _scoring(stage: Stage, model: Shape, machine: Machine, size: row_counts.Size | None, place: advice_.Place) -> Forecast:
     """Score every pair once on all ranks, in the arithmetic and with the sharding of training."""
     pairs = stage.inputs["pairs"]
     assert isinstance(pairs, Stage) and isinstance(pairs.params, TokenizeParams)
@@ -159,25 +151,19 @@ def _evaluating(stage: Stage, model: Shape, machine: Machine, reading: evaluatio
     hours = rate = None
     if machine.gpu is not None:
         work = arithmetic.Work(evaluation_tokens.QUESTION_TOKENS / 2, forward_only=True)
-        scoring = arithmetic.seconds(
-            reading.scored * arithmetic.flops_per_token(model, work), GPUS[machine.gpu], 1, machine.precision
-        )
+        scoring = arithmetic.seconds(reading.scored * arithmetic.flops_per_token(model, work), GPUS[machine.gpu], 1, machine.precision)
         writing = arithmetic.writing_seconds(
             model, GPUS[machine.gpu], reading.answers, reading.answer_tokens, machine.eval_batch_size, width
         )
         hours, rate = (scoring + writing) / 3600, reading.scored / scoring / devices if scoring else None
     space, advice = advice_.room(machine), ""
     if space is not None and need.peak > space:
-        smaller = (
-            "a smaller eval_batch_size" if need.weights < 0.9 * space else "device_map: auto and more GPUs of a node"
-        )
+        smaller = "a smaller eval_batch_size" if need.weights < 0.9 * space else "device_map: auto and more GPUs of a node"
         advice = f"does not fit: try {smaller}"
     return Forecast(stage.name, machine, need, machine.eval_batch_size, 1, hours, rate, advice, devices)
 
 
-def _time(
-    kind: Kind, training: Training, model: Shape, machine: Machine, size: row_counts.Size, mean: float
-) -> tuple[float, float]:
+def _time(kind: Kind, training: Training, model: Shape, machine: Machine, size: row_counts.Size, mean: float) -> tuple[float, float]:
     """Return hours, and tokens per second and GPU. `mean` is that of a conversation, or of a prompt with one answer."""
     assert machine.gpu is not None
     if not kind.is_round:
@@ -188,8 +174,6 @@ def _time(
     span = arithmetic.span(longest, mean, skips_masked=not advice_.dense_mask(kind, machine))
     work = arithmetic.Work(span, machine.activation_checkpointing, frozen=training.lora is not None)
     tokens = row_counts.steps(size.rows, training) * training.global_batch_size * per_row
-    seconds = arithmetic.seconds(
-        tokens * arithmetic.flops_per_token(model, work), GPUS[machine.gpu], machine.world_size, machine.precision
-    )
+    seconds = arithmetic.seconds(tokens * arithmetic.flops_per_token(model, work), GPUS[machine.gpu], machine.world_size, machine.precision)
     seconds /= arithmetic.DPO_SHARE if kind.is_round else 1
     return seconds / 3600, tokens / seconds / machine.world_size

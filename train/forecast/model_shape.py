@@ -1,4 +1,4 @@
-"""A model's shape: how many parameters, in what, for the planner. No torch here: `rounds.train.forecast.skeleton` counts in its own process."""
+"""A model's shape: how many parameters, in what, for the planner. No torch here: `skeleton` counts in a process of its own."""
 
 import hashlib
 import json
@@ -73,9 +73,7 @@ def of(base: Base, root: Path) -> tuple[Shape, str]:
 def from_counts(counted: dict[str, Any]) -> Shape:
     """Make a shape of what `rounds.train.forecast.skeleton` counted."""
     linears = tuple((str(name), int(a), int(b), int(n)) for name, a, b, n in counted["linears"])
-    return Shape(
-        linears=linears, **{field.name: counted[field.name] for field in fields(Shape) if field.name != "linears"}
-    )
+    return Shape(linears=linears, **{field.name: counted[field.name] for field in fields(Shape) if field.name != "linears"})
 
 
 def _count(config: dict[str, Any], origin: str) -> dict[str, Any]:

@@ -51,8 +51,7 @@ def sizes(plan: Plan, root: Path) -> dict[str, Size]:
     found: dict[str, Size] = {}
     for stage in plan.stages:  # parents come first
         counts = store.counts(store.folder(root, stage))
-        parents = {name: found[parent.name] for name, parent in stage.inputs.items()
-                   if isinstance(parent, Stage) and parent.name in found}  # fmt: skip
+        parents = {name: found[parent.name] for name, parent in stage.inputs.items() if isinstance(parent, Stage) and parent.name in found}
         size = _size(stage, counts, parents)
         if size is not None:
             found[stage.name] = size
@@ -65,8 +64,9 @@ def mixes(plan: Plan, root: Path) -> dict[str, dict[str, int]]:
     for stage in plan.stages:
         if isinstance(stage.params, DataParams):
             counts = store.counts(store.folder(root, stage))
-            parents = {name: known[parent.name] for name, parent in stage.inputs.items()
-                       if isinstance(parent, Stage) and parent.name in known}  # fmt: skip
+            parents = {
+                name: known[parent.name] for name, parent in stage.inputs.items() if isinstance(parent, Stage) and parent.name in known
+            }
             rows = counts.get("out") or _rows_of(stage.params.mix, parents)
             found |= {stage.name: rows} if rows else {}
     return found
@@ -131,8 +131,7 @@ def _mixed(mix: Mix, counts: Mapping[str, Any], parents: Mapping[str, Size]) -> 
 
 def _rows_of(mix: Mix, parents: Mapping[str, Size]) -> dict[str, int] | None:
     """Return how many rows a mix takes of each source, or None; of a source of unknown size as many as it may at most."""
-    known = {item.name: parents[f"source.{item.name}"].rows if f"source.{item.name}" in parents else item.max_rows
-             for item in mix}  # fmt: skip
+    known = {item.name: parents[f"source.{item.name}"].rows if f"source.{item.name}" in parents else item.max_rows for item in mix}
     rows = {name: count for name, count in known.items() if count is not None}
     return mix_counts(rows, mix) if len(rows) == len(mix) else None
 

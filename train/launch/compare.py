@@ -18,11 +18,7 @@ from rounds.train.plan import ablation
 def main(job: worker.Job) -> None:
     """Make the page of the report's folder or, where variants are missing, of a folder of its own, and exit with 1."""
     report, root = store.planned(job.folder), job.folder.parent
-    lost = {
-        stage.key: f"{stage.name} is not finished"
-        for stage in report.parents
-        if not store.done(store.folder(root, stage))
-    }
+    lost = {stage.key: f"{stage.name} is not finished" for stage in report.parents if not store.done(store.folder(root, stage))}
     if not lost:
         worker.main(job)
         return

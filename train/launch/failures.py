@@ -32,9 +32,7 @@ def why(name: str, folder: Path, exit_code: int | None, torchrun_output: str = "
         return f"{name}: {message}."
     if failure is None:
         if _PORT_TAKEN in torchrun_output:
-            return (
-                f"{name} did not start: the port for its ranks was taken by another program. Run the same command again"
-            )
+            return f"{name} did not start: the port for its ranks was taken by another program. Run the same command again"
         return f"{name} did not finish: {_cause(folder, exit_code)}. Log: {folder / 'log.txt'}. The same command goes on from here."
     if failure.user_error:
         return f"{name}: {failure.message}"
@@ -61,9 +59,7 @@ def killed_rank(torchrun_output: str) -> tuple[str, str] | None:
 def killed_task(srun_output: str) -> str | None:
     """Say how the first process of a step was ended by a signal, by what srun printed; None where none was."""
     found = _TASK.search(srun_output)
-    return (
-        found and f"a process on {found[1]} was ended by a signal: {found[2]}{_PERHAPS if found[2] == 'Killed' else ''}"
-    )
+    return found and f"a process on {found[1]} was ended by a signal: {found[2]}{_PERHAPS if found[2] == 'Killed' else ''}"
 
 
 def _cause(folder: Path, exit_code: int | None) -> str:

@@ -83,9 +83,7 @@ def _run(
         exit_code, output = _run_one(context, job, stage, watch)
         if not store.done(folder):
             if (folder / "stop").exists() and exit_code and not (folder / "failed.json").exists():
-                raise StageFailed(
-                    f"{stage.name} stopped, as the file {folder / 'stop'} asked; the same command goes on from there"
-                )
+                raise StageFailed(f"{stage.name} stopped, as the file {folder / 'stop'} asked; the same command goes on from there")
             raise StageFailed(failures.why(stage.name, folder, exit_code, output))
         watch(Event("done", stage, folder))
 
@@ -102,8 +100,10 @@ def _check(stages: Sequence[Stage], root: Path, cluster: Cluster) -> None:
     for stage in todo:
         machine = cluster.machine(stage.row, stage.name)
         if stage.kind.spread and machine.nodes > 1:
-            wrong.append(f"{stage.name}: its cluster row says nodes: {machine.nodes}; this machine is one node: use a SLURM cluster file, "
-                         "or set nodes: 1")  # fmt: skip
+            wrong.append(
+                f"{stage.name}: its cluster row says nodes: {machine.nodes}; this machine is one node: use a SLURM cluster file, "
+                "or set nodes: 1"
+            )
     asks = requirements.asks(todo, cluster)
     if asks:
         receiving, sending = context.Pipe(duplex=False)

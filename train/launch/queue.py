@@ -102,8 +102,16 @@ def _job(line: str) -> Job:
         values.append(line[at : at + width].strip())
         at += width
     number, state, reason, nodes, restarts, starts, left, comment = values
-    return Job(number, state.split()[0], reason, nodes.replace("(null)", ""), int(restarts or 0), starts.replace("N/A", ""), left,
-               comment.replace("(null)", ""))  # fmt: skip
+    return Job(
+        number,
+        state.split()[0],
+        reason,
+        nodes.replace("(null)", ""),
+        int(restarts or 0),
+        starts.replace("N/A", ""),
+        left,
+        comment.replace("(null)", ""),
+    )
 
 
 def past(wanted: Mapping[str, tuple[str | None, str]]) -> dict[str, Job]:
@@ -127,9 +135,7 @@ def past(wanted: Mapping[str, tuple[str | None, str]]) -> dict[str, Job]:
         if ours is None or (ours[0] and name != ours[0]) or comment not in ("", ours[1]):
             continue
         runs_before = found[number].restarts + 1 if number in found else 0
-        found[number] = Job(
-            number, state.split()[0], "", nodes.replace("None assigned", ""), runs_before, start, comment=ours[1]
-        )
+        found[number] = Job(number, state.split()[0], "", nodes.replace("None assigned", ""), runs_before, start, comment=ours[1])
     return found
 
 
@@ -150,19 +156,13 @@ def _call(command: list[str]) -> str:
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     # SBATCH_PARTITION or SQUEUE_FORMAT would change what a script means and what is printed; and the SLURM_* variables of an
     # interactive job that we may be called from contradict the script's ("mutually exclusive" is what srun says then).
-    clean = {
-        name: value for name, value in os.environ.items() if not re.match(r"SBATCH|SQUEUE|SACCT|SLURM_(?!CONF)", name)
-    }
+    clean = {name: value for name, value in os.environ.items() if not re.match(r"SBATCH|SQUEUE|SACCT|SLURM_(?!CONF)", name)}
     try:
         return subprocess.run(command, capture_output=True, text=True, env=clean, timeout=_TIMEOUT_SECONDS, check=False)
     except FileNotFoundError:
-        raise UserError(
-            f"no {command[0]} on this machine: run this where SLURM's commands are, as on a login node"
-        ) from None
+        raise UserError(f"no {command[0]} on this machine: run this where SLURM's commands are, as on a login node") from None
     except subprocess.TimeoutExpired:
-        raise UserError(
-            f"{command[0]} did not answer within {_TIMEOUT_SECONDS} s; is the SLURM controller up?"
-        ) from None
+        raise UserError(f"{command[0]} did not answer within {_TIMEOUT_SECONDS} s; is the SLURM controller up?") from None
 
 
 def _check(done: subprocess.CompletedProcess[str], name: str) -> None:

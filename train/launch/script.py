@@ -113,8 +113,10 @@ def _srun_flags(resources: Resources, folder: Path, nodes: int) -> list[str]:
     flags = [f"--nodes={nodes}", "--ntasks-per-node=1"]
     container = resources.environment.container
     if container and container.kind == "pyxis":
-        flags += [f"--container-image={shlex.quote(container.image)}",
-                  f"--container-mounts={shlex.quote(','.join(_mounts(resources, folder)))}"]  # fmt: skip
+        flags += [
+            f"--container-image={shlex.quote(container.image)}",
+            f"--container-mounts={shlex.quote(','.join(_mounts(resources, folder)))}",
+        ]
     return flags
 
 
@@ -142,8 +144,10 @@ def _command(resources: Resources, folder: Path, processes: int, together: bool,
         gpus = " --nv" if resources.gpus else ""
         lines = [f"exec apptainer exec{gpus} {binds}", container.image, '"$PYTHON" -P']
     if together:
-        lines += [f'-m torch.distributed.run --nnodes="$SLURM_NNODES" --nproc-per-node={processes} --node-rank="$SLURM_NODEID"',
-                  '--master-addr="$HEAD" --master-port="$PORT" --max-restarts=0']  # fmt: skip
+        lines += [
+            f'-m torch.distributed.run --nnodes="$SLURM_NNODES" --nproc-per-node={processes} --node-rank="$SLURM_NODEID"',
+            '--master-addr="$HEAD" --master-port="$PORT" --max-restarts=0',
+        ]
     return [*lines, f'-m {module} "$STAGE/job.json"']
 
 

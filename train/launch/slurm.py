@@ -136,9 +136,7 @@ def submit(
         return _submit(stages, root, cluster, run, lanes, checks)
 
 
-def _submit(
-    stages: Sequence[Stage], root: Path, cluster: Cluster, run: Run, lanes: int | None, checks: Sequence[Stage]
-) -> list[Entry]:
+def _submit(stages: Sequence[Stage], root: Path, cluster: Cluster, run: Run, lanes: int | None, checks: Sequence[Stage]) -> list[Entry]:
     known = live_jobs([*checks, *stages], root)
     done = {stage.key for stage in stages if store.done(store.folder(root, stage))}
     if all(stage.key in known or stage.key in done for stage in stages):
@@ -208,9 +206,7 @@ def _as_it_was(entry: Entry, known: Mapping[str, Any]) -> Entry:
     return replace(entry, machine=then, outdated=then != entry.machine)
 
 
-def _submitted(
-    stage: Stage, root: Path, machine: Machine, chain: Chain, run: Run, claims: list[str], checks: Sequence[Stage]
-) -> Entry:
+def _submitted(stage: Stage, root: Path, machine: Machine, chain: Chain, run: Run, claims: list[str], checks: Sequence[Stage]) -> Entry:
     """Write a stage's script, submit it behind what it needs, and note its id beside it, for the runs that want it."""
     if stage in checks:
         preflight.reset(store.folder(root, stage))
@@ -220,11 +216,7 @@ def _submitted(
     before = [job for job in behind if job not in waits_for]
     whatever = stage.kind.compares  # comes when all others have ended, well or not
     try:
-        number = (
-            queue.submit(written, (), list(chain.jobs.values()))
-            if whatever
-            else queue.submit(written, waits_for, before)
-        )
+        number = queue.submit(written, (), list(chain.jobs.values())) if whatever else queue.submit(written, waits_for, before)
     except UserError as error:
         raise UserError(
             f"{stage.name}: {error} (script: {written}). {chain.submitted} jobs were submitted before it and stay; the same "
@@ -254,9 +246,7 @@ def checks_of(stages: Sequence[Stage], root: Path) -> list[Stage]:
     return [Stage(spec.name, spec.kind, spec.record, stored_version=spec.version) for spec in specs]
 
 
-def rehearse(
-    stages: Sequence[Stage], root: Path, cluster: Cluster, run: Run, checks: Sequence[Stage] = ()
-) -> list[Entry]:
+def rehearse(stages: Sequence[Stage], root: Path, cluster: Cluster, run: Run, checks: Sequence[Stage] = ()) -> list[Entry]:
     """Write every script that would be submitted, and ask SLURM, where there is one, whether it would take it."""
     root = root.resolve()
     answers = queue.available()
@@ -268,9 +258,7 @@ def rehearse(
             entries.append(Entry(stage, "done", machine))
         elif stage.key in known:
             job = known[stage.key].id
-            entries.append(
-                _as_it_was(Entry(stage, "queued", machine, job), _noted(store.folder(root, stage), job) or {})
-            )
+            entries.append(_as_it_was(Entry(stage, "queued", machine, job), _noted(store.folder(root, stage), job) or {}))
         else:
             written = write_script(stage, root, machine, run)
             refused = queue.test(written) if answers else None
@@ -296,9 +284,7 @@ def row_of(stage: Stage, cluster: Cluster) -> Machine:
 def write_script(stage: Stage, root: Path, machine: Machine, run: Run) -> Path:
     """Prepare a stage's folder with all that its job reads; returns the script."""
     if any(mark in str(root) for mark in '"\\') or not str(root).isprintable():
-        raise UserError(
-            f"the store {str(root)!r} has a quote, backslash or line break in its path, which sbatch cannot take"
-        )
+        raise UserError(f"the store {str(root)!r} has a quote, backslash or line break in its path, which sbatch cannot take")
     folder = store.prepare(root, stage)
     (folder / "slurm").mkdir(exist_ok=True)
     job = worker.Job(folder=folder, machine=machine, wandb=run.wandb)
@@ -330,9 +316,7 @@ def live_jobs(stages: Sequence[Stage], root: Path) -> dict[str, Job]:
         time.sleep(1)
 
 
-def cancel(
-    stages: Sequence[Stage], root: Path, run: str, shared: bool = False
-) -> tuple[list[str], list[tuple[str, list[str]]]]:
+def cancel(stages: Sequence[Stage], root: Path, run: str, shared: bool = False) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """Cancel the jobs of one run. Returns the ids, and those left because other runs want them too, with those runs.
 
     With `shared` those are cancelled as well.
@@ -344,9 +328,7 @@ def cancel(
         return _cancel([*checks_of(stages, root), *stages], root, run, shared)
 
 
-def _cancel(
-    stages: Sequence[Stage], root: Path, run: str, shared: bool
-) -> tuple[list[str], list[tuple[str, list[str]]]]:
+def _cancel(stages: Sequence[Stage], root: Path, run: str, shared: bool) -> tuple[list[str], list[tuple[str, list[str]]]]:
     ids, left = [], []
     for key, job in live_jobs(stages, root).items():
         folder = next(store.folder(root, stage) for stage in stages if stage.key == key)

@@ -76,17 +76,11 @@ def _jobs(folders: Sequence[Path]) -> dict[Path, Job]:
         return {}
     silence = queue.silence()  # the accounting may answer where the controller does not
     queued = {} if silence else queue.jobs(entry["id"] for entry in known.values())
-    now = {folder: job for folder, entry in known.items()
-           if (job := queued.get(entry["id"])) and job.comment == script.comment(folder)}  # fmt: skip
-    gone = queue.past(
-        {
-            entry["id"]: (entry.get("name"), script.comment(folder))
-            for folder, entry in known.items()
-            if folder not in now
-        }
-    )
-    return {folder: now.get(folder) or gone.get(entry["id"]) or Job(entry["id"], "UNKNOWN", silence or "")
-            for folder, entry in known.items()}  # fmt: skip
+    now = {folder: job for folder, entry in known.items() if (job := queued.get(entry["id"])) and job.comment == script.comment(folder)}
+    gone = queue.past({entry["id"]: (entry.get("name"), script.comment(folder)) for folder, entry in known.items() if folder not in now})
+    return {
+        folder: now.get(folder) or gone.get(entry["id"]) or Job(entry["id"], "UNKNOWN", silence or "") for folder, entry in known.items()
+    }
 
 
 def _state(stage: Stage, folder: Path, job: Job | None, parents: list[State]) -> State:

@@ -63,9 +63,7 @@ def survey(needs: Sequence[Need], folder: Path) -> dict[Need, Estimate]:
     wanted = int(_FREE_SHARE * sum(each.to_fetch for each in found.values()))
     free = shutil.disk_usage(folder).free
     if wanted > free:
-        raise UserError(
-            f"{folder}: {gib(wanted)} are to be fetched, and {gib(free)} are free there; nothing was fetched"
-        )
+        raise UserError(f"{folder}: {gib(wanted)} are to be fetched, and {gib(free)} are free there; nothing was fetched")
     return found
 
 
@@ -83,9 +81,7 @@ def fetch(need: Need, folder: Path, run: str) -> dict[str, Any]:
             path.resolve().unlink()
             raise UserError(f"{need.name}: {path.name} was damaged on the way and is removed; fetch it again")
     listed = offline_folder.assets(folder)
-    old = next(
-        (asset for asset in listed if _same(asset, need)), {"stages": [], "patterns": list(need.patterns), "files": {}}
-    )
+    old = next((asset for asset in listed if _same(asset, need)), {"stages": [], "patterns": list(need.patterns), "files": {}})
     entry = {
         "kind": need.kind,
         "name": need.name,
@@ -95,14 +91,9 @@ def fetch(need: Need, folder: Path, run: str) -> dict[str, Any]:
         **more,
         "fetched": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "files": old["files"]
-        | {
-            name: {"size": path.stat().st_size, "sha256": digest}
-            for name, path, digest in zip(names, paths, digests, strict=True)
-        },
+        | {name: {"size": path.stat().st_size, "sha256": digest} for name, path, digest in zip(names, paths, digests, strict=True)},
     }
-    store.write_json(
-        folder / offline_folder.LIST, {"assets": [*(asset for asset in listed if not _same(asset, need)), entry]}
-    )
+    store.write_json(folder / offline_folder.LIST, {"assets": [*(asset for asset in listed if not _same(asset, need)), entry]})
     return entry
 
 
@@ -111,9 +102,7 @@ def rehearse(file: Path, overrides: Sequence[str], folder: Path, say: Say) -> bo
     well."""
     command = [sys.executable, "-P", "-m", "rounds.train.offline.rehearsal", str(file), *overrides]
     environment = {**os.environ, **offline_folder.environment(folder)}
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout
         for line in process.stdout:
             say(line.rstrip("\n"))
@@ -143,8 +132,7 @@ def _knock() -> None:
         get_session().head(constants.ENDPOINT, timeout=_KNOCK_SECONDS)
     except httpx2.HTTPError as error:
         raise UserError(
-            f"{constants.ENDPOINT} cannot be reached ({error}); fetch on a machine with internet, or set HF_ENDPOINT to "
-            "a mirror of the hub"
+            f"{constants.ENDPOINT} cannot be reached ({error}); fetch on a machine with internet, or set HF_ENDPOINT to a mirror of the hub"
         ) from None
 
 

@@ -69,9 +69,7 @@ def _source(stage: Stage) -> str:
             f"{bad} of the first {read} rows do not fit {dict(dropped)}; columns expected: "
             f"{', '.join(source.columns_of(use))}; found: {', '.join(found) or 'none'}"
         )
-    return f"{read - dropped.total()} of the first {read} rows become records" + (
-        f" {dict(dropped)}" if dropped else ""
-    )
+    return f"{read - dropped.total()} of the first {read} rows become records" + (f" {dict(dropped)}" if dropped else "")
 
 
 def _model(need: Need) -> str:

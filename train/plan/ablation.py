@@ -88,16 +88,19 @@ def without(report: Stage, failed: Mapping[str, str]) -> Stage:
     params = report.params
     assert isinstance(params, AblationReportParams)
     folders = {stage.folder_name: failed[stage.key] for stage in report.parents if stage.key in failed}
-    lost = {name: folders[stage] for name, variant in params.variants.items() for cell in variant.cells
-            for stage in cell.stages if stage in folders}  # fmt: skip
+    lost = {
+        name: folders[stage]
+        for name, variant in params.variants.items()
+        for cell in variant.cells
+        for stage in cell.stages
+        if stage in folders
+    }
     if params.baseline in lost:
         raise UserError(f"no report: the baseline {params.baseline!r} did not finish: {lost[params.baseline]}")
     kept = {name: variant for name, variant in params.variants.items() if name not in lost}
     if lost and len(kept) == 1:
         reasons = "; ".join(f"{name}: {why}" for name, why in lost.items())
-        raise UserError(
-            f"no report: only the baseline {params.baseline!r} finished, and there is nothing to compare with it: {reasons}"
-        )
+        raise UserError(f"no report: only the baseline {params.baseline!r} finished, and there is nothing to compare with it: {reasons}")
     needed = {stage for variant in kept.values() for cell in variant.cells for stage in cell.stages}
     inputs = {name: stage for name, stage in report.inputs.items() if name in needed}
     return replace(report, params=params.model_copy(update={"variants": kept, "missing": lost}), inputs=inputs)
@@ -166,9 +169,7 @@ def _union(cells: Iterable[Cell]) -> list[Stage]:
             tries = (stage.name, f"{stage.name}@{cell.variant}", f"{stage.name}@{cell.variant}.seed{cell.seed}")
             name = next(name for name in tries if name not in names)
             names.add(name)
-            inputs = {
-                key: made[source.key] if isinstance(source, Stage) else source for key, source in stage.inputs.items()
-            }
+            inputs = {key: made[source.key] if isinstance(source, Stage) else source for key, source in stage.inputs.items()}
             made[stage.key] = replace(stage, name=name, inputs=inputs)
     return list(made.values())
 
@@ -217,11 +218,9 @@ def _changes(path: str, old: Any, new: Any) -> list[str]:
         before, after = ({each["name"]: each for each in rounds} for rounds in (old, new))
         found = [f"rounds: {_said(list(before))} → {_said(list(after))}"] if list(before) != list(after) else []
         found += [f"rounds.{name}.data: {_said(each['data'])}" for name, each in after.items() if name not in before]
-        return found + [line for name in before if name in after
-                        for line in _changes(f"rounds.{name}", before[name], after[name])]  # fmt: skip
+        return found + [line for name in before if name in after for line in _changes(f"rounds.{name}", before[name], after[name])]
     if isinstance(old, dict) and isinstance(new, dict):
-        return [line for key in dict.fromkeys([*old, *new])
-                for line in _changes(f"{path}.{key}".lstrip("."), old.get(key), new.get(key))]  # fmt: skip
+        return [line for key in dict.fromkeys([*old, *new]) for line in _changes(f"{path}.{key}".lstrip("."), old.get(key), new.get(key))]
     if isinstance(old, dict) and new is None:
         return [f"{path}: left out"]
     return [f"{path}: {_said(old)} → {_said(new)}"]
@@ -232,9 +231,7 @@ def _said(value: Any) -> str:
     if value is None or value == []:
         return "none"
     if isinstance(value, list):
-        return ", ".join(
-            str(each["name"]) if isinstance(each, dict) and "name" in each else _said(each) for each in value
-        )
+        return ", ".join(str(each["name"]) if isinstance(each, dict) and "name" in each else _said(each) for each in value)
     if isinstance(value, dict):
         return ", ".join(f"{key} {_said(each)}" for key, each in value.items())
     return f"{value:g}" if isinstance(value, float) else str(value)

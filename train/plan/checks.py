@@ -32,8 +32,10 @@ def registered(name: str, use: SourceUse) -> sources.Source:
         raise UserError(f"sources.{name}.path: required for {use.source}: the file or folder with your rows")
     home = source.home(use)
     if home and not (use.path or home.revision):
-        raise UserError(f"sources.{name}.revision: give the commit of {home.repository} on the hub to use (none is pinned "
-                        f"in the source's file), or `path:` of a local copy")  # fmt: skip
+        raise UserError(
+            f"sources.{name}.revision: give the commit of {home.repository} on the hub to use (none is pinned "
+            f"in the source's file), or `path:` of a local copy"
+        )
     return source
 
 
@@ -47,8 +49,9 @@ def licence(recipe: Recipe, name: str, use: SourceUse, source: sources.Source) -
     """Refuse rows whose licence nobody has stated, unless the recipe takes that upon itself."""
     if not (use.licence or source.licence or name in recipe.allow_unlicensed):
         how = "state `licence:`, or" if source.kind_by_format else "its publisher states none; to use it all the same,"
-        raise UserError(f"sources.{name}.licence: no licence is known for these rows: {how} list the source under "
-                        f"`allow_unlicensed: [{name}]`")  # fmt: skip
+        raise UserError(
+            f"sources.{name}.licence: no licence is known for these rows: {how} list the source under `allow_unlicensed: [{name}]`"
+        )
 
 
 def filter_settings(use: Any) -> None:
@@ -89,9 +92,7 @@ def not_trained_on(recipe: Recipe, name: str, where: str) -> None:
 
 def _same_rows(evaluated: SourceUse, trained: SourceUse | None) -> bool:
     """Tell whether two uses share rows of one set, however many they keep and in whatever format they read a file."""
-    if trained is None or any(
-        getattr(evaluated, name) != getattr(trained, name) for name in ("source", "path", "revision")
-    ):
+    if trained is None or any(getattr(evaluated, name) != getattr(trained, name) for name in ("source", "path", "revision")):
         return False
     if evaluated.split == "heldout" and trained.split == "train":
         # Held out is what hashes below the fraction: a use of the file with a smaller one trains on the rows between.
@@ -117,8 +118,9 @@ def sft_starts_anew(sft: Sft) -> None:
 def reference(item: Round, policies: dict[str, Any]) -> None:
     """Refuse a reference that is no policy before the round."""
     if item.reference not in policies:
-        raise UserError(f"rounds.{item.name}.reference: {item.reference!r} is no policy before this round. "
-                        f"{nearest(item.reference, policies)}")  # fmt: skip
+        raise UserError(
+            f"rounds.{item.name}.reference: {item.reference!r} is no policy before this round. {nearest(item.reference, policies)}"
+        )
 
 
 def continues(recipe: Recipe, item: Round) -> None:
@@ -128,9 +130,7 @@ def continues(recipe: Recipe, item: Round) -> None:
     place = recipe.rounds.index(item)
     before = recipe.rounds[place - 1] if place else recipe.sft
     if before is None or not item.lora.same_adapter(before.lora):
-        lacking = (
-            "no stage comes before it" if before is None else f"the stage before it has lora {before.lora or 'not set'}"
-        )
+        lacking = "no stage comes before it" if before is None else f"the stage before it has lora {before.lora or 'not set'}"
         raise UserError(
             f"rounds.{item.name}.lora.start: `continue` needs an adapter of the same r, lora_alpha, target_modules and "
             f"quantisation in the stage before, but {lacking}; make them equal, or set `merge`"
@@ -147,8 +147,9 @@ def gate(recipe: Recipe, rules: Gate, item: Round, recipe_folder: Path) -> None:
         if subject in measured and rest and (known is None or rest.partition("/")[0] in known):
             continue
         valid = [f"{name}/{metric}" for name, metrics in measured.items() for metric in metrics or ["..."]]
-        raise UserError(f"gate of round {item.name!r}: metric {rule.metric!r} is not measured; expected task/metric. "
-                        f"{nearest(rule.metric, valid)}")  # fmt: skip
+        raise UserError(
+            f"gate of round {item.name!r}: metric {rule.metric!r} is not measured; expected task/metric. {nearest(rule.metric, valid)}"
+        )
 
 
 def _measured(evaluate: Evaluate, recipe_folder: Path) -> dict[str, list[str] | None]:

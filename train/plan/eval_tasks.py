@@ -28,9 +28,7 @@ def metrics(file: Path | None) -> list[str] | None:
         filters = [entry["name"] for entry in task.get("filter_list", [])]
         return names if len(filters) < 2 else [f"{name},{each}" for name in names for each in filters]
     except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{file}: not a task file of lm-eval: expected a `metric_list` of `metric: NAME` ({error})"
-        ) from None
+        raise UserError(f"{file}: not a task file of lm-eval: expected a `metric_list` of `metric: NAME` ({error})") from None
 
 
 def check(task: TaskUse, file: Path | None, where: str) -> str | None:
@@ -40,12 +38,12 @@ def check(task: TaskUse, file: Path | None, where: str) -> str | None:
             raise UserError(f"{where}.source: required: the name under `sources` whose questions {task.task!r} asks")
         return file.read_text(encoding="utf-8")
     if task.source:
-        raise UserError(
-            f"{where}.source: only tasks of recipes/eval_tasks read a source; {nearest(task.task, own_names())}"
-        )
+        raise UserError(f"{where}.source: only tasks of recipes/eval_tasks read a source; {nearest(task.task, own_names())}")
     if not re.fullmatch(r"[\w.-]+", task.task) or not _is_bundled(task.task):
-        raise UserError(f"{where}: no such task in recipes/eval_tasks or in lm-eval. {nearest(task.task, own_names())}; "
-                        "`lm-eval ls tasks` lists lm-eval's own")  # fmt: skip
+        raise UserError(
+            f"{where}: no such task in recipes/eval_tasks or in lm-eval. {nearest(task.task, own_names())}; "
+            "`lm-eval ls tasks` lists lm-eval's own"
+        )
     return None
 
 
@@ -60,9 +58,7 @@ def _is_bundled(name: str) -> bool:
     files = _bundled_files()
     if any(path.endswith(f"{os.sep}{name}.yaml") for path in files):
         return True
-    pattern = re.compile(
-        rf"""^["']?(task|group|tag)["']?\s*:\s*["']?{re.escape(name)}["']?\s*$""".encode(), re.MULTILINE
-    )
+    pattern = re.compile(rf"""^["']?(task|group|tag)["']?\s*:\s*["']?{re.escape(name)}["']?\s*$""".encode(), re.MULTILINE)
     # Folders are named after what is in them: the likeliest files first, of 13,000.
     likely = sorted(files, key=lambda path: name.partition("_")[0] not in path)
     return any(pattern.search(Path(path).read_bytes()) for path in likely)

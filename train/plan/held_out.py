@@ -59,9 +59,7 @@ def told(found: HeldOut, compared: list[str], not_compared: list[str]) -> list[s
             f"with `path:`, or write `benchmarks: [{', '.join(found.missing)}]` to fetch them from the hub"
         )
     if compared and found.unknown_tasks:
-        lines.append(
-            f"warning: not compared with the rows of lm-eval's {', '.join(found.unknown_tasks)}: no registered source has them"
-        )
+        lines.append(f"warning: not compared with the rows of lm-eval's {', '.join(found.unknown_tasks)}: no registered source has them")
     return lines
 
 
@@ -92,19 +90,14 @@ def _is_evaluation_only(use: SourceUse) -> bool:
 
 
 def _reads_hub(recipe: Recipe) -> bool:
-    hub = [use for use in recipe.sources.values()
-           if not use.path and use.source in sources.names() and sources.load(use.source).repository]  # fmt: skip
+    hub = [use for use in recipe.sources.values() if not use.path and use.source in sources.names() and sources.load(use.source).repository]
     return bool(hub) or isinstance(recipe.base, Hub)
 
 
 def _splits(name: str) -> dict[str, SourceUse]:
     if name not in sources.names() or not sources.load(name).evaluation_only:
-        valid = [
-            each for each in sources.names() if sources.load(each).evaluation_only and sources.load(each).repository
-        ]
-        raise UserError(
-            f"benchmarks: no registered set {name!r} with a split for evaluation only. {nearest(name, valid)}"
-        )
+        valid = [each for each in sources.names() if sources.load(each).evaluation_only and sources.load(each).repository]
+        raise UserError(f"benchmarks: no registered set {name!r} with a split for evaluation only. {nearest(name, valid)}")
     splits = SPLITS.get(name, sources.load(name).evaluation_only)
     return {split: SourceUse(source=name, split=split) for split in splits}
 

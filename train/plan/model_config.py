@@ -70,6 +70,4 @@ def _published(base: Hub) -> dict[str, Any] | None:
 
 def _clean(config: dict[str, Any]) -> dict[str, Any]:
     """Drop what concerns how the weights are stored, and code of the repository's own, which is never run."""
-    return {
-        name: value for name, value in config.items() if name not in ("quantization_config", "auto_map", "torch_dtype")
-    }
+    return {name: value for name, value in config.items() if name not in ("quantization_config", "auto_map", "torch_dtype")}

@@ -99,8 +99,7 @@ def _sft(planning: Planning, base: Stage) -> Stage:
     assert sft
     checks.length(model_config.positions(planning.recipe.base), sft, "sft")
     checks.sft_starts_anew(sft)
-    packed = Stage("pack", kinds.PACK, params.PackParams(max_length=sft.max_length),
-                   {"tokenizer": base, "data": rows.sft_data(planning)})  # fmt: skip
+    packed = Stage("pack", kinds.PACK, params.PackParams(max_length=sft.max_length), {"tokenizer": base, "data": rows.sft_data(planning)})
     asked = params.SftParams(training=_part(sft, Training), seed=planning.recipe.seed)
     return Stage("sft", kinds.SFT, asked, {"policy": base, "rows": packed})
 
@@ -113,10 +112,15 @@ def _dpo(planning: Planning, item: Round, policy: Stage, references: Mapping[str
     checks.continues(planning.recipe, item)
     reference = references[item.reference]
     data = rows.data(planning, item.name, item.data, item.filters, "pair", f"{where}.data")
-    pairs = Stage(f"tokenize.{item.name}", kinds.TOKENIZE, params.TokenizeParams(max_length=item.max_length),
-                  {"tokenizer": base, "data": data})  # fmt: skip
-    scored = Stage(f"reference.{item.name}", kinds.REFERENCE, params.ReferenceParams(lora=_arithmetic(item.lora)),
-                   {"policy": reference, "pairs": pairs})  # fmt: skip
+    pairs = Stage(
+        f"tokenize.{item.name}", kinds.TOKENIZE, params.TokenizeParams(max_length=item.max_length), {"tokenizer": base, "data": data}
+    )
+    scored = Stage(
+        f"reference.{item.name}",
+        kinds.REFERENCE,
+        params.ReferenceParams(lora=_arithmetic(item.lora)),
+        {"policy": reference, "pairs": pairs},
+    )
     inputs = {"policy": policy, "pairs": pairs, "reference": scored}
     if reference is not policy:
         inputs["reference_policy"] = reference  # a few pairs are scored again before training
@@ -143,9 +147,7 @@ def _evaluate(planning: Planning, name: str, policy: Stage) -> Stage:
     for source in evaluate.preferences:
         inputs[f"preferences.{source}"] = rows.held_out_source(planning, source, "evaluate.preferences", "pair")
     if evaluate.conversations:
-        inputs["conversations"] = rows.held_out_source(
-            planning, evaluate.conversations, "evaluate.conversations", "conversation"
-        )
+        inputs["conversations"] = rows.held_out_source(planning, evaluate.conversations, "evaluate.conversations", "conversation")
     asked = params.EvaluateParams(
         tasks=tuple(tasks),
         num_answers=evaluate.num_answers,
@@ -186,9 +188,7 @@ def _manifest(planning: Planning, last: list[Stage]) -> Stage:
     return Stage("manifest", kinds.MANIFEST, asked, {stage.name: stage for stage in of_rows})
 
 
-def _export(
-    planning: Planning, policy: Stage, rounds: list[Stage], evaluations: Mapping[str, Stage], manifest: Stage
-) -> Stage:
+def _export(planning: Planning, policy: Stage, rounds: list[Stage], evaluations: Mapping[str, Stage], manifest: Stage) -> Stage:
     """Make the finished model folder with its card."""
     recipe = planning.recipe
     inputs = {"policy": policy, "manifest": manifest}

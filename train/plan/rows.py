@@ -104,9 +104,7 @@ def data(planning: Planning, name: str, mix: Mix, own_filters: Filters | None, k
     inputs = {f"source.{item.name}": source(planning, item.name, where, training=True) for item in mix}
     checks.mix(planning.recipe, mix, where, ("conversation", "question") if kind == "conversation" else (kind,))
     if any(use.name == "decontaminate" for use in filters):
-        inputs |= {
-            f"heldout.{each}": source(planning, each, "evaluate", training=False) for each in planning.held_out.uses
-        }
+        inputs |= {f"heldout.{each}": source(planning, each, "evaluate", training=False) for each in planning.held_out.uses}
     params = DataParams(mix=mix, filters=filters, seed=planning.recipe.seed, kind=kind)  # type: ignore[arg-type]
     return Stage(f"data.{name}", kinds.DATA, params, inputs)
 
@@ -123,8 +121,7 @@ def corpus(planning: Planning, base: Tiny) -> Stage:
     if base.tokenizer_data is not None:
         return data(planning, "tokenizer", base.tokenizer_data, None, "conversation", "base.tokenizer_data")
     if not planning.recipe.sft:
-        raise UserError("base: kind `tiny` trains its tokenizer on the sft data; give the recipe an sft section, or "
-                        "base.tokenizer_data")  # fmt: skip
+        raise UserError("base: kind `tiny` trains its tokenizer on the sft data; give the recipe an sft section, or base.tokenizer_data")
     return sft_data(planning)
 
 

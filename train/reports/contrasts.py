@@ -76,8 +76,7 @@ def contrast(metric: str, baseline: str, values: Values, cluster_of: Callable[[s
     names = [name for name in values if name != baseline]
     if not common or not names or baseline not in values:
         return []
-    table = {name: np.array([[items[item] for item in common] for _, items in sorted(seeds.items())])
-             for name, seeds in values.items()}  # fmt: skip
+    table = {name: np.array([[items[item] for item in common] for _, items in sorted(seeds.items())]) for name, seeds in values.items()}
     labels = [cluster_of(item) for item in common]
     places = {label: place for place, label in enumerate(dict.fromkeys(labels))}
     index = np.array([places[label] for label in labels])
@@ -95,10 +94,21 @@ def contrast(metric: str, baseline: str, values: Values, cluster_of: Callable[[s
         low, high = np.clip(np.quantile(replicates[:, place], [ALPHA / 2, 1 - ALPHA / 2]), -most, most)
         # A little slack: sums of the same numbers in another order differ in their last bits.
         extreme = int((np.abs(flipped[:, place]) >= abs(difference) - 1e-12).sum())
-        found.append(Contrast(
-            metric, name, float(table[baseline].mean()), float(table[name].mean()), difference, float(low), float(high),
-            (extreme + 1) / (REPLICATES + 1), len(common), len(places), float(seed_errors[place]) if levels.shape[1] > 1 else None,
-        ))  # fmt: skip
+        found.append(
+            Contrast(
+                metric,
+                name,
+                float(table[baseline].mean()),
+                float(table[name].mean()),
+                difference,
+                float(low),
+                float(high),
+                (extreme + 1) / (REPLICATES + 1),
+                len(common),
+                len(places),
+                float(seed_errors[place]) if levels.shape[1] > 1 else None,
+            )
+        )
     return found
 
 
@@ -140,9 +150,7 @@ def _seed_errors(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return errors, freedoms
 
 
-def _draw(
-    metric: str, sums: np.ndarray, sizes: np.ndarray, seed_errors: np.ndarray, freedoms: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _draw(metric: str, sums: np.ndarray, sizes: np.ndarray, seed_errors: np.ndarray, freedoms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return replicates of the differences (variants in columns): clusters drawn anew, and their signs flipped."""
     random = np.random.default_rng(stable_hash("bootstrap", metric) % 2**32)
     clusters, part = len(sizes), max(1, _ENTRIES // len(sizes))
@@ -172,9 +180,7 @@ def judged(family: Sequence[Contrast], higher_is_better: Mapping[str, bool], sam
     Those and contrasts over too few clusters are not tested, so they cost the others no power.
     """
     tested = [each for each in family if each.variant not in same and each.clusters >= MIN_ITEMS]
-    adjusted = dict(
-        zip(((each.metric, each.variant) for each in tested), holm([each.p for each in tested]), strict=True)
-    )
+    adjusted = dict(zip(((each.metric, each.variant) for each in tested), holm([each.p for each in tested]), strict=True))
     return [_with_verdict(each, adjusted.get((each.metric, each.variant)), higher_is_better, same) for each in family]
 
 

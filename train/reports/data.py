@@ -18,8 +18,12 @@ def source_rows(stages: Mapping[str, Finished], recipe: Mapping[str, Any]) -> li
         params = stage.spec.record
         if not isinstance(params, SourceParams):
             continue
-        readers = [(other, name) for other in stages.values() for name, entry in other.spec.stages().items()
-                   if entry == stage.folder.name and (other.kind.mixes or other.kind.measures)]  # fmt: skip
+        readers = [
+            (other, name)
+            for other in stages.values()
+            for name, entry in other.spec.stages().items()
+            if entry == stage.folder.name and (other.kind.mixes or other.kind.measures)
+        ]
         trained = [other.name.removeprefix("data.") for other, name in readers if name.startswith("source.")]
         path = stage.spec.inputs.get("path")
         name = stage.name.removeprefix("source.")
@@ -57,9 +61,7 @@ def set_rows(steps: Sequence[Step], stages: Mapping[str, Finished]) -> list[dict
             "most": max((max(row["in"], row["out"] + row["dropped"]) for row in rows), default=0),
             "counts": tokens.counts,
             "max_length": tokens.spec.params.get("max_length"),
-            "lengths": Markup(figures.histogram(label, [(name.replace("<=", "≤"), n) for name, n in lengths]))
-            if lengths
-            else None,
+            "lengths": Markup(figures.histogram(label, [(name.replace("<=", "≤"), n) for name, n in lengths])) if lengths else None,
         }
     return list(found.values())
 

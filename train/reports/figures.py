@@ -79,11 +79,29 @@ def scores(label: str, points: Sequence[Point]) -> str:
         for place, point in enumerate(points):
             if point.start is not None:
                 before = points[point.start]
-                axes.plot([point.start, place], [before.value, point.value], color=_FIRST, lw=1.4, alpha=0.6,
-                          ls="--" if point.rejected else "-", zorder=2)  # fmt: skip
+                axes.plot(
+                    [point.start, place],
+                    [before.value, point.value],
+                    color=_FIRST,
+                    lw=1.4,
+                    alpha=0.6,
+                    ls="--" if point.rejected else "-",
+                    zorder=2,
+                )
             face = _PAGE if point.rejected else _FIRST
-            axes.errorbar(place, point.value, point.half_width, fmt="o", ms=5, mfc=face, mec=_FIRST, ecolor=_FIRST,
-                          elinewidth=1.2, capsize=2.5, zorder=3)  # fmt: skip
+            axes.errorbar(
+                place,
+                point.value,
+                point.half_width,
+                fmt="o",
+                ms=5,
+                mfc=face,
+                mec=_FIRST,
+                ecolor=_FIRST,
+                elinewidth=1.2,
+                capsize=2.5,
+                zorder=3,
+            )
             if len(points) <= 7:
                 axes.annotate(f"{point.value:.3g}", (place, point.value + point.half_width), (0, 5), ha="center",
                               textcoords="offset points", fontsize=8, zorder=2.5,
@@ -92,12 +110,11 @@ def scores(label: str, points: Sequence[Point]) -> str:
         axes.set_xlim(-0.5, len(points) - 0.5)
         crowded = len(points) > 5 or sum(len(point.name) for point in points) > 34
         names = [_short(point.name, 14) for point in points]
-        axes.set_xticks(range(len(points)), names, rotation=30 if crowded else 0, ha="right" if crowded else "center",
-                        rotation_mode="anchor")  # fmt: skip
-        figure.subplots_adjust(bottom=0.3 if crowded else 0.15)
-        told = "; ".join(
-            f"{point.name} {point.value:.4g}" + (" (rejected)" if point.rejected else "") for point in points
+        axes.set_xticks(
+            range(len(points)), names, rotation=30 if crowded else 0, ha="right" if crowded else "center", rotation_mode="anchor"
         )
+        figure.subplots_adjust(bottom=0.3 if crowded else 0.15)
+        told = "; ".join(f"{point.name} {point.value:.4g}" + (" (rejected)" if point.rejected else "") for point in points)
         return _svg(figure, f"{label}: {told}")
 
 
@@ -119,8 +136,15 @@ def curves(label: str, stages: Sequence[Curve], second: bool = False, named: boo
             if place:
                 axes.axvline(step + 0.5, color=_LINE, lw=0.8, zorder=1)
             if named:
-                axes.text(step + 0.5 + len(stage.values) / 2, 1.0, _short(stage.name, 14), transform=axes.get_xaxis_transform(),
-                          ha="center", va="bottom", fontsize=8)  # fmt: skip
+                axes.text(
+                    step + 0.5 + len(stage.values) / 2,
+                    1.0,
+                    _short(stage.name, 14),
+                    transform=axes.get_xaxis_transform(),
+                    ha="center",
+                    va="bottom",
+                    fontsize=8,
+                )
             step += len(stage.values)
         axes.set_xlim(0.5, step + 0.5)
         axes.set_xlabel("step", labelpad=1)
@@ -177,14 +201,14 @@ def forest(label: str, intervals: Sequence[Interval], higher_is_better: bool) ->
         if limit:
             inside = [end for each in intervals for end in (each.low, each.high) if abs(end) <= limit]
             low, high = (min(-limit / 4, *inside), max(limit / 4, *inside))
-            axes.set_xlim(-limit if any(each.value < -limit for each in intervals) else 1.1 * low,
-                          limit if any(each.value > limit for each in intervals) else 1.1 * high)  # fmt: skip
+            axes.set_xlim(
+                -limit if any(each.value < -limit for each in intervals) else 1.1 * low,
+                limit if any(each.value > limit for each in intervals) else 1.1 * high,
+            )
         axes.tick_params(axis="y", length=0, pad=4)
         axes.tick_params(axis="x", length=2.5, pad=2)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set_xlabel(
-            "worse ← difference → better" if higher_is_better else "better ← difference → worse", labelpad=1
-        )
+        axes.set_xlabel("worse ← difference → better" if higher_is_better else "better ← difference → worse", labelpad=1)
         told = "; ".join(f"{each.name} {each.value:+.3g} ({each.low:+.3g} to {each.high:+.3g})" for each in intervals)
         return _svg(figure, f"{label}, difference to the baseline with 95 % interval: {told}")
 
@@ -206,13 +230,28 @@ def _interval(axes: Axes, place: int, each: Interval, higher_is_better: bool, li
     if limit and abs(each.value) > limit:
         side = math.copysign(1, each.value)
         value = f"{each.value:+.3g}".replace("-", "−")  # as the axis writes it
-        axes.annotate(f"{value} →" if side > 0 else f"← {value}", (side * limit, place), color=colour, fontsize=8,
-                      ha="right" if side > 0 else "left", va="center", zorder=3)  # fmt: skip
+        axes.annotate(
+            f"{value} →" if side > 0 else f"← {value}",
+            (side * limit, place),
+            color=colour,
+            fontsize=8,
+            ha="right" if side > 0 else "left",
+            va="center",
+            zorder=3,
+        )
         return
     pointing = each.sign * (1 if higher_is_better else -1)
     axes.plot([each.low, each.high], [place, place], color=colour, lw=1.4, alpha=1.0 if each.sign else 0.55, zorder=2)
-    axes.plot(each.value, place, marker={1: ">", -1: "<"}.get(pointing, "o"), ms=5, mfc=colour if each.sign else _PAGE,
-              mec=colour, ls="", zorder=3)  # fmt: skip
+    axes.plot(
+        each.value,
+        place,
+        marker={1: ">", -1: "<"}.get(pointing, "o"),
+        ms=5,
+        mfc=colour if each.sign else _PAGE,
+        mec=colour,
+        ls="",
+        zorder=3,
+    )
 
 
 def smooth(values: Sequence[float]) -> list[float]:
@@ -302,8 +341,11 @@ def lineage(rows: Sequence[str], stages: Sequence[Box]) -> str:
         f'height="{height}"><defs><marker id="arrow" viewBox="0 0 6 6" refX="5" refY="3" markerWidth="6" markerHeight="6" '
         'orient="auto"><path d="M0 0L6 3L0 6z"/></marker></defs>'
     ]
-    parts += [f'<text class="row" x="0" y="{centre((row, used[0]))[1] + 4}">{escape(_short(name, 14))}</text>'
-              for row, name in enumerate(rows) if used]  # fmt: skip
+    parts += [
+        f'<text class="row" x="0" y="{centre((row, used[0]))[1] + 4}">{escape(_short(name, 14))}</text>'
+        for row, name in enumerate(rows)
+        if used
+    ]
     parts += [_arrow(centre(first), centre(second)) for first, second in edges]
     parts += [_box(centre(place), those) for place, those in cells.items()]
     return "".join([*parts, "</svg>"])

@@ -14,8 +14,7 @@ def side_by_side(steps: Sequence[Step]) -> dict[str, Any]:
     prompts = [prompt for prompt in asked[0].answers if all(prompt in step.answers for step in asked)] if asked else []
     rounds = [step for step in asked if step.stage.kind.is_round and step.start in asked]
     changed = {
-        step.name: [p for p in prompts if step.start and step.answers[p]["answer"] != step.start.answers[p]["answer"]]
-        for step in rounds
+        step.name: [p for p in prompts if step.start and step.answers[p]["answer"] != step.start.answers[p]["answer"]] for step in rounds
     }
     moved = {prompt for those in changed.values() for prompt in those}
     first = _spread([prompt for prompt in prompts if prompt in moved], _SHOWN_PROMPTS)

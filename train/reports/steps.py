@@ -91,9 +91,7 @@ class Step:
     def against(self, old: "Step") -> dict[str, Comparison]:
         """Compare it with another policy on every metric that both were measured on."""
         return {
-            metric: compare(
-                metric, old.items[metric], items, higher_is_better(self, metric), self.questions.get(metric)
-            )
+            metric: compare(metric, old.items[metric], items, higher_is_better(self, metric), self.questions.get(metric))
             for metric, items in self.items.items()
             if metric in old.items and items.keys() & old.items[metric].keys()
         }
@@ -142,9 +140,14 @@ def find_steps(recipe: Mapping[str, Any], stages: Mapping[str, Finished]) -> lis
         start = steps.get(policy_of(stage.input("policy"), by_folder) or "")
         status = "skipped" if stage.skipped else gate.counts["decision"] if gate else "trained" if start else "start"
         steps[stage.folder.name] = Step(
-            name, stage, start, status, stage.record.because,
-            evaluation if evaluation and not evaluation.skipped else None, sections.get(name),
-        )  # fmt: skip
+            name,
+            stage,
+            start,
+            status,
+            stage.record.because,
+            evaluation if evaluation and not evaluation.skipped else None,
+            sections.get(name),
+        )
     return list(steps.values())
 
 
@@ -161,9 +164,7 @@ def policy_of(folder_name: str | None, by_folder: Mapping[str, Finished]) -> str
 def judge(steps: Sequence[Step]) -> list[Judged]:
     """Compare every trained policy with its start, and the last policy that went on with where the rounds began."""
     found = [Judged(s.name, s, s.start, s.against(s.start)) for s in steps if s.start]
-    went_on = [
-        judged for judged in found if judged.step.name != "sft" and judged.step.status in ("accepted", "trained")
-    ]
+    went_on = [judged for judged in found if judged.step.name != "sft" and judged.step.status in ("accepted", "trained")]
     if len(went_on) > 1:
         last, first = went_on[-1].step, went_on[0].old
         found.append(Judged("all rounds", last, first, last.against(first)))

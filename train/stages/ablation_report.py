@@ -51,8 +51,10 @@ class Results:
     @cached_property
     def scores(self) -> dict[str, dict[int, dict[str, Any]]]:
         """Variant -> seed -> its `scores.json`."""
-        return {name: {cell.seed: store.read_json(self.inputs[cell.scores] / SCORES) or {} for cell in variant.cells}
-                for name, variant in self.asked.variants.items()}  # fmt: skip
+        return {
+            name: {cell.seed: store.read_json(self.inputs[cell.scores] / SCORES) or {} for cell in variant.cells}
+            for name, variant in self.asked.variants.items()
+        }
 
     @cached_property
     def metrics(self) -> list[str]:
@@ -68,29 +70,32 @@ class Results:
     @cached_property
     def higher(self) -> dict[str, bool]:
         """Whether a higher value of a metric is better."""
-        return {m: bool(scores[m].get("higher_is_better", True)) for seeds in self.scores.values()
-                for scores in seeds.values() for m in scores}  # fmt: skip
+        return {
+            m: bool(scores[m].get("higher_is_better", True)) for seeds in self.scores.values() for scores in seeds.values() for m in scores
+        }
 
     def contrasts(self) -> list[Contrast]:
         """Compare all variants with the baseline: main metrics with verdicts, then the others without."""
-        items = {name: {cell.seed: read_items(self.inputs[cell.scores]) for cell in variant.cells}
-                 for name, variant in self.asked.variants.items()}  # fmt: skip
+        items = {
+            name: {cell.seed: read_items(self.inputs[cell.scores]) for cell in variant.cells}
+            for name, variant in self.asked.variants.items()
+        }
         questions = read_questions(self.inputs[self.asked.variants[self.asked.baseline].cells[0].scores])
         found = []
         for metric in self.metrics:
-            values = {name: {seed: table[metric] for seed, table in seeds.items()} for name, seeds in items.items()
-                      if all(metric in table for table in seeds.values())}  # fmt: skip
+            values = {
+                name: {seed: table[metric] for seed, table in seeds.items()}
+                for name, seeds in items.items()
+                if all(metric in table for table in seeds.values())
+            }
             found += contrast(metric, self.asked.baseline, values, _asked(questions.get(metric, {})))
         family = [each for each in found if is_main(each.metric)]
         return [*judged(family, self.higher, self.same), *(each for each in found if not is_main(each.metric))]
 
     def costs(self) -> dict[str, Cost]:
         """Say what each variant cost."""
-        needed = {name: {stage for cell in variant.cells for stage in cell.stages}
-                  for name, variant in self.asked.variants.items()}  # fmt: skip
-        users = {
-            stage: sum(stage in stages for stages in needed.values()) for stages in needed.values() for stage in stages
-        }
+        needed = {name: {stage for cell in variant.cells for stage in cell.stages} for name, variant in self.asked.variants.items()}
+        users = {stage: sum(stage in stages for stages in needed.values()) for stages in needed.values() for stage in stages}
         return {
             name: Cost(
                 len(stages),
@@ -116,9 +121,7 @@ def run(params: AblationReportParams, inputs: dict[str, Path], out: Path, machin
         "variants": len(results.asked.variants),
         "lines": lines,
         "differences": differences,
-        "verdicts": {
-            verdict: sum(each.verdict == verdict for each in main) for verdict in sorted({e.verdict for e in main})
-        },
+        "verdicts": {verdict: sum(each.verdict == verdict for each in main) for verdict in sorted({e.verdict for e in main})},
         "seconds": round(sum(results.seconds.values()), 1),
         "seconds_alone": round(sum(cost.alone for cost in costs.values()), 1),
         "missing": results.asked.missing,
@@ -191,8 +194,5 @@ def _tasks(results: Results) -> list[dict[str, Any]]:
 
 
 def _forest(metric: str, contrasts: Sequence[Contrast], higher_is_better: bool) -> Markup:
-    intervals = [
-        figures.Interval(c.variant, c.difference, c.low, c.high, {"better": 1, "worse": -1}.get(c.verdict, 0))
-        for c in contrasts
-    ]
+    intervals = [figures.Interval(c.variant, c.difference, c.low, c.high, {"better": 1, "worse": -1}.get(c.verdict, 0)) for c in contrasts]
     return Markup(figures.forest(metric, intervals, higher_is_better))

@@ -238,9 +238,7 @@ def _with_reference(pairs: Path, reference: Path, ld_alpha: float | None, out: P
     rows = pq.read_table(pairs / PAIRS)
     logps = pq.read_table(reference / LOGPS)
     if rows["id"].to_pylist() != logps["id"].to_pylist():
-        raise UserError(
-            f"{reference.name} was not computed on the pairs of {pairs.name}; remove its folder and run again"
-        )
+        raise UserError(f"{reference.name} was not computed on the pairs of {pairs.name}; remove its folder and run again")
     joined = rows.select(_COLUMNS)
     for side in ("chosen", "rejected"):
         whole = logps[f"ref_{side}_logps"].to_numpy()

@@ -61,9 +61,7 @@ def run(params: EvaluateParams, inputs: dict[str, Path], out: Path, machine: Mac
     items, prompts, counts = Items(), Prompts(), {"aggregate_only": [], "broken_up": {}, "dropped": {}}
     if params.tasks:
         counts["aggregate_only"], counts["broken_up"] = _tasks(subject, params.tasks, inputs, out, items)
-    pairs = {
-        name.removeprefix("preferences."): path for name, path in inputs.items() if name.startswith("preferences.")
-    }
+    pairs = {name.removeprefix("preferences."): path for name, path in inputs.items() if name.startswith("preferences.")}
     for name, path in pairs.items():
         measured, gone = _preferences(subject, path, out, items, name if len(pairs) > 1 else None)
         counts["dropped"][f"preferences.{name}"] = gone
@@ -85,15 +83,17 @@ def _window(model: PreTrainedModel, max_length: int) -> int:
     return min(max_length, limit) if limit else max_length
 
 
-def _tasks(
-    subject: Subject, tasks: Sequence[Task], inputs: dict[str, Path], out: Path, items: Items
-) -> tuple[list[str], dict[str, int]]:
+def _tasks(subject: Subject, tasks: Sequence[Task], inputs: dict[str, Path], out: Path, items: Items) -> tuple[list[str], dict[str, int]]:
     """Ask lm-eval's tasks. Returns the metrics without items, where one that lm-eval has no number for has no score, and how
     many control tokens in its texts were broken up, by task."""
     lm = lm_eval.wrap(subject.model, subject.tokenizer, subject.batch_size, subject.window, out)
     sources = {task.source: inputs[f"task.{task.source}"] for task in tasks if task.source}
-    asked = {f"{task.name}/{row}": question for task in tasks if task.source
-             for row, question in questions.of_folder(sources[task.source]).items()}  # fmt: skip
+    asked = {
+        f"{task.name}/{row}": question
+        for task in tasks
+        if task.source
+        for row, question in questions.of_folder(sources[task.source]).items()
+    }
     aggregate_only = []
     for given in lm_eval.run_tasks(lm, tasks, sources, out):
         if not given.higher_is_better:
@@ -107,9 +107,7 @@ def _tasks(
     return aggregate_only, dict(lm.broken_up)
 
 
-def _preferences(
-    subject: Subject, source: Path, out: Path, items: Items, name: str | None
-) -> tuple[Prompts, dict[str, int]]:
+def _preferences(subject: Subject, source: Path, out: Path, items: Items, name: str | None) -> tuple[Prompts, dict[str, int]]:
     """Compare chosen and rejected answers by log-probability per token (as SimPO does: length alone wins nothing).
 
     `margin` is their difference in nats per token; `chosen_logp` and `rejected_logp` are sums over the answer. `name`

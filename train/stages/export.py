@@ -121,9 +121,7 @@ def _training(step: Step, licences: Mapping[str, str]) -> dict[str, Any]:
         "is_round": stage.kind.is_round,
         "asked": stage.spec.record,
         "adapter": json.loads((stage.folder / POLICY).read_text())["kind"] == "adapter",
-        "sets": [
-            {**_set(name, sources[f"source.{name}"], licences), "rows": rows} for name, rows in given.items() if rows
-        ],
+        "sets": [{**_set(name, sources[f"source.{name}"], licences), "rows": rows} for name, rows in given.items() if rows],
         "dropped": store.counts(tokens)["dropped"],
         "decontaminated": any(use["name"] == "decontaminate" for use in store.spec(data).params["filters"]),
     }
@@ -139,8 +137,7 @@ def _evaluated_on(step: Step, inputs: Mapping[str, Path], licences: Mapping[str,
     for key, folder in store.inputs(step.evaluation.folder).items():
         if key == "policy":
             continue
-        uses = [task.name + (f" (first {task.limit})" if task.limit else "")
-                for task in asked.tasks if key == f"task.{task.source}"]  # fmt: skip
+        uses = [task.name + (f" (first {task.limit})" if task.limit else "") for task in asked.tasks if key == f"task.{task.source}"]
         name = key.removeprefix("task.") if uses else names[folder]
         sets.append({**_set(name, folder, licences), "used_for": ", ".join(uses or [key.partition(".")[0]])})
     return {"sets": sets, "tasks": [task for task in asked.tasks if not task.source]}

@@ -27,9 +27,7 @@ def run(params: GateParams, inputs: dict[str, Path], out: Path, machine: Machine
     """Check every rule and pass a policy on."""
     candidate = store.done(inputs["candidate"])
     skipped = candidate is not None and candidate.skipped
-    verdicts = (
-        [] if skipped else [judge(rule, inputs["current_scores"], inputs["candidate_scores"]) for rule in params.rules]
-    )
+    verdicts = [] if skipped else [judge(rule, inputs["current_scores"], inputs["candidate_scores"]) for rule in params.rules]
     accepted = not skipped and all(verdict["holds"] for verdict in verdicts)
     decision = "skipped" if skipped else "accepted" if accepted else "rejected"
     winner = "candidate" if accepted else "current"
@@ -47,9 +45,7 @@ def judge(rule: Rule, current: Path, candidate: Path) -> dict[str, Any]:
     """Apply one rule to two evaluation folders. Raises `UserError` when the metric was not measured."""
     asked = [_items(folder, rule.metric) for folder in (current, candidate)]
     questions = read_questions(candidate)[rule.metric]
-    old, new = (
-        {item: values[item] for item in values if item in asked[0].keys() & asked[1].keys()} for values in asked
-    )
+    old, new = ({item: values[item] for item in values if item in asked[0].keys() & asked[1].keys()} for values in asked)
     difference, stderr, number = paired_difference(old, new, questions)
     value = math.fsum(new.values()) / len(new)
     numbers = {"metric": rule.metric, "new": value, "old": math.fsum(old.values()) / len(old), "n": len(new)}
@@ -70,8 +66,10 @@ def judge(rule: Rule, current: Path, candidate: Path) -> dict[str, Any]:
     holds = moved and margin >= 0
     unit = "" if name.startswith("at_") else " standard errors" if rule.unit == "stderr" else ""
     wanted = f"{name.replace('_', ' ')} {bound:g}{unit}"
-    says = (f"{rule.metric} {numbers['old']:.4f} -> {value:.4f} (difference {difference:+.4f}, standard error {stderr:.4f}): "
-            f"{wanted}: {'holds' if holds else 'does not hold'}")  # fmt: skip
+    says = (
+        f"{rule.metric} {numbers['old']:.4f} -> {value:.4f} (difference {difference:+.4f}, standard error {stderr:.4f}): "
+        f"{wanted}: {'holds' if holds else 'does not hold'}"
+    )
     return {**numbers, "rule": wanted, "holds": holds, "says": says}
 
 

@@ -31,9 +31,7 @@ def run(params: ManifestParams, inputs: dict[str, Path], out: Path, machine: Mac
     (out / "DATA_CARD.md").write_text(_card(made), encoding="utf-8")
     return {
         "sources": len(made["sources"]),
-        "records": sum(
-            each["rows"] if each["trained_rows"] is None else each["trained_rows"] for each in made["sets"].values()
-        ),
+        "records": sum(each["rows"] if each["trained_rows"] is None else each["trained_rows"] for each in made["sets"].values()),
         "tokens": sum(each["tokens"] or 0 for each in made["sets"].values()),
         "overlaps": made["overlaps"],
         "warnings": len(made["warnings"]),
@@ -43,14 +41,14 @@ def run(params: ManifestParams, inputs: dict[str, Path], out: Path, machine: Mac
 def manifest(asked: ManifestParams, inputs: Mapping[str, Path]) -> dict[str, Any]:
     """Put together what is known of every source and every training set."""
     data = {name: path for name, path in inputs.items() if store.spec(path).kind.mixes}
-    readers = {
-        name: store.inputs(path)["data"].name for name, path in inputs.items() if store.spec(path).kind.makes_tokens
-    }
+    readers = {name: store.inputs(path)["data"].name for name, path in inputs.items() if store.spec(path).kind.makes_tokens}
     named = set_names({name: path.name for name, path in data.items()}, readers)
-    sets = {name: training_set(data[stage], inputs[reader] if reader else None)
-            for name, (stage, reader) in named.items()}  # fmt: skip
-    sources = {name.removeprefix("source."): _source(name.removeprefix("source."), path, asked, sets)
-               for name, path in inputs.items() if store.spec(path).kind.reads_source}  # fmt: skip
+    sets = {name: training_set(data[stage], inputs[reader] if reader else None) for name, (stage, reader) in named.items()}
+    sources = {
+        name.removeprefix("source."): _source(name.removeprefix("source."), path, asked, sets)
+        for name, path in inputs.items()
+        if store.spec(path).kind.reads_source
+    }
     overlaps = Counter()
     for name in {stage: name for name, (stage, _) in named.items()}.values():  # of sets of the same rows, once
         overlaps.update(sets[name]["overlaps"])
@@ -94,12 +92,17 @@ def _source(name: str, folder: Path, asked: ManifestParams, sets: Mapping[str, A
 
 
 def _warnings(asked: ManifestParams, sources: Mapping[str, Any], sets: Mapping[str, Any]) -> list[str]:
-    said = [line for name, each in sources.items() if each["trained_on_in"]
-            for line in licences.warnings(name, each["licence"])]  # fmt: skip
-    said += [f"{name}: its repository, commit or columns could not be checked when its source was written"
-             for name, each in sources.items() if not each["verified"] and each["digest"] is None]  # fmt: skip
-    said += [f"{name}: its rows were not compared with any held-out row" for name, each in sets.items()
-             if not any(use["name"] == "decontaminate" for use in each["filters"])]  # fmt: skip
+    said = [line for name, each in sources.items() if each["trained_on_in"] for line in licences.warnings(name, each["licence"])]
+    said += [
+        f"{name}: its repository, commit or columns could not be checked when its source was written"
+        for name, each in sources.items()
+        if not each["verified"] and each["digest"] is None
+    ]
+    said += [
+        f"{name}: its rows were not compared with any held-out row"
+        for name, each in sets.items()
+        if not any(use["name"] == "decontaminate" for use in each["filters"])
+    ]
     if asked.missing_benchmarks:
         said.append(f"not compared with {', '.join(asked.missing_benchmarks)}: their rows were not at hand")
     if asked.unknown_tasks:
@@ -120,5 +123,4 @@ def _card(made: Mapping[str, Any]) -> str:
 def _bars(histogram: Mapping[str, int]) -> list[tuple[str, int, str]]:
     """Return a histogram as (length, rows, bar)."""
     most = max(histogram.values(), default=1)
-    return [(name.replace("<=more", "longer"), count, "#" * max(1, round(30 * count / most)))
-            for name, count in histogram.items()]  # fmt: skip
+    return [(name.replace("<=more", "longer"), count, "#" * max(1, round(30 * count / most))) for name, count in histogram.items()]

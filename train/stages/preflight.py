@@ -124,11 +124,7 @@ def _clocks() -> tuple[str, list[str]]:
     first = next(iter(times.values()))
     off = {who: at - first for who, at in times.items()}
     worst = max(off, key=lambda who: abs(off[who]))
-    wrong = [
-        f"the clock of {who} is {seconds:+.1f} s off rank 0's"
-        for who, seconds in off.items()
-        if abs(seconds) > MAX_SKEW_SECONDS
-    ]
+    wrong = [f"the clock of {who} is {seconds:+.1f} s off rank 0's" for who, seconds in off.items() if abs(seconds) > MAX_SKEW_SECONDS]
     return f"at most {abs(off[worst]):.3f} s apart", wrong
 
 
@@ -143,9 +139,7 @@ def _versions() -> tuple[str, list[str]]:
         for name in first
         if other[name] != first[name]
     ]
-    return ", ".join(
-        f"{name} {first[name]}" for name in ("python", "torch", "transformers", "trl", "deepspeed", "code")
-    ), wrong
+    return ", ".join(f"{name} {first[name]}" for name in ("python", "torch", "transformers", "trl", "deepspeed", "code")), wrong
 
 
 def _code() -> str:
@@ -169,9 +163,7 @@ def _gpus(asked: PreflightParams, machine: Machine) -> tuple[str, list[str]]:
             wrong.append(f"{who}: torch sees {len(gpus)} GPUs, expected {max(1, asked.gpus)}")
         wanted = _plain(asked.gpu_type or "")
         wrong += [
-            f"{who}: GPU {n} is a {g['name']}, expected {asked.gpu_type}"
-            for n, g in enumerate(gpus)
-            if wanted not in _plain(g["name"])
+            f"{who}: GPU {n} is a {g['name']}, expected {asked.gpu_type}" for n, g in enumerate(gpus) if wanted not in _plain(g["name"])
         ]
         wrong += [
             f"{who}: {1 - g['free']:.0%} of GPU {n}'s memory is in use by something else"
@@ -189,8 +181,11 @@ def _plain(name: str) -> str:
 def _kernels(asks: tuple[Requirement, ...]) -> tuple[str, list[str]]:
     """Attention, Liger and bitsandbytes must be on every node, or training fails when its data are long made."""
     mine = [f"{', '.join(ask.stages)}: {reason}" for ask in asks for reason in requirements.unusable(ask)]
-    used = sorted({ask.machine.attn_implementation for ask in asks} | {"liger" for ask in asks if ask.machine.use_liger_kernel}
-                  | {"bitsandbytes" for ask in asks if ask.load_in_4bit})  # fmt: skip
+    used = sorted(
+        {ask.machine.attn_implementation for ask in asks}
+        | {"liger" for ask in asks if ask.machine.use_liger_kernel}
+        | {"bitsandbytes" for ask in asks if ask.load_in_4bit}
+    )
     told: dict[str, list[str]] = {}
     for who, lacks in _gather(mine).items():
         for reason in lacks:
@@ -207,9 +202,7 @@ def _all_reduce(device: str) -> tuple[str, list[str]]:
     data = torch.full((count,), float(ranks.rank() + 1), device=device)
     right = world * (world + 1) / 2
     distributed.all_reduce(data)  # the first call also makes the connections
-    wrong = (
-        [] if bool((data == right).all()) else [f"the sum over ranks came out as {data[0].item()}, expected {right}"]
-    )
+    wrong = [] if bool((data == right).all()) else [f"the sum over ranks came out as {data[0].item()}, expected {right}"]
     _settle(device)
     began = time.monotonic()
     for _ in range(_ROUNDS):

@@ -67,9 +67,7 @@ def write_scores(steps: Sequence[Step], path: Path) -> int:
     return len(rows)
 
 
-def _render(
-    recipe: Mapping[str, Any], stages: Mapping[str, Finished], steps: Sequence[Step], judged: Sequence[Judged]
-) -> str:
+def _render(recipe: Mapping[str, Any], stages: Mapping[str, Finished], steps: Sequence[Step], judged: Sequence[Judged]) -> str:
     metrics = list(dict.fromkeys(metric for step in steps for metric in step.scores))
     main = [metric for metric in metrics if is_main(metric)]
     sources = source_rows(stages, recipe)
@@ -88,12 +86,8 @@ def _render(
         main=main,
         neutral=[metric for metric in metrics if metric in NEUTRAL],
         meaning={metric: pages.meaning(metric, tasks) for metric in metrics},
-        higher={
-            metric: any(higher_is_better(step, metric) for step in steps if metric in step.scores) for metric in metrics
-        },
-        sizes={
-            metric: sorted({step.scores[metric]["n"] for step in steps if metric in step.scores}) for metric in metrics
-        },
+        higher={metric: any(higher_is_better(step, metric) for step in steps if metric in step.scores) for metric in metrics},
+        sizes={metric: sorted({step.scores[metric]["n"] for step in steps if metric in step.scores}) for metric in metrics},
         groups=_groups(metrics),
         verdicts={
             each.step.name: {m: c.verdict for m, c in each.comparisons.items()}
@@ -116,9 +110,7 @@ def _render(
 
 def _base(recipe: Mapping[str, Any], stages: Mapping[str, Finished]) -> dict[str, Any]:
     base = recipe["base"]
-    name = {"hub": base.get("id"), "local": "a local model folder"}.get(
-        base["kind"], "a small, randomly initialised Llama"
-    )
+    name = {"hub": base.get("id"), "local": "a local model folder"}.get(base["kind"], "a small, randomly initialised Llama")
     counts = stages["base"].counts if "base" in stages else {}
     return {"name": name, "revision": base.get("revision"), "parameters": counts.get("parameters")}
 
@@ -169,9 +161,7 @@ def _curve_figures(steps: Sequence[Step]) -> list[tuple[str, Markup]]:
     for key, name in _CURVES.items():
         curves = [figures.Curve(step.name, values) for step in rounds if (values := _logged(step, key))]
         if curves:
-            found.append(
-                (f"DPO {name}", Markup(figures.curves(f"DPO {name}", curves, second=key.endswith("/rejected"))))
-            )
+            found.append((f"DPO {name}", Markup(figures.curves(f"DPO {name}", curves, second=key.endswith("/rejected")))))
     return found
 
 
@@ -186,9 +176,7 @@ def _gates(steps: Sequence[Step], stages: Mapping[str, Finished]) -> list[dict[s
         gate = stages.get(f"gate.{step.name}")
         if gate or step.stage.kind.is_round:
             decision = (store.read_json(gate.folder / DECISION) if gate else None) or {}
-            found.append(
-                {"step": step, "gate": gate, "rules": decision.get("rules", []), "stops": decision.get("stops_rounds")}
-            )
+            found.append({"step": step, "gate": gate, "rules": decision.get("rules", []), "stops": decision.get("stops_rounds")})
     return found
 
 

@@ -86,9 +86,7 @@ def _batches(source: Path) -> Iterator[list[records.Pair]]:
             yield [each for each in batch[start : start + _BATCH] if isinstance(each, records.Pair)]
 
 
-def _encode(
-    batch: list[records.Pair], tokenizer: Any, max_length: int
-) -> list[tuple[records.Pair, chat.EncodedPair | str, bool]]:
+def _encode(batch: list[records.Pair], tokenizer: Any, max_length: int) -> list[tuple[records.Pair, chat.EncodedPair | str, bool]]:
     """Tokenise pairs and bring them within the budget: each with what it became, and whether that was cut."""
     found: list[tuple[records.Pair, chat.EncodedPair | str, bool]] = []
     for pair, encoded in zip(batch, chat.encode_pairs(tokenizer, batch), strict=True):

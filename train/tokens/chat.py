@@ -56,27 +56,32 @@ def check_template(tokenizer: PreTrainedTokenizerBase) -> str:
     so would never learn to stop.
     """
     if not tokenizer.chat_template:
-        raise UserError("the tokenizer has no chat template: set base.chat_template to a Jinja file, for example "
-                        "chat_templates/llama3.jinja")  # fmt: skip
+        raise UserError(
+            "the tokenizer has no chat template: set base.chat_template to a Jinja file, for example chat_templates/llama3.jinja"
+        )
     probe = (Message("user", "Is it so?"), Message("assistant", "It is."))
     try:
         text, spans = _render(tokenizer, probe)
         asked = tokenizer.apply_chat_template(_dicts(probe[:1]), tokenize=False)
-        opens_answer = asked != tokenizer.apply_chat_template(
-            _dicts(probe[:1]), tokenize=False, add_generation_prompt=True
-        )
+        opens_answer = asked != tokenizer.apply_chat_template(_dicts(probe[:1]), tokenize=False, add_generation_prompt=True)
     except TemplateError as error:
         raise UserError(f"the chat template cannot render a plain question and answer: {error}") from None
     if not spans:
-        raise UserError("the chat template renders a prompt differently once it is answered, so a model would be trained on "
-                        "another text than it is asked with: use a template whose prompt is a prefix of prompt and answer")  # fmt: skip
+        raise UserError(
+            "the chat template renders a prompt differently once it is answered, so a model would be trained on "
+            "another text than it is asked with: use a template whose prompt is a prefix of prompt and answer"
+        )
     if not opens_answer:
-        raise UserError("the chat template ignores add_generation_prompt: the model would be trained to write the assistant's "
-                        "header, and asked without it. Add the header where add_generation_prompt is set")  # fmt: skip
+        raise UserError(
+            "the chat template ignores add_generation_prompt: the model would be trained to write the assistant's "
+            "header, and asked without it. Add the header where add_generation_prompt is set"
+        )
     end = _turn_end(tokenizer, text, *spans[-1])
     if end is None:
-        raise UserError(f"the chat template ends an assistant turn with {text[spans[-1][0]:]!r}, without one of the tokenizer's "
-                        f"control tokens {tokenizer.all_special_tokens[:8]}: the model would never learn to stop")  # fmt: skip
+        raise UserError(
+            f"the chat template ends an assistant turn with {text[spans[-1][0] :]!r}, without one of the tokenizer's "
+            f"control tokens {tokenizer.all_special_tokens[:8]}: the model would never learn to stop"
+        )
     (encoded,) = _encode(tokenizer, [text], [[(spans[-1][0], end)]])
     if isinstance(encoded, str):
         raise UserError(f"the chat template cannot be used for training: {encoded}")
@@ -92,9 +97,7 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
-def encode_conversations(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[tuple[Message, ...]]
-) -> list[Encoded | str]:
+def encode_conversations(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[tuple[Message, ...]]) -> list[Encoded | str]:
     """Tokenise conversations in one batch. A string in place of a result is the reason why a row cannot be used."""
     results: list[Encoded | str] = [""] * len(conversations)
     texts, spans, places = [], [], []
@@ -183,9 +186,7 @@ class _Frame:
 
     def spans(self, messages: tuple[Message, ...], text: str) -> list[tuple[int, int]] | None:
         """Return the answers' spans in a rendered text, or None where this frame did not write it."""
-        contents = [
-            each.content.strip() if trims else each.content for each, trims in zip(messages, self.trims, strict=True)
-        ]
+        contents = [each.content.strip() if trims else each.content for each, trims in zip(messages, self.trims, strict=True)]
         written = [part for pair in zip(self.pieces, contents, strict=False) for part in pair]
         if text != "".join((*written, self.pieces[-1])):
             return None
@@ -214,9 +215,7 @@ def _frame(tokenizer: PreTrainedTokenizerBase, template: str, roles: tuple[Role,
     return _Frame(pieces, trims, tuple(answers))
 
 
-def _render_fast(
-    tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...]
-) -> tuple[str, list[tuple[int, int]]]:
+def _render_fast(tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...]) -> tuple[str, list[tuple[int, int]]]:
     """Do what `_render` does, with one rendering where a frame is known for these roles."""
     frame = _frame(tokenizer, str(tokenizer.chat_template), tuple(message.role for message in messages))
     text = str(tokenizer.apply_chat_template(_dicts(messages), tokenize=False)) if frame else ""
@@ -230,19 +229,14 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase, text: str, start: int, end: in
     return max(ends, default=None)
 
 
-def _encode(
-    tokenizer: PreTrainedTokenizerBase, texts: list[str], spans: list[list[tuple[int, int]]]
-) -> list[Encoded | str]:
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], spans: list[list[tuple[int, int]]]) -> list[Encoded | str]:
     batch = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
     assert batch.encodings
     found = [
         _tokens_of(encoding, each) or _tokens_of_slowly(encoding.offsets, each)
         for encoding, each in zip(batch.encodings, spans, strict=True)
     ]
-    return [
-        each if isinstance(each, str) else Encoded(ids, each)
-        for ids, each in zip(batch["input_ids"], found, strict=True)
-    ]
+    return [each if isinstance(each, str) else Encoded(ids, each) for ids, each in zip(batch["input_ids"], found, strict=True)]
 
 
 def _tokens_of(encoding: Encoding, spans: list[tuple[int, int]]) -> tuple[tuple[int, int], ...] | None:
@@ -262,9 +256,7 @@ def _tokens_of(encoding: Encoding, spans: list[tuple[int, int]]) -> tuple[tuple[
     return tuple(found)
 
 
-def _tokens_of_slowly(
-    offsets: Sequence[tuple[int, int]], spans: list[tuple[int, int]]
-) -> tuple[tuple[int, int], ...] | str:
+def _tokens_of_slowly(offsets: Sequence[tuple[int, int]], spans: list[tuple[int, int]]) -> tuple[tuple[int, int], ...] | str:
     """Find the tokens inside each span (both in reading order); a token across a border spoils the row."""
     inside: list[list[int]] = [[] for _ in spans]
     place = 0

@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainingArguments
 from transformers.trainer_utils import set_seed
 
 from rounds.data_prep.errors import UserError
@@ -14,6 +15,10 @@ from rounds.train.weights import models
 
 OWN_FIELDS = {"global_batch_size", "max_length", "lora", "stop_on_loss_above", "stop_after_steps"}
 """Fields of `recipe.Training` that are turned into something else here, or read by the watcher."""
+_CHECKPOINTING = next(
+    name for name in ("activation_checkpointing", "gradient_checkpointing") if name in TrainingArguments.__dataclass_fields__
+)
+"""Its name in transformers 5.23, and in 5.17, which a machine may have on which nothing can be installed."""
 
 
 def arguments(training: Training, machine: Machine, seed: int, out: Path) -> dict[str, Any]:
@@ -33,7 +38,7 @@ def arguments(training: Training, machine: Machine, seed: int, out: Path) -> dic
         # Without kwargs it is torch's non-reentrant kind. TRL 1.16 wants the reentrant one for adapters under ZeRO-3, but says so under
         # the old name `gradient_checkpointing_kwargs`, which transformers 5.23 has by then read. DeepSpeed 0.19.8 needs it no more: it
         # keeps frozen weights until the backward pass that recomputes with them is through (its pull request 8148); a test trains so.
-        "activation_checkpointing": machine.activation_checkpointing,
+        _CHECKPOINTING: machine.activation_checkpointing,
         "use_liger_kernel": _liger(machine),
         "deepspeed": deepspeed_config(training, machine),
         "average_tokens_across_devices": True,  # SFT's loss is a mean over the tokens of the whole global batch

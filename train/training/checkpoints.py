@@ -57,8 +57,10 @@ def resumable(folder: Path) -> Path | None:
         return None
     chosen = folder / f"checkpoint-{step}"
     if not (chosen / COMPLETE).is_file():
-        raise UserError(f"rank {ranks.rank()} on {ranks.node()} does not see {chosen}, from which rank 0 goes on: is the store the "
-                        "same folder on every node? If it only lags behind, run again")  # fmt: skip
+        raise UserError(
+            f"rank {ranks.rank()} on {ranks.node()} does not see {chosen}, from which rank 0 goes on: is the store the "
+            "same folder on every node? If it only lags behind, run again"
+        )
     return chosen
 
 

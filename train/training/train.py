@@ -44,9 +44,7 @@ def run(trainer: StageTrainer, out: Path, start: Path, training: Training, machi
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     if watcher.stopped and trainer.state.global_step < trainer.state.max_steps:
         ranks.barrier()  # the first rank to leave makes srun and torchrun end the others: not before rank 0 has marked the checkpoint
-        raise ranks.Stopped(
-            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, as asked; {watcher.goes_on_from()}"
-        )
+        raise ranks.Stopped(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, as asked; {watcher.goes_on_from()}")
     _save(trainer, out, start, training.lora)
     if ranks.rank() == 0:
         write_metrics(out, trainer.state.log_history)
@@ -95,6 +93,4 @@ def _check_finite(folder: Path) -> None:
         with safe_open(file, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118
                 if not torch.isfinite(weights.get_tensor(name)).all():
-                    raise UserError(
-                        f"training ended with non-finite weights in {name}: lower learning_rate, or check the data"
-                    )
+                    raise UserError(f"training ended with non-finite weights in {name}: lower learning_rate, or check the data")

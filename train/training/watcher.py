@@ -67,8 +67,10 @@ class Watcher(TrainerCallback):
         """
         for name in ("loss", "grad_norm"):
             if not math.isfinite(numbers.get(name, 0.0)):
-                raise UserError(f"the {name.replace('grad_norm', 'gradient norm')} became {numbers[name]} at step "
-                                f"{state.global_step}: lower learning_rate, or check the data of this stage. {self._kept()}")  # fmt: skip
+                raise UserError(
+                    f"the {name.replace('grad_norm', 'gradient norm')} became {numbers[name]} at step "
+                    f"{state.global_step}: lower learning_rate, or check the data of this stage. {self._kept()}"
+                )
         bound = self.training.stop_on_loss_above
         self.above = self.above + 1 if bound is not None and numbers["loss"] > bound else 0
         if self.above:

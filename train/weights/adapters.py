@@ -125,8 +125,9 @@ def _check_targets(model: PreTrainedModel, lora: Lora | None) -> None:
             else f"{others[0]} of {kind} is a {type(layers[others[0]]).__name__}, to which no adapter can be added"
         )
         linear = {name.rpartition(".")[2] for name, module in layers.items() if isinstance(module, torch.nn.Linear)}
-        raise UserError(f"lora.target_modules: {wrong}. Its linear layers are {', '.join(sorted(linear - {'lm_head'}))}; "
-                        "all-linear takes every one")  # fmt: skip
+        raise UserError(
+            f"lora.target_modules: {wrong}. Its linear layers are {', '.join(sorted(linear - {'lm_head'}))}; all-linear takes every one"
+        )
 
 
 def restore(model: Any, start: Policy, lora: Lora | None) -> None:

@@ -84,7 +84,7 @@ def open_folder(where: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     try:
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+        tokenizer = without_place(AutoTokenizer.from_pretrained(where, trust_remote_code=False))
     except Exception as error:  # each model's config checks itself, with errors of its own kind
         raise UserError(f"{where} is not a usable Hugging Face model folder: {_said(error)}") from error
     try:
@@ -105,11 +105,16 @@ def open_folder(where: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         ("are not there", found["missing_keys"]),
     ):
         if names:
-            raise UserError(f"{where}: {len(names)} of the model's weights {what}, such as {min(names)}; take config.json and "
-                            "weights from one place")  # fmt: skip
+            raise UserError(
+                f"{where}: {len(names)} of the model's weights {what}, such as {min(names)}; take config.json and weights from one place"
+            )
     if found["unexpected_keys"]:
-        logger.warning("%s: the model that config.json describes does not use %d of the weights, such as %s",
-                       where, len(found["unexpected_keys"]), min(found["unexpected_keys"]))  # fmt: skip
+        logger.warning(
+            "%s: the model that config.json describes does not use %d of the weights, such as %s",
+            where,
+            len(found["unexpected_keys"]),
+            min(found["unexpected_keys"]),
+        )
     return model, tokenizer
 
 
@@ -120,7 +125,14 @@ def _said(error: Exception) -> str:
 
 def load_tokenizer(policy: Policy) -> PreTrainedTokenizerBase:
     """Load the run's tokenizer, with its chat template."""
-    return AutoTokenizer.from_pretrained(policy.tokenizer)
+    return without_place(AutoTokenizer.from_pretrained(policy.tokenizer))
+
+
+def without_place(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Forget how a tokenizer was read, which transformers would write into its config: HF_HUB_OFFLINE changed an exported file."""
+    for name in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(name, None)
+    return tokenizer
 
 
 def place(model: PreTrainedModel, machine: Machine, as_in_training: bool = False) -> PreTrainedModel:
@@ -142,11 +154,7 @@ def autocast(machine: Machine) -> torch.autocast:
 
 def arithmetic(machine: Machine) -> str:
     """Name what a pass in training computes in: two rows that differ in it agree on a log-probability only roughly."""
-    return (
-        "bf16 autocast over fp32 weights"
-        if machine.precision == "bf16" and machine.deepspeed is None
-        else machine.precision
-    )
+    return "bf16 autocast over fp32 weights" if machine.precision == "bf16" and machine.deepspeed is None else machine.precision
 
 
 def training_dtype(machine: Machine) -> torch.dtype:
@@ -162,9 +170,7 @@ def load_to_score(policy: Policy, machine: Machine) -> PreTrainedModel:
     return load_model(policy, machine, dtype, machine.device_map).eval()
 
 
-def load_model(
-    policy: Policy, machine: Machine, dtype: Any = torch.float32, device_map: str | None = None
-) -> PreTrainedModel:
+def load_model(policy: Policy, machine: Machine, dtype: Any = torch.float32, device_map: str | None = None) -> PreTrainedModel:
     """Load the weights, merge the adapters into them in order, and return the model on the CPU, or where `device_map` says.
 
     `dtype` is torch's, or "auto" for that of the files.

@@ -48,9 +48,7 @@ def choose(wanted: PairBatching, model: PreTrainedModel) -> PairBatching:
     if wanted == "auto":
         return "padded" if reason else "shared_prefix"
     if wanted != "padded" and reason:
-        raise UserError(
-            f"pair_batching: {wanted} does not work for {type(model).__name__}: {reason}. Use auto or padded"
-        )
+        raise UserError(f"pair_batching: {wanted} does not work for {type(model).__name__}: {reason}. Use auto or padded")
     return wanted
 
 
@@ -158,9 +156,7 @@ def _by_segment(
     return torch.cat(done, dim=1)
 
 
-def _by_one_call(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, row: PackedRow
-) -> torch.Tensor:
+def _by_one_call(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, row: PackedRow) -> torch.Tensor:
     assert varlen_attn is not None
     queries, keys, values = (part[0].transpose(0, 1) for part in (query, key, value))
     if row.ranges.keys is not None:

@@ -80,9 +80,7 @@ class Sharding:
         return self.engine
 
 
-def prepare(
-    model: PreTrainedModel, machine: Machine, sharding: Sharding | None = None
-) -> Callable[[Sequence[Tokens]], list[Scores]]:
+def prepare(model: PreTrainedModel, machine: Machine, sharding: Sharding | None = None) -> Callable[[Sequence[Tokens]], list[Scores]]:
     """Make a loaded model ready, and return what scores one batch of pairs with it."""
     add_fused_lm_head(model)
     batching = packed_attention.choose(machine.pair_batching, model)
@@ -116,9 +114,7 @@ def prepare(
     return score
 
 
-def in_batches(
-    score: Callable[[Sequence[Tokens]], list[Scores]], pairs: pa.Table, places: Sequence[int], machine: Machine
-) -> list[Scores]:
+def in_batches(score: Callable[[Sequence[Tokens]], list[Scores]], pairs: pa.Table, places: Sequence[int], machine: Machine) -> list[Scores]:
     """Score the pairs at some places, as many at once as `in_blocks` does."""
     return [each for batch in _cut(places, _pairs_at_once(machine)) for each in score(_tokens(pairs, batch))]
 
@@ -145,9 +141,7 @@ def in_blocks(
     folder.mkdir(parents=True, exist_ok=True)
     # Rank 0 looks for all: under ZeRO-3 ranks that saw different files would wait for each other for ever. A node that has not looked
     # for a file also has not noted that it is absent, as NFS does for up to a minute.
-    todo = ranks.agree_on(
-        [number for number in range(len(blocks)) if not _file(folder, number).is_file()] if ranks.rank() == 0 else []
-    )
+    todo = ranks.agree_on([number for number in range(len(blocks)) if not _file(folder, number).is_file()] if ranks.rank() == 0 else [])
     done = len(order) - sum(len(batch) for number in todo for batch in blocks[number])
     for turn in _cut(todo, ranks.world_size()):
         mine = turn[ranks.rank()] if ranks.rank() < len(turn) else None
@@ -157,9 +151,7 @@ def in_blocks(
             for _ in range(per_block - len(block)):
                 score(_tokens(pairs, batches[-1]))
         if mine is not None:
-            _write(
-                folder, mine, [place for batch in block for place in batch], [each for batch in found for each in batch]
-            )
+            _write(folder, mine, [place for batch in block for place in batch], [each for batch in found for each in batch])
         done += sum(len(batch) for number in turn for batch in blocks[number])
         progress(done)
     ranks.barrier()
@@ -205,8 +197,10 @@ def _wait_for(file: Path) -> None:
     until = time.monotonic() + _LAG_SECONDS
     while not file.is_file():
         if time.monotonic() > until:
-            raise UserError(f"rank {ranks.rank()} on {ranks.node()} does not see {file}, which another rank has written: is the store "
-                            "the same folder on every node? Run again to go on from what is scored")  # fmt: skip
+            raise UserError(
+                f"rank {ranks.rank()} on {ranks.node()} does not see {file}, which another rank has written: is the store "
+                "the same folder on every node? Run again to go on from what is scored"
+            )
         time.sleep(0.5)
 
 

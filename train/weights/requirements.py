@@ -27,9 +27,7 @@ def asks(stages: Iterable[Stage], cluster: Cluster) -> list[Requirement]:
             continue
         lora = _lora(stage)
         machine = cluster.machine(stage.row, stage.name)
-        mine = Requirement(
-            stages=(), function=stage.kind.name, machine=machine, load_in_4bit=bool(lora and lora.load_in_4bit)
-        )
+        mine = Requirement(stages=(), function=stage.kind.name, machine=machine, load_in_4bit=bool(lora and lora.load_in_4bit))
         known = next((n for n, each in enumerate(found) if each.model_copy(update={"stages": ()}) == mine), None)
         if known is None:
             found.append(mine.model_copy(update={"stages": (stage.name,)}))

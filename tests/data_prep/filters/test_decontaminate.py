@@ -18,9 +18,7 @@ from rounds.data_prep.schema import FilterUse
 from rounds.data_prep.turns import ask
 
 CHOICES = ("3.5", "7", "12", "6.25")
-STOCK = (
-    "comes to the clinic because of a {} that started three days ago . her pulse is 80 and her blood pressure is 120"
-)
+STOCK = "comes to the clinic because of a {} that started three days ago . her pulse is 80 and her blood pressure is 120"
 SENTENCES = (
     "A retired gardener of seventy one limps in with a swollen left knee after pruning roses for 40 minutes.",
     "He keeps two parrots and has drunk well water since moving to his late sister's cottage 6 weeks ago.",
@@ -56,8 +54,10 @@ def stock_patients() -> list[Record]:
         "itchy scalp",
         "loose tooth",
     )
-    return [Question(each, "exam", (Message("user", f"A woman of {age} " + STOCK.format(each)),), ("x", "y"), 0)
-            for age, each in enumerate(complaints, 30)]  # fmt: skip
+    return [
+        Question(each, "exam", (Message("user", f"A woman of {age} " + STOCK.format(each)),), ("x", "y"), 0)
+        for age, each in enumerate(complaints, 30)
+    ]
 
 
 def test_a_part_is_found_in_prompt_and_answers() -> None:
@@ -205,11 +205,7 @@ def test_the_order_and_the_batches_of_rows_change_no_verdict(draw: random.Random
             talk("A woman of 52 " + STOCK.format("swollen wrist"))]  # fmt: skip
     places = draw.sample(range(5), 5)
     rule = filters.build(FilterUse(name="decontaminate"), [EXAM, SHORT, *stock_patients()])
-    found = [
-        verdict
-        for start in range(0, 5, size)
-        for verdict in rule([rows[place] for place in places[start : start + size]])
-    ]
+    found = [verdict for start in range(0, 5, size) for verdict in rule([rows[place] for place in places[start : start + size]])]
     assert [found[places.index(place)] for place in range(5)] == [
         "overlaps_exam",
         "overlaps_exam",

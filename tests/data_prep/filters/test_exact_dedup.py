@@ -17,10 +17,7 @@ def test_a_repeated_record_is_dropped_across_batches() -> None:
 
 def test_raised_digits_are_others() -> None:
     rule = filters.build(FilterUse(name="exact_dedup"), [])
-    assert (
-        rule([talk("How many?", "105 a litre"), talk("How many?", "10⁵ a litre"), talk("How many?", "ＬＯ")])
-        == [None] * 3
-    )
+    assert rule([talk("How many?", "105 a litre"), talk("How many?", "10⁵ a litre"), talk("How many?", "ＬＯ")]) == [None] * 3
     assert rule([talk("How many?", "lo")]) == ["duplicate"]
 
 

@@ -29,9 +29,7 @@ USES = [
 
 @pytest.mark.parametrize("use", USES, ids=lambda use: use.name)
 @given(records=RECORDS, heldout=RECORDS, cut=st.integers(0, 12))
-def test_one_answer_each_and_the_same_in_any_batches(
-    use: FilterUse, records: list[Record], heldout: list[Record], cut: int
-) -> None:
+def test_one_answer_each_and_the_same_in_any_batches(use: FilterUse, records: list[Record], heldout: list[Record], cut: int) -> None:
     whole = filters.build(use, heldout)(records)
     again = filters.build(use, heldout)
     assert whole == [*again(records[:cut]), *again(records[cut:])]

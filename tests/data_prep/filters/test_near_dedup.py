@@ -44,9 +44,7 @@ def test_a_small_edit_is_a_duplicate_and_a_large_one_is_not() -> None:
 def test_the_first_seen_stays_across_batches_and_kinds_of_space() -> None:
     rule = filters.build(FilterUse(name="near_dedup"), [])
     assert rule([talk("What?", NOTE), talk("Who?", "Nobody at all.")]) == [None, None]
-    assert (
-        rule([talk("what", NOTE.upper().replace(" ", "\n")), talk("Who?", "Nobody at all!")]) == ["near_duplicate"] * 2
-    )
+    assert rule([talk("what", NOTE.upper().replace(" ", "\n")), talk("Who?", "Nobody at all!")]) == ["near_duplicate"] * 2
     assert rule([]) == []
 
 
@@ -82,9 +80,7 @@ def test_against_every_pair_compared(seed: int, size: int) -> None:
     draw = random.Random(seed)
     texts: list[list[str]] = []
     for _ in range(20):
-        words = (
-            list(draw.choice(texts)) if texts and draw.random() < 0.5 else random_text(draw, draw.randrange(60, 200))
-        )
+        words = list(draw.choice(texts)) if texts and draw.random() < 0.5 else random_text(draw, draw.randrange(60, 200))
         if draw.random() < 0.5:
             words[draw.randrange(len(words))] = "edited"
         texts.append(words)

@@ -176,7 +176,7 @@ def test_no_output_but_the_records_holds_a_text_that_was_found(tmp_path: Path) -
 
 
 def test_without_the_extra_planning_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(phi, "_MODULES", ("presidio_analyzer_that_is_not_there",))
+    monkeypatch.setattr(phi, "MODULES", ("presidio_analyzer_that_is_not_there",))
     with pytest.raises(UserError, match=r"pip install -e \.\[phi\]"):
         filters.settings(FilterUse(name="phi"))
 
@@ -195,9 +195,7 @@ def test_planning_imports_neither_presidio_nor_spacy() -> None:
 
 @needs_extra
 def test_public_clinical_rows_are_hardly_touched(shared_data: Path) -> None:
-    rows = [
-        json.loads(line) for line in (shared_data / "medquad/medquad_answered.jsonl").read_text().splitlines()[::33]
-    ]
+    rows = [json.loads(line) for line in (shared_data / "medquad/medquad_answered.jsonl").read_text().splitlines()[::33]]
     verdicts = rule()([talk(row["question"], row["answer"], row["id"]) for row in rows])
     assert 0 < sum(verdict is not None for verdict in verdicts) / len(rows) < 0.04
 

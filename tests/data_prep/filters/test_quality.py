@@ -109,9 +109,15 @@ def test_of_a_question_the_right_choice_counts() -> None:
 
 def test_each_rule_can_be_turned_off() -> None:
     off = rule(
-        drop_refusals=False, english_only=False, drop_truncated=False, max_repeated_lines=1, max_repeated_line_characters=1,
-        max_top_ngram=1, max_repeated_ngrams=1, max_noise_share=1,
-    )  # fmt: skip
+        drop_refusals=False,
+        english_only=False,
+        drop_truncated=False,
+        max_repeated_lines=1,
+        max_repeated_line_characters=1,
+        max_top_ngram=1,
+        max_repeated_ngrams=1,
+        max_noise_share=1,
+    )
     assert off([talk(answer) for answer, reason in DROPPED if reason != "empty_answer"]) == [None] * (len(DROPPED) - 2)
     with pytest.raises(ValidationError):
         rule(max_noise_share=2)

@@ -281,9 +281,7 @@ def test_one_question_falls_on_the_same_side_in_every_format(tmp_path: Path) -> 
     ),
     value=st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
-        lambda inner: (
-            st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "text"]), inner)
-        ),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "text"]), inner),
         max_leaves=6,
     ),
 )

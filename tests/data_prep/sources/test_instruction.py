@@ -150,9 +150,7 @@ ORCA = [
     orca("Name a bone.", "The femur."),
     orca("Name a vein.", "The jugular."),
 ]
-OPEN_ORCA = {
-    "1M-GPT4-Augmented.parquet": [open_orca("cot.1", "Name a citrus fruit."), open_orca("t0.2", "Name a bone.")]
-}
+OPEN_ORCA = {"1M-GPT4-Augmented.parquet": [open_orca("cot.1", "Name a citrus fruit."), open_orca("t0.2", "Name a bone.")]}
 DRUGS = "task1447_drug_extraction_ade"
 CASES = [
     Case(
@@ -344,9 +342,7 @@ CASES = [
         "unknown_section",
     ),
     Case("slim_orca", "cot", "oo-labeled_correct.gpt4.sharegpt.jsonl", ORCA, ("A lemon.",), "no_source_tag", OPEN_ORCA),
-    Case(
-        "slim_orca", "t0", "oo-labeled_correct.gpt4.sharegpt.jsonl", ORCA, ("The femur.",), "no_source_tag", OPEN_ORCA
-    ),
+    Case("slim_orca", "t0", "oo-labeled_correct.gpt4.sharegpt.jsonl", ORCA, ("The femur.",), "no_source_tag", OPEN_ORCA),
     Case(
         "slim_orca",
         "train",
@@ -369,11 +365,7 @@ CASES = [
         ],
         ("b1", "b2"),
         "turns_out_of_order",
-        {
-            "data/test_sft-00000-of-00001.parquet": [
-                {"prompt": "x", "prompt_id": "x", "messages": [{"role": "user", "content": "x"}]}
-            ]
-        },
+        {"data/test_sft-00000-of-00001.parquet": [{"prompt": "x", "prompt_id": "x", "messages": [{"role": "user", "content": "x"}]}]},
     ),
 ]
 
@@ -477,10 +469,7 @@ def test_mmlu_names_its_rows_alike_in_both_forms(tmp_path: Path, convert) -> Non
     with (tmp_path / "anatomy_test.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([row["question"], *row["choices"], "ABCD"[row["answer"]]] for row in rows)
     write(tmp_path / "saved.parquet", rows)
-    uses = [
-        SourceUse(source="mmlu_medical", split="test", path=str(tmp_path / name))
-        for name in ("anatomy_test.csv", "saved.parquet")
-    ]
+    uses = [SourceUse(source="mmlu_medical", split="test", path=str(tmp_path / name)) for name in ("anatomy_test.csv", "saved.parquet")]
     first, second = (convert(use)[0] for use in uses)
     assert first == second
     assert [record.id for record in first] == ["anatomy/test/1", "anatomy/test/2"]
@@ -501,9 +490,7 @@ def test_pubhealth_knows_the_order_of_labels_of_each_hub_set(tmp_path: Path, con
     """The same number is another verdict in the two sets; a file alone tells neither, and no label is guessed."""
     rows = [pubhealth(number, number) for number in range(4)]
     write(tmp_path / "one" / "pubhealth_source" / "train" / "0000.parquet", rows)
-    write(
-        tmp_path / "one" / "pubhealth_bigbio_pairs" / "train" / "0000.parquet", [{"id": 1, "text_1": "other columns"}]
-    )
+    write(tmp_path / "one" / "pubhealth_bigbio_pairs" / "train" / "0000.parquet", [{"id": 1, "text_1": "other columns"}])
     write(tmp_path / "two" / "data" / "train-00000-of-00001.parquet", rows)
     wanted = {
         "one": ["is true.", "is false.", "is unproven.", "mixes true and false."],
@@ -511,9 +498,7 @@ def test_pubhealth_knows_the_order_of_labels_of_each_hub_set(tmp_path: Path, con
     }
     for name, verdicts in wanted.items():
         records, reasons = convert(SourceUse(source="pubhealth", split="train", path=str(tmp_path / name)))
-        assert [choice(record) for record in records] == [
-            f"The claim {verdict}" for verdict in verdicts
-        ] and not reasons
+        assert [choice(record) for record in records] == [f"The claim {verdict}" for verdict in verdicts] and not reasons
     alone = tmp_path / "one" / "pubhealth_source" / "train" / "0000.parquet"
     _, reasons = convert(SourceUse(source="pubhealth", split="train", path=str(alone)))
     assert reasons == {"label_of_unknown_order": 4}
@@ -572,9 +557,7 @@ REAL = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "split", "path", "count", "dropped"), REAL, ids=[f"{row[0]}-{row[1]}" for row in REAL]
-)
+@pytest.mark.parametrize(("name", "split", "path", "count", "dropped"), REAL, ids=[f"{row[0]}-{row[1]}" for row in REAL])
 def test_the_real_rows(name: str, split: str, path: str, count: int, dropped: dict, shared_data: Path, convert) -> None:
     records, reasons = convert(SourceUse(source=name, split=split, path=str(shared_data / path)))
     assert (len(records), reasons) == (count, dropped)

@@ -66,9 +66,7 @@ def test_the_github_file_gives_the_same_questions(tmp_path: Path, write_parquet,
     }
     (tmp_path / "ori_pqal.json").write_text(json.dumps(rows))
     hub_path = write_parquet(tmp_path / "rows.parquet", ROWS)
-    uses = [
-        SourceUse(source="pubmedqa", split="labeled", path=str(tmp_path / name)) for name in ("ori_pqal.json", hub_path)
-    ]
+    uses = [SourceUse(source="pubmedqa", split="labeled", path=str(tmp_path / name)) for name in ("ori_pqal.json", hub_path)]
     assert convert(uses[0]) == convert(uses[1])
 
 

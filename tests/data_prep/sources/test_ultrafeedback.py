@@ -11,9 +11,7 @@ from rounds.data_prep.sources import RowError, ultrafeedback
 
 def row(prompt: str, chosen: str, rejected: str, better: float = 8.0, worse: float = 4.0) -> dict:
     """One row in the set's schema, of our own."""
-    sides = [
-        [{"content": prompt, "role": "user"}, {"content": each, "role": "assistant"}] for each in (chosen, rejected)
-    ]
+    sides = [[{"content": prompt, "role": "user"}, {"content": each, "role": "assistant"}] for each in (chosen, rejected)]
     return {
         "prompt": prompt,
         "prompt_id": f"id of {prompt}",

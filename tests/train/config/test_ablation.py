@@ -70,17 +70,13 @@ def test_a_star_reaches_every_element_and_a_missing_section_is_made(data):
 
 
 def test_scaling_is_exact_in_decimals(data):
-    made = edit(
-        data, set={"rounds.0.learning_rate": 1e-6}, scale={"rounds.*.learning_rate": 10, "sft.global_batch_size": 2}
-    )
+    made = edit(data, set={"rounds.0.learning_rate": 1e-6}, scale={"rounds.*.learning_rate": 10, "sft.global_batch_size": 2})
     assert made.rounds[0].learning_rate == 1e-5
     assert made.sft and made.sft.global_batch_size == 8
 
 
 def test_a_new_path_is_relative_to_the_file_that_says_so(data, tmp_path):
-    changed = edited(
-        data, Variant(set={"sources.own": {"source": "file", "path": "rows.jsonl"}, "base.path": "model"}), tmp_path
-    )
+    changed = edited(data, Variant(set={"sources.own": {"source": "file", "path": "rows.jsonl"}, "base.path": "model"}), tmp_path)
     assert changed["sources"]["own"]["path"] == str(tmp_path / "rows.jsonl")
     assert changed["base"]["path"] == str(tmp_path / "model")
 

@@ -108,8 +108,8 @@ MISTAKES: dict[str, tuple[str, str, str | None, list[str]]] = {
                                  ["exactly one of", "may_fall_by", "at_least"]),
     "rule with none": (", may_fall_by: 2", "", "metric:", ["exactly one of", "may_fall_by", "none"]),
     "loss weights": ("beta: 0.2", "loss_weights: [1, 2]", "name: second", ["loss_weights has 2", "1 loss types"]),
-    "short revision": ("  kind: tiny\n  hidden_size: 32\n  num_attention_heads: 2", "  kind: hub\n  id: a/b\n  revision: main", "revision: main",
-                       ["revision", "'main'"]),
+    "short revision": ("  kind: tiny\n  hidden_size: 32\n  num_attention_heads: 2", "  kind: hub\n  id: a/b\n  revision: main",
+                       "revision: main", ["revision", "'main'"]),
     "capital revision": ("  kind: tiny\n  hidden_size: 32\n  num_attention_heads: 2", f"  kind: hub\n  id: a/b\n  revision: {SHA.upper()}",
                          "revision:", ["revision", SHA.upper()]),
     "wandb on a number": ("wandb: off", "wandb: 3", "wandb: 3", ["wandb", "3"]),
@@ -226,9 +226,7 @@ def test_wandb_can_be_switched_off(tmp_path: Path, value: str):
     assert recipe.load(write(tmp_path, VALID.replace("wandb: off", f"wandb: {value}"))).wandb is None
 
 
-@pytest.mark.parametrize(
-    ("text", "project"), [("", "rounds"), ("wandb: on", "rounds"), ("wandb: {project: mine}", "mine")]
-)
+@pytest.mark.parametrize(("text", "project"), [("", "rounds"), ("wandb: on", "rounds"), ("wandb: {project: mine}", "mine")])
 def test_wandb_is_on_unless_switched_off(tmp_path: Path, text: str, project: str):
     read = recipe.load(write(tmp_path, VALID.replace("wandb: off", text)))
     assert read.wandb and read.wandb.project == project
@@ -268,9 +266,7 @@ def test_the_last_set_wins(tmp_path: Path):
 
 def test_set_on_an_aliased_round_changes_that_round_only(tmp_path: Path):
     """`<<: *round` copies the fields but shares the lists and sections in them."""
-    text = VALID.replace("    data: [pairs]", "    lora: {r: 4}\n    data: [pairs]").replace(
-        "- name: first", "- &round\n    name: first"
-    )
+    text = VALID.replace("    data: [pairs]", "    lora: {r: 4}\n    data: [pairs]").replace("- name: first", "- &round\n    name: first")
     start = text.index("  - name: second")
     text = text[:start] + "  - {<<: *round, name: second}\n" + text[text.index("evaluate:") :]
     read = recipe.load(write(tmp_path, text), ("rounds.second.lora.r=8", "rounds.second.data.0=asked"))
@@ -335,9 +331,7 @@ def test_a_mistake_in_a_set_is_not_blamed_on_a_line_of_the_file(tmp_path: Path):
     assert "--set" in message, message
 
 
-def test_paths_in_the_file_and_in_set_are_relative_to_where_they_were_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_paths_in_the_file_and_in_set_are_relative_to_where_they_were_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     text = VALID.replace("{source: clinic_facts}", "{source: file, format: messages, path: rows.jsonl}")
@@ -413,9 +407,7 @@ def mutate(data: Any, draw: Any) -> None:
         node.append(copy.deepcopy(draw(st.sampled_from(ODD))))
 
 
-@settings(
-    max_examples=400, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_whatever_is_wrong_only_a_user_error_comes_out(tmp_path: Path, data: st.DataObject):
     mutated = yaml.safe_load(VALID)
@@ -459,7 +451,4 @@ def test_a_task_that_lm_eval_does_not_ship_is_refused(tmp_path: Path, task: str)
 @pytest.mark.parametrize("task", ["arc_easy", "multimedqa", "pubmedqa", "mmlu_anatomy"])
 def test_tasks_and_groups_that_lm_eval_ships_are_found(tmp_path: Path, task: str):
     read = recipe.load(write(tmp_path), (f"evaluate={{tasks: [{{task: {task}, name: asked}}]}}",))
-    assert (
-        build_plan(read, tmp_path / "store", tmp_path).stage("evaluate.base").params.stored()["tasks"][0]["task"]
-        == task
-    )
+    assert build_plan(read, tmp_path / "store", tmp_path).stage("evaluate.base").params.stored()["tasks"][0]["task"] == task

@@ -32,8 +32,9 @@ def line(path: Path, text: str) -> str:
 
 
 def test_maps_merge_and_lists_and_scalars_replace(tmp_path: Path):
-    made = recipe.load(write(tmp_path, top="extends: base.yaml\nname: top\nsft: {learning_rate: 0.5, data: [facts]}\n"
-                                            "evaluate: {tasks: []}\ngate: null\n"))  # fmt: skip
+    made = recipe.load(
+        write(tmp_path, top="extends: base.yaml\nname: top\nsft: {learning_rate: 0.5, data: [facts]}\nevaluate: {tasks: []}\ngate: null\n")
+    )
     assert (made.name, made.base.kind, made.sft and made.sft.max_length) == ("top", "tiny", 64)
     assert made.sft and made.sft.learning_rate == 0.5
     assert made.evaluate and made.evaluate.tasks == () and made.gate is None
@@ -68,8 +69,14 @@ def test_a_section_of_another_kind_replaces(tmp_path: Path):
 
 
 def test_several_files_and_files_that_extend_files_are_laid_in_order(tmp_path: Path):
-    made = recipe.load(write(tmp_path, one="seed: 1\ndescription: one\n", two="extends: one.yaml\nseed: 2\n",
-                             top="extends: [base.yaml, two.yaml]\nname: top\n"))  # fmt: skip
+    made = recipe.load(
+        write(
+            tmp_path,
+            one="seed: 1\ndescription: one\n",
+            two="extends: one.yaml\nseed: 2\n",
+            top="extends: [base.yaml, two.yaml]\nname: top\n",
+        )
+    )
     assert (made.seed, made.description, made.name) == (2, "one", "top")
     assert [path.name for path in yaml_file.extended(tmp_path / "top.yaml")] == ["two.yaml", "one.yaml", "base.yaml"]
 

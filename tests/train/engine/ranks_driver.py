@@ -3,8 +3,8 @@
     torchrun --nproc-per-node=2 -m tests.train.engine.ranks_driver CASES.json
 
 Each case is {function, params, inputs, out, row}; the stage's own `run` is called, as the worker does. With `cut_to` N
-and `of` FOLDER it starts from what FOLDER would hold had it been killed after step N. One that ends with `ranks.Stopped` or a `UserError` leaves the message in
-`OUT/ended.txt`.
+and `of` FOLDER it starts from what FOLDER would hold had it been killed after step N. One that ends with `ranks.Stopped` or a
+`UserError` leaves the message in `OUT/ended.txt`.
 """
 
 import json

@@ -140,9 +140,7 @@ def names(stages: list[Stage]) -> list[str]:
 def test_parents_come_first_and_each_stage_once_in_a_diamond():
     top = staged.stage("top", "top", {})
     left, right = staged.stage("left", "left", {}, {"in": top}), staged.stage("right", "right", {}, {"in": top})
-    bottom = staged.stage(
-        "bottom", "bottom", {}, {"left": left, "right": right, "top": top, "file": Asset(Path("a"), "x")}
-    )
+    bottom = staged.stage("bottom", "bottom", {}, {"left": left, "right": right, "top": top, "file": Asset(Path("a"), "x")})
     assert names(parents_first([bottom])) == ["top", "left", "right", "bottom"]
     assert names(parents_first([right, bottom, left])) == ["top", "right", "left", "bottom"]
     assert parents_first([]) == []

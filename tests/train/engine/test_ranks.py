@@ -30,9 +30,7 @@ from tests import staged
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 ZERO = {n: json.loads((REPOSITORY / "recipes" / "deepspeed" / f"zero{n}.json").read_text()) for n in (2, 3)}
-ZERO[3]["zero_optimization"]["stage3_param_persistence_threshold"] = (
-    0  # else a model this small stays whole on each rank
-)
+ZERO[3]["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # else a model this small stays whole on each rank
 LORA = {"r": 4, "lora_alpha": 8}
 DPO = {"beta": 0.1, "loss_type": ["sigmoid"]}
 LOSS_TOLERANCE, WEIGHT_TOLERANCE = 1e-5, 1e-5
@@ -82,9 +80,7 @@ ROWS: dict[str, dict] = {
 
 
 @pytest.fixture(scope="module")
-def shelf(
-    tmp_path_factory: pytest.TempPathFactory, made_base: Path, conversations: list[Conversation], pairs: list[Pair]
-) -> Path:
+def shelf(tmp_path_factory: pytest.TempPathFactory, made_base: Path, conversations: list[Conversation], pairs: list[Pair]) -> Path:
     """The stages before training: 24 packed rows, and 16 scored pairs."""
     root = tmp_path_factory.mktemp("ranks")
     shutil.copytree(made_base, root / "base")
@@ -103,9 +99,7 @@ def shelf(
     return root
 
 
-def case(
-    shelf: Path, function: str, name: str, row: dict[str, Any], lora: dict | None = None, epochs: float = 1
-) -> dict:
+def case(shelf: Path, function: str, name: str, row: dict[str, Any], lora: dict | None = None, epochs: float = 1) -> dict:
     knobs = {"learning_rate": 5e-3 if function == "sft" else 1e-3, "num_train_epochs": epochs, "global_batch_size": 4,
              "max_length": 96, "lora": lora, "optim": "adamw_torch" if function == "sft" else "rmsprop"}  # fmt: skip
     params: dict[str, Any] = {"training": Training.model_validate(knobs).model_dump(mode="json"), "seed": 5}
@@ -169,8 +163,10 @@ ALL = [(function, row, lora) for function in ("sft", "dpo") for row in ROWS for 
 
 def sharded(shelf: Path, wanted: list[Wanted]) -> list[dict]:
     """Return each wanted training as two ranks with micro-batch 1."""
-    return [case(shelf, function, name_of(function, row, lora), {"processes": 2, "micro_batch_size": 1, **ROWS[row]}, lora)
-            for function, row, lora in wanted]  # fmt: skip
+    return [
+        case(shelf, function, name_of(function, row, lora), {"processes": 2, "micro_batch_size": 1, **ROWS[row]}, lora)
+        for function, row, lora in wanted
+    ]
 
 
 def assert_as_one_process(shelf: Path, wanted: list[Wanted]) -> None:
@@ -248,7 +244,7 @@ def with_named_reference(shelf: Path) -> list[dict]:
             setting = {"processes": 2, "micro_batch_size": 1, **ROWS[row]}
             made = case(shelf, "dpo", f"named {reference.name} {row}", setting)
             made["params"] |= {"reference_is_start": False}
-            cases.append({**made, "inputs": {**made["inputs"], "reference": str(reference), "reference_policy": str(shelf / "base")}})  # fmt: skip
+            cases.append({**made, "inputs": {**made["inputs"], "reference": str(reference), "reference_policy": str(shelf / "base")}})
     return cases
 
 

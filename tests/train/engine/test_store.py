@@ -32,10 +32,7 @@ def model_folder(place: Path) -> Path:
 def test_a_digest_is_of_the_content_wherever_it_lies(tmp_path: Path):
     one, two = model_folder(tmp_path / "one"), model_folder(tmp_path / "deep" / "two")
     assert digests.asset(tmp_path / "s1", one).digest == digests.asset(tmp_path / "s2", two).digest
-    assert (
-        digests.asset(tmp_path / "s1", one / "config.json").digest
-        == digests.asset(tmp_path / "s1", two / "config.json").digest
-    )
+    assert digests.asset(tmp_path / "s1", one / "config.json").digest == digests.asset(tmp_path / "s1", two / "config.json").digest
     one.rename(tmp_path / "moved")
     assert digests.asset(tmp_path / "s1", tmp_path / "moved").digest == digests.asset(tmp_path / "s1", two).digest
 
@@ -144,9 +141,7 @@ def test_a_holder_that_was_killed_is_taken_over(held: tuple[Path, subprocess.Pop
 
 def test_a_waiting_claim_gets_the_stage_when_the_holder_dies(held: tuple[Path, subprocess.Popen]):
     folder, process = held
-    other = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
-    )
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
     try:
         process.kill()
         assert other.stdout and other.stdout.readline() == "held\n"
@@ -200,9 +195,7 @@ def stages(tmp_path: Path) -> tuple[Stage, Stage]:
     """A stage on a local file, and one on that stage."""
     rows = tmp_path / "rows.jsonl"
     rows.write_text("{}")
-    first = staged.stage(
-        "source.rows", "source", {"use": {"split": "train"}}, {"path": digests.asset(tmp_path / "s", rows)}
-    )
+    first = staged.stage("source.rows", "source", {"use": {"split": "train"}}, {"path": digests.asset(tmp_path / "s", rows)})
     return first, staged.stage("data.sft", "data", {"seed": 0}, {"source.rows": first})
 
 
@@ -216,9 +209,7 @@ def test_a_prepared_stage_knows_what_to_run_and_where_its_inputs_are(tmp_path: P
     assert store.inputs(folders[0]) == {"path": tmp_path / "rows.jsonl"}
     assert store.inputs(folders[1]) == {"source.rows": folders[0]}
     root.rename(tmp_path / "moved")
-    assert store.inputs(tmp_path / "moved" / stages[1].folder_name) == {
-        "source.rows": tmp_path / "moved" / stages[0].folder_name
-    }
+    assert store.inputs(tmp_path / "moved" / stages[1].folder_name) == {"source.rows": tmp_path / "moved" / stages[0].folder_name}
 
 
 def test_preparing_again_refreshes_local_paths_and_nothing_else(tmp_path: Path, stages: tuple[Stage, Stage]):

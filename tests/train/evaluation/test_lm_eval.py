@@ -106,5 +106,7 @@ def test_a_groups_score_is_the_mean_over_the_items_of_all_its_subtasks(put_datas
     assert easy != hard, "alike: the test could not tell a mean over items from one over subtasks"
     assert score["n"] == 7 and score["value"] == pytest.approx((5 * easy + 2 * hard) / 7)
     assert {item for metric, item in items(out) if metric == "arc/acc"} == {
-        *(f"arc_easy/row-{place}" for place in range(5)), "arc_challenge/row-0", "arc_challenge/row-1"
-    }  # fmt: skip
+        *(f"arc_easy/row-{place}" for place in range(5)),
+        "arc_challenge/row-0",
+        "arc_challenge/row-1",
+    }

@@ -135,9 +135,7 @@ def test_what_does_not_fit_is_told_with_a_change_that_makes_it_fit(root: Path):
 def test_what_does_not_fit_anywhere_is_told_so(root: Path, eight: Shape):
     training = Training(learning_rate=1e-6, global_batch_size=1, max_length=131_072)
     machine = Machine(gpu="rtx4090-24", precision="bf16", micro_batch_size=1)
-    assert "a larger GPU or a smaller model" in advice.advice(
-        kinds.SFT, training, eight, machine, advice.Place(many_nodes=True)
-    )
+    assert "a larger GPU or a smaller model" in advice.advice(kinds.SFT, training, eight, machine, advice.Place(many_nodes=True))
 
 
 LARGE = Training(learning_rate=1e-6, global_batch_size=128, max_length=2048)
@@ -146,17 +144,14 @@ LARGE = Training(learning_rate=1e-6, global_batch_size=128, max_length=2048)
 def test_on_one_machine_no_nodes_are_advised_but_more_of_its_gpus():
     machine = Machine(processes=2)
     here, cluster = (
-        [" ".join(words) for words, _, _ in advice._alternatives(LARGE, machine, advice.Place(many))]
-        for many in (False, True)
+        [" ".join(words) for words, _, _ in advice._alternatives(LARGE, machine, advice.Place(many))] for many in (False, True)
     )
     assert any("processes: 8" in words for words in here) and any("nodes: 8" in words for words in cluster)
     assert not any("nodes" in words or "processes: 16" in words for words in here)
     assert not any("processes" in words for words in cluster)
 
 
-@pytest.mark.parametrize(
-    ("memory_asked", "says"), [(None, "and 120 GiB of each node's own memory"), ("64G", "in the recipe lora")]
-)
+@pytest.mark.parametrize(("memory_asked", "says"), [(None, "and 120 GiB of each node's own memory"), ("64G", "in the recipe lora")])
 def test_offload_says_what_it_takes_of_the_host_and_is_not_advised_where_that_is_not_there(
     eight: Shape, memory_asked: str | None, says: str
 ):
@@ -172,9 +167,7 @@ def test_a_row_that_offloads_more_than_its_host_has_does_not_fit(eight: Shape):
     machine = Machine.model_validate({"gpu": "h100-80", "precision": "bf16", "micro_batch_size": 1, "activation_checkpointing": True,
                               "processes": 8, "deepspeed": zero, "slurm": {"memory": "64G"}})  # fmt: skip
     told = advice.advice(kinds.SFT, LARGE, eight, machine, advice.Place(many_nodes=True))
-    assert told.startswith(
-        "does not fit: offload needs 120 GiB of a node's own memory, and a job of this row asks for 64: try"
-    )
+    assert told.startswith("does not fit: offload needs 120 GiB of a node's own memory, and a job of this row asks for 64: try")
 
 
 def test_a_reference_that_fits_no_device_is_told_what_would_do(root: Path):
@@ -198,9 +191,7 @@ def test_a_row_without_a_gpu_has_memory_and_no_time(root: Path):
 
 
 def test_each_saving_saves(eight: Shape):
-    plain = Setting(
-        micro_tokens=8192, longest=8192, optimizer="adamw_torch", accumulation=2, ranks=8, deepspeed=ZERO[2]
-    )
+    plain = Setting(micro_tokens=8192, longest=8192, optimizer="adamw_torch", accumulation=2, ranks=8, deepspeed=ZERO[2])
     before = memory.training(eight, plain)
     assert memory.training(eight, replace(plain, deepspeed=ZERO[3])).peak < before.peak
     assert memory.training(eight, replace(plain, activation_checkpointing=True)).activations < before.activations / 5
@@ -240,8 +231,9 @@ def test_adapter_parameters_are_those_that_peft_makes(tmp_path: Path):
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=2, vocab_size=300)  # fmt: skip
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=300
+    )
     made = model_shape.from_counts(skeleton.count(json.loads(config.to_json_string(use_diff=False))))
     with torch.device("meta"):
         for targets in ("all-linear", ["q_proj", "down_proj"]):

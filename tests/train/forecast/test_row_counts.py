@@ -71,9 +71,7 @@ def test_the_papers_sft_steps_follow_from_its_rows_and_mean_length():
     """1,296,471 samples of 538 tokens in two epochs of 32 x 8,192, as the paper packs them: chunks without a gap."""
     rows = round(1_296_471 * row_counts.MEAN_TOKENS / 8192)
     for batch, published in ((32, 5321), (48, 3549)):
-        found = row_counts.steps(
-            rows, Training(learning_rate=5e-6, max_length=8192, global_batch_size=batch, num_train_epochs=2)
-        )
+        found = row_counts.steps(rows, Training(learning_rate=5e-6, max_length=8192, global_batch_size=batch, num_train_epochs=2))
         assert found == pytest.approx(published, rel=1e-3)
 
 
@@ -89,8 +87,11 @@ def test_a_finished_stage_counts_more_than_what_is_published(tmp_path: Path):
 
 
 def test_a_mix_is_sized_by_its_fractions_and_limits(tmp_path: Path):
-    plan = plan_of("med42-v2-8b", tmp_path, "rounds.first.data=[{name: ultrafeedback, keep_fraction: 0.5, max_rows: 100}, "
-                   "{name: snorkel_1, keep_fraction: 0.1}]")  # fmt: skip
+    plan = plan_of(
+        "med42-v2-8b",
+        tmp_path,
+        "rounds.first.data=[{name: ultrafeedback, keep_fraction: 0.5, max_rows: 100}, {name: snorkel_1, keep_fraction: 0.1}]",
+    )
     size = row_counts.sizes(plan, tmp_path)["data.first"]
     assert size.rows == 100 + 1977
     assert size.answer_tokens == pytest.approx((100 * 275 + 1977 * 375) / 2077)
@@ -99,7 +100,8 @@ def test_a_mix_is_sized_by_its_fractions_and_limits(tmp_path: Path):
 def test_what_nobody_knows_has_no_size(tmp_path: Path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"question": "Is it?", "answer": "Yes."}\n')
-    plan = plan_of("med42-v2-8b", tmp_path, f"sources.own={{source: file, path: {rows}, format: question_answer, licence: ours}}",
-                   "sft.data=[own]")  # fmt: skip
+    plan = plan_of(
+        "med42-v2-8b", tmp_path, f"sources.own={{source: file, path: {rows}, format: question_answer, licence: ours}}", "sft.data=[own]"
+    )
     sizes = row_counts.sizes(plan, tmp_path)
     assert "sft" not in sizes and "dpo.first" in sizes

@@ -170,8 +170,9 @@ class Lab:
             for node, port in zip(self.nodes, ports[1:], strict=True)
         )
         track, task = ("cgroup", "cgroup") if self.holds_memory else ("linuxproc", "none")
-        self.configuration.write_text(CONFIGURATION.format(
-            host=host, port=ports[0], user=self._user(), folder=self.folder, track=track, task=task, nodes=nodes))  # fmt: skip
+        self.configuration.write_text(
+            CONFIGURATION.format(host=host, port=ports[0], user=self._user(), folder=self.folder, track=track, task=task, nodes=nodes)
+        )
         if self.holds_memory:
             lines = ["CgroupPlugin=cgroup/v1", f"CgroupMountpoint={CGROUPS}", "ConstrainRAMSpace=yes", "ConstrainSwapSpace=no",
                      "ConstrainCores=no", "ConstrainDevices=no"]  # fmt: skip

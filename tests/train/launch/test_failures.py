@@ -27,9 +27,7 @@ def failed(folder: Path, **record: object) -> None:
 def test_a_killed_rank_is_the_cause_and_not_the_rank_that_lost_contact(tmp_path: Path):
     failed(tmp_path, message="rank 0 on gpu-06: RuntimeError: Connection reset by peer", lost_contact=True)
     told = failures.why("sft", tmp_path, 1, TORCHRUN)
-    assert told.startswith(
-        "sft: rank 1 on gpu-07 (process 28019) was ended by signal 9 (killed; out of memory, perhaps)"
-    )
+    assert told.startswith("sft: rank 1 on gpu-07 (process 28019) was ended by signal 9 (killed; out of memory, perhaps)")
     assert str(tmp_path / "logs" / "rank-1.txt") in told
     assert json.loads((tmp_path / "failed.json").read_text())["message"] in told
 
@@ -45,9 +43,7 @@ def test_a_port_that_is_taken_is_told(tmp_path: Path):
     assert "port" in failures.why("sft", tmp_path, 1, "DistNetworkError: ... EADDRINUSE ...")
 
 
-@pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ...")]
-)
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ...")])
 def test_running_out_of_memory_says_what_to_change(tmp_path: Path, error: Exception):
     from rounds.train.config.cluster import Machine
 

@@ -58,9 +58,7 @@ def test_a_lost_rank_is_named_and_leaves_no_process(tmp_path: Path, lose, says: 
         launcher = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, env=environment, cwd=tmp_path)
     try:
         until = time.monotonic() + 240
-        while not any(
-            (store.read_json(file) or {}).get("step", 0) >= 3 for file in tmp_path.glob("store/sft-*/progress.json")
-        ):
+        while not any((store.read_json(file) or {}).get("step", 0) >= 3 for file in tmp_path.glob("store/sft-*/progress.json")):
             assert launcher.poll() is None and time.monotonic() < until, (tmp_path / "said.txt").read_text()
             time.sleep(0.2)
         ranks = ranks_of(tmp_path)

@@ -55,9 +55,7 @@ def rendered(name: str) -> str:
     """Render one of the golden cases."""
     stage, row = CASES[name]
     made = Cluster.model_validate({"kind": "slurm", stage.row: row})
-    return script.render(
-        "med42", stage, Path("/fsx/store/stage-0123456789abcdef"), made.machine(stage.row, stage.name), {}
-    )
+    return script.render("med42", stage, Path("/fsx/store/stage-0123456789abcdef"), made.machine(stage.row, stage.name), {})
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -92,9 +90,7 @@ def test_names_and_paths_never_become_commands(tmp_path):
     machine = Cluster.model_validate({"kind": "slurm", "train": {"slurm": PYTHON}}).machine("train")
     text = script.render(HOSTILE, stage, folder, machine, {})
     options = text.split("set -euo")[0].splitlines()[1:]
-    assert not any(line.startswith("#SBATCH --uid") for line in options) and all(
-        line.startswith("#") for line in options
-    )
+    assert not any(line.startswith("#SBATCH --uid") for line in options) and all(line.startswith("#") for line in options)
     # Everything up to the first command that needs SLURM, in a real shell, with the folder in place.
     (folder / "slurm").mkdir(parents=True)
     body = text[text.index("set -euo") : text.index("srun ")] + 'printf %s "$STAGE" >"$STAGE/seen"\n'
@@ -208,9 +204,7 @@ def test_every_cluster_file_of_the_project_is_valid(path):
     made = cluster.load(path)
     if made.kind == "slurm":
         for stage in (SOURCE, EVALUATE, DPO):
-            assert script.render(
-                "any", stage, Path("/fsx/store/x-1"), made.machine(stage.row, stage.name), {}
-            ).startswith("#!/bin/bash")
+            assert script.render("any", stage, Path("/fsx/store/x-1"), made.machine(stage.row, stage.name), {}).startswith("#!/bin/bash")
 
 
 if __name__ == "__main__":

@@ -164,8 +164,10 @@ def before_dpo(local, tmp_path) -> Path:
 def from_dpo_on(store: Path) -> list[Path]:
     """Return the folders of the DPO stage and of all that need it."""
     found = [only(store, "dpo")]
-    inputs = {path.parent: {entry.get("stage") for entry in json.loads(path.read_text())["inputs"].values()}
-              for path in store.glob("*/stage.json")}  # fmt: skip
+    inputs = {
+        path.parent: {entry.get("stage") for entry in json.loads(path.read_text())["inputs"].values()}
+        for path in store.glob("*/stage.json")
+    }
     while new := [f for f in inputs if f not in found and inputs[f] & {folder.name for folder in found}]:
         found += new
     return found
@@ -185,9 +187,7 @@ def only(store: Path, name: str) -> Path:
 def short(folder: Path) -> Path:
     """Write a cluster file for stages of one process."""
     path = folder / "one process.yaml"
-    path.write_text(
-        'kind: slurm\nslurm: {time: "00:10:00", cpus: 1, memory: 2G}\ntrain: {threads: 1}\ninfer: {threads: 1}\n'
-    )
+    path.write_text('kind: slurm\nslurm: {time: "00:10:00", cpus: 1, memory: 2G}\ntrain: {threads: 1}\ninfer: {threads: 1}\n')
     return path
 
 
@@ -275,9 +275,7 @@ def test_running_again_submits_nothing_twice_and_cancel_takes_back_only_this_run
     assert submitted(lab.rounds(*run)) == set() and lab.queued() == {filler} | ours
     changed = Path(shutil.copy(cluster, before_dpo / "changed.yaml"))
     changed.write_text(changed.read_text().replace("memory: 2G", "memory: 3G"))
-    assert "queued as the cluster file was then" in " ".join(
-        lab.rounds("run", RECIPE, "--cluster", changed, "--store", before_dpo).split()
-    )
+    assert "queued as the cluster file was then" in " ".join(lab.rounds("run", RECIPE, "--cluster", changed, "--store", before_dpo).split())
 
     # What SLURM has is known even where the note of it was lost, as when the submitting machine died between the two.
     (only(before_dpo, "dpo") / "slurm" / "job.json").unlink()
@@ -318,9 +316,7 @@ def test_a_crash_loop_ends_with_its_reason(lab, before_dpo, cluster):
     job = lab.job(dpo)
     counted = dpo / "slurm" / "restarts"
     for restart in range(3):
-        wait_until(
-            lambda n=restart: counted.exists() and counted.read_text() == f"{n} none\n", "its script does not begin"
-        )
+        wait_until(lambda n=restart: counted.exists() and counted.read_text() == f"{n} none\n", "its script does not begin")
         lab.call("scontrol", "requeue", job)
     wait_until(lambda: not lab.queued(), "it goes on for ever")
     assert "restarted 2 times in a row without a new checkpoint" in lab.rounds("status", RECIPE, "--store", before_dpo)
@@ -462,13 +458,8 @@ def test_at_the_time_limit_a_stage_saves_and_goes_on_in_the_next_attempt(lab, be
     dpo = only(before_dpo, "dpo")
     job = lab.job(dpo)
     wait_for_step(dpo, 5)
-    taken = sum(
-        60**place * int(part)
-        for place, part in enumerate(reversed(lab.call("squeue", "-h", "-j", job, "-o", "%M").split(":")))
-    )
-    minutes = -(
-        -(taken + 35) // 60
-    )  # at least one look of SLURM's before the end, and soon no more than `signal_seconds`
+    taken = sum(60**place * int(part) for place, part in enumerate(reversed(lab.call("squeue", "-h", "-j", job, "-o", "%M").split(":"))))
+    minutes = -(-(taken + 35) // 60)  # at least one look of SLURM's before the end, and soon no more than `signal_seconds`
     lab.call("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
     wait_until(lambda: lab.restarts(job) == 1, lambda: f"the time limit passed unnoticed: {lab.state(job)}")
     lab.call("scontrol", "update", f"JobId={job}", "TimeLimit=10")

@@ -87,9 +87,7 @@ def test_a_stage_that_was_given_up_is_told_with_what_ended_its_attempts(tmp_path
     store.write_json(folder / "failed.json", {"message": "restarted once", "state": "failed", "user_error": True})
     monkeypatch.setenv("PATH", "")  # no SLURM answers: the folder alone tells
     (found,) = state.states([stage], tmp_path)
-    assert found.because.startswith(
-        "restarted once. Before that rank 1 on gpu-07 (process 28019) was ended by signal 9"
-    )
+    assert found.because.startswith("restarted once. Before that rank 1 on gpu-07 (process 28019) was ended by signal 9")
     assert state.right_log(folder) == printed
 
 
@@ -167,17 +165,12 @@ def test_no_more_jobs_run_at_once_than_there_are_lanes(bound, checks, queued, lo
         add(staged.stage(f"q{number}", "source", {"n": number}))
     chain.bound = bound
     chain.narrow()
-    of_queue = [
-        staged.stage(f"c{number}", "data", {}, {"q": staged.stage("", "source", {"n": number})})
-        for number in range(queued)
-    ]
+    of_queue = [staged.stage(f"c{number}", "data", {}, {"q": staged.stage("", "source", {"n": number})}) for number in range(queued)]
     for number in range(checks):
         add(staged.stage(f"check{number}", "preflight", {"n": number}))
     chain.checks = [job for job in ends if job.startswith("check")]
     roots = [staged.stage(f"s{number}", "sft", {"n": number}) for number in range(6)]
-    pairs = [
-        staged.stage(f"p{a}{b}", "dpo", {}, {"a": roots[a], "b": roots[b]}) for a, b in ((0, 1), (3, 4), (0, 5), (2, 3))
-    ]
+    pairs = [staged.stage(f"p{a}{b}", "dpo", {}, {"a": roots[a], "b": roots[b]}) for a, b in ((0, 1), (3, 4), (0, 5), (2, 3))]
     for stage in (
         *of_queue,
         *roots,

@@ -83,8 +83,13 @@ class _Handler(BaseHTTPRequestHandler):
         if revision not in ("main", repository.commit):
             return self._refuse(404, "RevisionNotFound", f"no revision {revision}")
         if verb == "revision":
-            return self._json({"id": name, "sha": repository.commit, "siblings": [
-                {"rfilename": path, "size": len(content)} for path, content in repository.files.items()]})  # fmt: skip
+            return self._json(
+                {
+                    "id": name,
+                    "sha": repository.commit,
+                    "siblings": [{"rfilename": path, "size": len(content)} for path, content in repository.files.items()],
+                }
+            )
         if verb == "tree":
             return self._tree(repository, inner)
         return self._file(repository, inner)

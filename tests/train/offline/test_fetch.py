@@ -95,8 +95,7 @@ def put_up(hub: FakeHub, model: Path) -> None:
     files = {path.name: path.read_bytes() for path in model.iterdir()}
     hub.add("models", MODEL, COMMIT, {**files, "pytorch_model.bin": b"never fetched", "code.py": b"raise SystemExit"})
     pairs = [pair(number, asked) for number, asked in enumerate(ASKED * 4)]
-    cards = [{"instruction": "Answer.", "input": f"{asked.format(drug)}", "output": f"{drug} helps."}
-             for drug in DRUGS for asked in ASKED]  # fmt: skip
+    cards = [{"instruction": "Answer.", "input": f"{asked.format(drug)}", "output": f"{drug} helps."} for drug in DRUGS for asked in ASKED]
     rows = {
         "ultrafeedback": {"train_prefs": pairs[:16], "test_prefs": pairs[16:]},
         "snorkel": {"train_iteration_2": pairs[:16], "test_iteration_2": pairs[16:]},
@@ -121,9 +120,7 @@ def rounds(*arguments: str | Path, store: Path, expect: int = 0, hub: FakeHub | 
     if hub:
         environment |= {"HF_ENDPOINT": hub.endpoint} | ({"HF_TOKEN": token} if token else {})
     else:
-        shared = next(
-            (each for each in arguments if isinstance(each, Path) and (each / "fetched.json").is_file()), None
-        )
+        shared = next((each for each in arguments if isinstance(each, Path) and (each / "fetched.json").is_file()), None)
         command, environment = blocked(command, environment, store.parent, shared)
     process = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=WAIT_SECONDS)
     output = process.stdout + process.stderr
@@ -132,9 +129,7 @@ def rounds(*arguments: str | Path, store: Path, expect: int = 0, hub: FakeHub | 
     return output
 
 
-def blocked(
-    command: list[str], environment: dict[str, str], folder: Path, shared: Path | None
-) -> tuple[list[str], dict[str, str]]:
+def blocked(command: list[str], environment: dict[str, str], folder: Path, shared: Path | None) -> tuple[list[str], dict[str, str]]:
     """Put a command into a network namespace without any interface; where that is not allowed, block its sockets.
 
     In the namespace the fetched folder is read-only, as one that many share is.
@@ -204,8 +199,11 @@ def test_a_fetch_lists_what_it_got_and_tries_it_without_the_hub(fetched, hub, mo
             content = (folder / name).read_bytes()
             assert (len(content), hashlib.sha256(content).hexdigest()) == (known["size"], known["sha256"])
     task = assets["medqa_4options"]
-    assert task["datasets"][0] == {"repository": "GBaker/MedQA-USMLE-4-options-hf", "configuration": None,
-                                   "revision": sources.load("medqa").revision}  # fmt: skip
+    assert task["datasets"][0] == {
+        "repository": "GBaker/MedQA-USMLE-4-options-hf",
+        "configuration": None,
+        "revision": sources.load("medqa").revision,
+    }
     assert sum(name.endswith(".arrow") for name in task["files"]) == 3
     assert "ok       source.ultra: 16 of the first 16 rows become records" in output
     assert "ok       task medqa_4options: 1 subtasks, 6 rows" in output
@@ -249,9 +247,7 @@ def test_a_task_of_lm_evals_own_runs_with_sockets_blocked(fetched, recipe, tmp_p
 def test_everything_missing_is_named_at_once_before_any_work(copied, recipe, tmp_path) -> None:
     assets = listed(copied)
     weights = next(name for name in assets[MODEL]["files"] if name.endswith(".safetensors"))
-    cards = next(
-        name for name in assets["medalpaca/medical_meadow_medical_flashcards"]["files"] if name.endswith("cards.json")
-    )
+    cards = next(name for name in assets["medalpaca/medical_meadow_medical_flashcards"]["files"] if name.endswith("cards.json"))
     (copied / weights).resolve().unlink()
     (copied / cards).write_bytes((copied / cards).read_bytes().replace(b"helps", b"harms"))
     kept = [asset for asset in assets.values() if asset["name"] != "medqa_4options"]
@@ -346,10 +342,7 @@ def test_a_source_of_few_files_opens_without_the_others(tmp_path) -> None:
     said = [("What is a stye?", "A lump."), ("And a boil?", "A lump, too.")]
     chats = [{"prompt_id": f"c{number}", "prompt": asked, "messages": [{"role": "user", "content": asked},
               {"role": "assistant", "content": answer}]} for number, (asked, answer) in enumerate(said)]  # fmt: skip
-    orca = [
-        {"conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]}
-        for asked, answer in said
-    ]
+    orca = [{"conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]} for asked, answer in said]
     tags = [{"id": f"cot.{number}", "system_prompt": "", "question": asked} for number, (asked, _) in enumerate(said)]
     content = {
         "ultrachat": {"data/train_sft-00000-of-00001.parquet": parquet(chats)},

@@ -48,9 +48,7 @@ def keys(made: AblationPlan, variant: str) -> set[str]:
 def test_an_unchanged_variant_has_the_keys_of_the_recipe_itself(plan: Planner, tmp_path: Path):
     """So an ablation goes on from the store of an ordinary run, and the other way round."""
     made = plan({"all": None})
-    own = build_plan(
-        recipe.load(REPOSITORY / "recipes" / "quickstart.yaml"), tmp_path / "store", REPOSITORY / "recipes"
-    )
+    own = build_plan(recipe.load(REPOSITORY / "recipes" / "quickstart.yaml"), tmp_path / "store", REPOSITORY / "recipes")
     assert keys(made, "all") < {stage.key for stage in own.stages}
     left_out = {stage.name for stage in own.stages if stage.key not in keys(made, "all")}
     assert left_out == {"evaluate.base", "manifest", "export", "report"}
@@ -66,7 +64,11 @@ def test_only_the_last_policy_of_a_variant_is_measured_unless_a_gate_asks(plan: 
     ungated, gated = plan({"all": None}, "gate=null"), plan({"all": None})
     assert [s.name for s in ungated.shared if s.kind.name == "evaluate"] == ["evaluate.third"]
     assert [s.name for s in gated.shared if s.kind.name == "evaluate"] == [
-        "evaluate.sft", "evaluate.first", "evaluate.second", "evaluate.third"]  # fmt: skip
+        "evaluate.sft",
+        "evaluate.first",
+        "evaluate.second",
+        "evaluate.third",
+    ]
 
 
 def test_dropping_sft_keeps_the_tokenizer_and_so_the_tokens(plan: Planner):
@@ -100,8 +102,9 @@ def test_names_of_stages_differ_and_parents_come_first(plan: Planner):
 def test_a_seed_is_a_run_of_its_own_that_shares_the_sources(plan: Planner):
     made = plan({"all": None}, "gate=null", seeds=[0, 1])
     first, second = made.cells
-    shared = {stage.kind.name for stage in first.stages} & {s.kind.name for s in second.stages if s.key in {
-        stage.key for stage in first.stages}}  # fmt: skip
+    shared = {stage.kind.name for stage in first.stages} & {
+        s.kind.name for s in second.stages if s.key in {stage.key for stage in first.stages}
+    }
     assert shared == {"source"}
 
 
@@ -164,13 +167,13 @@ def test_every_ablation_of_the_project_is_planned_without_torch(file: Path, tmp_
 
 def test_the_plan_of_the_8b_ablation_tells_its_gpu_hours_where_the_gpus_are_known(tmp_path: Path):
     cluster = tmp_path / "cluster.yaml"
-    cluster.write_text("train: {device: cuda, gpu: h100-80, nodes: 2, processes: 8, precision: bf16, micro_batch_size: 2,\n"
-                       "        deepspeed: deepspeed/zero3.json, activation_checkpointing: true}\n"
-                       "infer: {device: cuda, gpu: h100-80, precision: bf16}\n")  # fmt: skip
+    cluster.write_text(
+        "train: {device: cuda, gpu: h100-80, nodes: 2, processes: 8, precision: bf16, micro_batch_size: 2,\n"
+        "        deepspeed: deepspeed/zero3.json, activation_checkpointing: true}\n"
+        "infer: {device: cuda, gpu: h100-80, precision: bf16}\n"
+    )
     output = rounds("plan", REPOSITORY / "recipes" / "ablations" / "stages.yaml", "--cluster", cluster, store=tmp_path)
-    whole, apart, share = re.findall(
-        r"Training and evaluation: ([\d.]+) GPU-hours; each variant alone ([\d.]+): (\d+) %", output
-    )[0]
+    whole, apart, share = re.findall(r"Training and evaluation: ([\d.]+) GPU-hours; each variant alone ([\d.]+): (\d+) %", output)[0]
     assert 0 < float(whole) < 0.4 * float(apart) and int(share) == round(100 * float(whole) / float(apart))
     assert "not known" not in output
 
@@ -218,7 +221,8 @@ def test_an_ablation_runs_shares_survives_a_failing_variant_and_reports(tmp_path
     pair = {"prompt": "What is it?", "chosen": "It is this.", "rejected": "It is that."}
     rows.write_text(json.dumps({"prompt": "What is it?"}) + "\n")
     broken = {"extends": str(MINI), "variants": {"own-rows": {"set": {
-        "sources.own": {"source": "file", "path": str(rows), "format": "preference", "licence": "ours", "phi": "off"}, "rounds.second.data": ["own"]}}}}  # fmt: skip
+        "sources.own": {"source": "file", "path": str(rows), "format": "preference", "licence": "ours", "phi": "off"},
+        "rounds.second.data": ["own"]}}}}  # fmt: skip
     file = tmp_path / "ablation.yaml"
     file.write_text(yaml.safe_dump(broken))
     cluster = Path(__file__).parents[1] / "mini_cluster.yaml"

@@ -67,9 +67,7 @@ def test_a_recipe_of_local_files_says_what_it_is_not_compared_with(planned: Plan
     assert held(plan) == set()
     assert plan.held_out.missing == held_out.BENCHMARKS
     lines = held_out.told(plan.held_out, ["data.sft"], [])
-    assert (
-        len(lines) == 1 and lines[0].startswith("warning: not compared with medqa, medmcqa") and "`path:`" in lines[0]
-    )
+    assert len(lines) == 1 and lines[0].startswith("warning: not compared with medqa, medmcqa") and "`path:`" in lines[0]
 
 
 def test_the_recipe_can_name_its_benchmarks(planned: Planned):
@@ -92,9 +90,7 @@ def test_every_entry_that_is_for_evaluation_only_is_held_out_used_or_not(planned
 
 
 @pytest.mark.parametrize(("trained", "is_refused"), [(0.0, True), (0.05, True), (0.1, False), (0.2, False)])
-def test_rows_held_out_of_a_file_are_not_trained_on_under_another_entry(
-    planned: Planned, trained: float, is_refused: bool
-):
+def test_rows_held_out_of_a_file_are_not_trained_on_under_another_entry(planned: Planned, trained: float, is_refused: bool):
     rows = planned.rows  # type: ignore[attr-defined]
     sources = {
         "rows": rows | {"heldout_fraction": trained},
@@ -132,9 +128,7 @@ def test_what_lm_evals_own_tasks_ask_is_held_out_whatever_the_benchmarks(planned
     plan = planned(evaluate={"tasks": [task]}, benchmarks=[])
     assert held(plan) == names
     assert plan.held_out.unknown_tasks == (() if names else (task,))
-    assert bool(names) != any(
-        task in line for line in held_out.told(plan.held_out, ["data.sft"], []) if "warning" in line
-    )
+    assert bool(names) != any(task in line for line in held_out.told(plan.held_out, ["data.sft"], []) if "warning" in line)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
@@ -157,10 +151,7 @@ def test_rows_without_a_licence_are_refused_unless_the_recipe_takes_them_on_itse
     bare = {name: value for name, value in planned.rows.items() if name != "licence"}  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=r"sources\.rows\.licence.*state `licence:`.*allow_unlicensed: \[rows\]"):
         planned({"rows": bare})
-    assert (
-        planned({"rows": bare}, allow_unlicensed=["rows"]).stage("source.rows").key
-        == planned().stage("source.rows").key
-    )
+    assert planned({"rows": bare}, allow_unlicensed=["rows"]).stage("source.rows").key == planned().stage("source.rows").key
     with pytest.raises(UserError, match=r"allow_unlicensed: no source is named 'row'.*did you mean 'rows'"):
         planned(allow_unlicensed=["row"])
 
@@ -180,11 +171,7 @@ def test_a_persons_own_rows_are_masked_unless_the_recipe_says_otherwise(planned:
     pytest.importorskip("presidio_analyzer")
     bare = {name: value for name, value in planned.rows.items() if name != "phi"}  # type: ignore[attr-defined]
     assert planned({"rows": bare}).stage("source.rows").params.stored()["phi"] == {"name": "phi"}
-    chosen = (
-        planned({"rows": bare | {"phi": {"action": "drop", "min_score": 0.4}}})
-        .stage("source.rows")
-        .params.stored()["phi"]
-    )
+    chosen = planned({"rows": bare | {"phi": {"action": "drop", "min_score": 0.4}}}).stage("source.rows").params.stored()["phi"]
     assert chosen == {"name": "phi", "action": "drop", "min_score": 0.4}
     assert planned({"rows": bare | {"phi": "drop"}}).stage("source.rows").params.stored()["phi"]["action"] == "drop"
     for off in ("off", False):
@@ -206,7 +193,7 @@ def test_published_sets_are_left_as_they_are_unless_the_recipe_says_otherwise(pl
 def test_without_the_extra_own_rows_are_refused_while_planning(planned: Planned, monkeypatch: pytest.MonkeyPatch):
     from rounds.data_prep.filters import phi
 
-    monkeypatch.setattr(phi, "_MODULES", ("no_such_module",))
+    monkeypatch.setattr(phi, "MODULES", ("no_such_module",))
     bare = {name: value for name, value in planned.rows.items() if name != "phi"}  # type: ignore[attr-defined]
     with pytest.raises(UserError) as error:
         planned({"rows": bare})

@@ -41,9 +41,7 @@ def test_the_reweighted_mix_has_the_printed_parts_and_every_medical_row(tmp_path
     total = sum(rows.values())
     printed = dict(zip(GENERAL, (0.0843, 0.0842, 0.0572, 0.0393), strict=True))
     assert {name: round(rows[name] / total, 4) for name in GENERAL} == printed
-    assert {name: rows[name] for name in rows if name not in GENERAL} == {
-        name: listed[name] for name in listed if name not in GENERAL
-    }
+    assert {name: rows[name] for name in rows if name not in GENERAL} == {name: listed[name] for name in listed if name not in GENERAL}
     first = build_plan(recipe.load(RECIPES / "med42-v2-8b.yaml"), tmp_path, RECIPES)
     shared = {stage.key for stage in plan.stages} & {stage.key for stage in first.stages}
     assert {stage.name for stage in first.stages if stage.kind.name == "source"} == {
@@ -57,9 +55,7 @@ def test_the_sets_that_are_brought_as_files_lie_over_the_listed_mix(tmp_path: Pa
     file = tmp_path / "own.yaml"
     over = [str(RECIPES / "med42-v2-8b.yaml"), str(RECIPES / "mixes" / "med42-v2-files.yaml")]
     paths = {"mts_dialog": "MTS-Dialog", "mts_dialog_dev": "MTS-Dialog"}
-    file.write_text(
-        yaml.safe_dump({"extends": over, "sources": {name: {"path": path} for name, path in paths.items()}})
-    )
+    file.write_text(yaml.safe_dump({"extends": over, "sources": {name: {"path": path} for name, path in paths.items()}}))
     plan, rows = rows_of(file, tmp_path / "store")
     assert rows["mts_dialog"] + rows["mts_dialog_dev"] == 2_602
     assert rows["pubhealth"] == 9_804

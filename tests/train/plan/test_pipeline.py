@@ -157,8 +157,11 @@ def test_renaming_describing_and_tracking_rerun_only_the_card_and_the_report(pla
 def test_another_sft_source_refetches_no_other(plan: Planner):
     data = quickstart()
     before = plan()
-    after = plan("sources.questions.source=clinic_facts", "sources.questions.split=train_questions",
-                 f"sft.data={[*data['sft']['data'], 'questions']}")  # fmt: skip
+    after = plan(
+        "sources.questions.source=clinic_facts",
+        "sources.questions.split=train_questions",
+        f"sft.data={[*data['sft']['data'], 'questions']}",
+    )
     assert {name for name in changed(before, after) if name.startswith("source.")} == {"source.questions"}
     assert "data.sft" in changed(before, after)
     assert {"data.first", "data.second", "data.third"}.isdisjoint(changed(before, after))
@@ -272,9 +275,7 @@ def test_a_name_that_refers_to_nothing_is_one_message(plan: Planner, override: s
     assert len(message.splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    "metric", ["facts/accuracy", "preferences/acuracy", "conversations/accuracy", "answers/length"]
-)
+@pytest.mark.parametrize("metric", ["facts/accuracy", "preferences/acuracy", "conversations/accuracy", "answers/length"])
 def test_a_metric_that_the_task_does_not_have_is_refused_while_planning(plan: Planner, metric: str):
     """A gate that can never be judged must fail before hours of training, not after."""
     with pytest.raises(UserError, match=metric):
@@ -372,9 +373,7 @@ def test_changed_weights_change_what_reads_them(plan_dict: Callable[[dict], Plan
     assert isinstance(after.stage("base").inputs["model"], Asset)
 
 
-def test_no_local_path_is_in_any_params(
-    plan_dict: Callable[[dict], Plan], own_rows: Callable[..., dict], tmp_path: Path
-):
+def test_no_local_path_is_in_any_params(plan_dict: Callable[[dict], Plan], own_rows: Callable[..., dict], tmp_path: Path):
     for stage in plan_dict(own_rows("one")).stages:
         assert str(tmp_path) not in json.dumps(stage.params.stored()), stage.name
 

@@ -19,9 +19,7 @@ def question(item: str) -> str:
     return item.partition("/")[0]
 
 
-def values(
-    random: np.random.Generator, clusters: int, rows: int, seeds: int, seed_sd: float, effects: dict[str, float]
-) -> dict:
+def values(random: np.random.Generator, clusters: int, rows: int, seeds: int, seed_sd: float, effects: dict[str, float]) -> dict:
     """Scores of policies that share the items' difficulty; each seed of each policy has a level of its own."""
     difficulty = random.normal(0, 1, clusters)
     made: dict = {}
@@ -34,9 +32,7 @@ def values(
     return made
 
 
-def trials(
-    monkeypatch, clusters: int, rows: int, seeds: int, seed_sd: float, effect: float = 0.0
-) -> Iterator[Contrast]:
+def trials(monkeypatch, clusters: int, rows: int, seeds: int, seed_sd: float, effect: float = 0.0) -> Iterator[Contrast]:
     monkeypatch.setattr(contrasts, "REPLICATES", 800)
     random = np.random.default_rng(7)
     for number in range(120):

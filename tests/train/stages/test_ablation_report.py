@@ -24,23 +24,24 @@ Maker = Callable[..., tuple[dict, dict[str, Path]]]
 def evaluation(folder: Path, acc: list[float], loss: list[float]) -> None:
     """Leave a finished evaluation of one task of two phrasings a question, and of held-out answers."""
     folder.mkdir()
-    values = {"task/acc": {f"task/q{n // 2}/{n % 2}": value for n, value in enumerate(acc)},
-              "conversations/loss": {f"c{n}": value for n, value in enumerate(loss)},
-              "answers/tokens": {str(n): 5.0 for n in range(4)}}  # fmt: skip
+    values = {
+        "task/acc": {f"task/q{n // 2}/{n % 2}": value for n, value in enumerate(acc)},
+        "conversations/loss": {f"c{n}": value for n, value in enumerate(loss)},
+        "answers/tokens": {str(n): 5.0 for n in range(4)},
+    }
     rows = [
-        (metric, item, float(value), item.rpartition("/")[0] or item)
-        for metric, items in values.items()
-        for item, value in items.items()
+        (metric, item, float(value), item.rpartition("/")[0] or item) for metric, items in values.items() for item, value in items.items()
     ]
-    pq.write_table(pa.table(dict(zip(("metric", "item", "value", "question"), map(list, zip(*rows, strict=True)), strict=True))),
-                   folder / "items.parquet")  # fmt: skip
+    pq.write_table(
+        pa.table(dict(zip(("metric", "item", "value", "question"), map(list, zip(*rows, strict=True)), strict=True))),
+        folder / "items.parquet",
+    )
     scores = {metric: {"value": float(np.mean(list(items.values()))), "stderr": 0.1, "n": len(items),
                        "higher_is_better": None if metric == "answers/tokens" else metric == "task/acc"}
               for metric, items in values.items()}  # fmt: skip
     store.write_json(folder / "scores.json", scores)
-    spec = {"name": "evaluate.x", "function": "evaluate", "version": 1, "after_stop": False,
-            "params": {"tasks": [{"name": "task", "task": "choice", "source": "asked"}]},
-            "inputs": {"task.asked": {"stage": "source-1"}}}  # fmt: skip
+    tasks = [{"name": "task", "task": "choice", "source": "asked", "num_fewshot": 0, "limit": None, "yaml": ""}]
+    spec = staged.described("evaluate.x", {"tasks": tasks}, {"task.asked": {"stage": "source-1"}})
     store.write_json(folder / "stage.json", spec)
     store.write_json(folder / "done.json", {"status": "done", "seconds": 10.0, "digests": {}, "counts": {}})
 
@@ -51,11 +52,11 @@ def made(tmp_path: Path) -> Maker:
 
     def make(seeds: tuple[int, ...] = (0,), **more: object) -> tuple[dict, dict[str, Path]]:
         (tmp_path / "source-1").mkdir()
-        questions = [Question(f"q{n // 2}/{n % 2}", "made", (Message("user", f"Is it {n // 2}?"),), ("yes", "no"), 0, "g")
-                     for n in range(ITEMS)]  # fmt: skip
+        questions = [
+            Question(f"q{n // 2}/{n % 2}", "made", (Message("user", f"Is it {n // 2}?"),), ("yes", "no"), 0, "g") for n in range(ITEMS)
+        ]
         records.write_records(tmp_path / "source-1" / "records.parquet", questions, "question")
-        store.write_json(tmp_path / "source-1" / "stage.json", {"name": "source.a", "function": "source", "params": {"use": {"source": "file"}},
-                                                                "inputs": {}})  # fmt: skip
+        store.write_json(tmp_path / "source-1" / "stage.json", staged.described("source.a", {}, {}))
         store.write_json(tmp_path / "source-1" / "done.json", {"status": "done", "seconds": 30.0, "digests": {}})
         random = np.random.default_rng(0)
         variants: dict[str, dict] = {}
@@ -64,9 +65,7 @@ def made(tmp_path: Path) -> Maker:
             for seed in seeds:
                 acc = [float(n % 10 >= 10 * drop) for n in range(ITEMS)]
                 evaluation(tmp_path / f"evaluate-{name}{seed}", acc, list(random.normal(1, 0.1, ITEMS)))
-                cells.append(
-                    {"seed": seed, "scores": f"evaluate-{name}{seed}", "stages": ["source-1", f"evaluate-{name}{seed}"]}
-                )
+                cells.append({"seed": seed, "scores": f"evaluate-{name}{seed}", "stages": ["source-1", f"evaluate-{name}{seed}"]})
             variants[name] = {"about": f"about <{name}>", "changes": ["sft: left out"], "cells": cells}
         variants["itself"] = variants["all"]
         params = {"name": "made", "description": "d", "base": "recipe", "baseline": "all", "variants": variants,

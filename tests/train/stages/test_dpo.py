@@ -118,9 +118,7 @@ def metrics(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_round_that_starts_from_its_reference_starts_at_ln_2(
-    run_stage: Run, shelf: Path, tokens: Path, reference: Path
-):
+def test_a_round_that_starts_from_its_reference_starts_at_ln_2(run_stage: Run, shelf: Path, tokens: Path, reference: Path):
     inputs = {"policy": shelf / "base", "pairs": tokens, "reference": reference}
     out, counts = run_stage("dpo", "dpo", params(), inputs, CPU)
     assert (counts["pairs"], counts["steps"]) == (16, 4)
@@ -142,33 +140,25 @@ def test_a_reference_of_another_model_stops_the_round(run_stage: Run, tokens: Pa
     [{"loss_type": ["ipo"]}, {"loss_type": ["sigmoid", "sft"]}, {"label_smoothing": 0.1}, {"use_weighting": True}],
     ids=str,
 )
-def test_the_first_step_is_checked_under_any_loss(
-    run_stage: Run, shelf: Path, tokens: Path, reference: Path, other: Path, dpo: dict
-):
+def test_the_first_step_is_checked_under_any_loss(run_stage: Run, shelf: Path, tokens: Path, reference: Path, other: Path, dpo: dict):
     good = {"policy": shelf / "base", "pairs": tokens, "reference": reference}
     run_stage("dpo", "good", params(**dpo), good, CPU)
     with pytest.raises(UserError, match="stored log-probabilities"):
         run_stage("dpo", "bad", params(**dpo), {**good, "policy": other}, CPU)
 
 
-def test_reference_numbers_that_are_a_little_off_are_noticed(
-    run_stage: Run, shelf: Path, tokens: Path, reference: Path
-):
+def test_reference_numbers_that_are_a_little_off_are_noticed(run_stage: Run, shelf: Path, tokens: Path, reference: Path):
     table = pq.read_table(reference / "logps.parquet")
     wrong = [value + 0.05 for value in table["ref_chosen_logps"].to_pylist()]
     (shelf / "wrong").mkdir()
-    pq.write_table(
-        table.set_column(1, "ref_chosen_logps", pa.array(wrong, pa.float32())), shelf / "wrong" / "logps.parquet"
-    )
+    pq.write_table(table.set_column(1, "ref_chosen_logps", pa.array(wrong, pa.float32())), shelf / "wrong" / "logps.parquet")
     inputs = {"policy": shelf / "base", "pairs": tokens, "reference": shelf / "wrong"}
     with pytest.raises(UserError, match="stored log-probabilities"):
         run_stage("dpo", "dpo", params(), inputs, CPU)
 
 
 @pytest.mark.parametrize("is_start", [True, False])
-def test_in_bf16_what_rounding_does_to_a_short_answer_is_no_mismatch(
-    run_stage: Run, shelf: Path, tokens: Path, is_start: bool
-):
+def test_in_bf16_what_rounding_does_to_a_short_answer_is_no_mismatch(run_stage: Run, shelf: Path, tokens: Path, is_start: bool):
     """Up to 0.6 nats of one answer, up and down, as measured on a real model: see `dpo.Rounding`."""
     machine = Machine(device="cpu", threads=1, precision="bf16")
     scored, _ = run_stage("reference", "scored", {}, {"policy": shelf / "base", "pairs": tokens}, machine)
@@ -176,27 +166,21 @@ def test_in_bf16_what_rounding_does_to_a_short_answer_is_no_mismatch(
     for name, off in (("rounded", [0.3, -0.3]), ("wrong", [2.0, 2.0])):
         moved = [value + off[place % 2] for place, value in enumerate(table["ref_chosen_logps"].to_pylist())]
         (shelf / name).mkdir()
-        pq.write_table(
-            table.set_column(1, "ref_chosen_logps", pa.array(moved, pa.float32())), shelf / name / "logps.parquet"
-        )
+        pq.write_table(table.set_column(1, "ref_chosen_logps", pa.array(moved, pa.float32())), shelf / name / "logps.parquet")
     inputs = {"policy": shelf / "base", "pairs": tokens, "reference_policy": shelf / "base"}
     run_stage("dpo", "good", params(is_start=is_start), {**inputs, "reference": shelf / "rounded"}, machine)
     with pytest.raises(UserError, match=r"stored (log-probabilities|numbers) are not th"):
         run_stage("dpo", "bad", params(is_start=is_start), {**inputs, "reference": shelf / "wrong"}, machine)
 
 
-def test_without_a_start_that_is_the_reference_nothing_is_demanded(
-    run_stage: Run, shelf: Path, tokens: Path, other: Path, reference: Path
-):
+def test_without_a_start_that_is_the_reference_nothing_is_demanded(run_stage: Run, shelf: Path, tokens: Path, other: Path, reference: Path):
     inputs = {"policy": other, "pairs": tokens, "reference": reference, "reference_policy": shelf / "base"}
     out, _ = run_stage("dpo", "dpo", params(is_start=False), inputs, CPU)
     assert abs(metrics(out)[0]["rewards/chosen"]) > 1e-3
 
 
 @pytest.mark.parametrize("change", ["order", "fewer"])
-def test_reference_rows_of_other_pairs_are_refused(
-    run_stage: Run, shelf: Path, tokens: Path, reference: Path, change: str
-):
+def test_reference_rows_of_other_pairs_are_refused(run_stage: Run, shelf: Path, tokens: Path, reference: Path, change: str):
     table = pq.read_table(reference / "logps.parquet")
     table = table.take(list(range(16))[::-1]) if change == "order" else table.slice(0, 15)
     (shelf / "shuffled").mkdir()
@@ -214,24 +198,16 @@ def test_a_reference_in_other_arithmetic_is_refused_also_where_both_are_called_b
     _, counts = run_stage("reference", "reference", {}, {"policy": shelf / "base", "pairs": tokens}, autocast)
     (reference / "done.json").write_text(json.dumps({"counts": counts}))
     inputs = {"policy": shelf / "base", "pairs": tokens, "reference": reference}
-    pure = Machine.model_validate(
-        {"device": "cpu", "precision": "bf16", "deepspeed": {"zero_optimization": {"stage": 2}}}
-    )
-    with pytest.raises(
-        UserError, match="computed in bf16 autocast over fp32 weights, and this cluster's row `train` means bf16:"
-    ):
+    pure = Machine.model_validate({"device": "cpu", "precision": "bf16", "deepspeed": {"zero_optimization": {"stage": 2}}})
+    with pytest.raises(UserError, match="computed in bf16 autocast over fp32 weights, and this cluster's row `train` means bf16:"):
         run_stage("dpo", "dpo", params(), inputs, pure)
     with pytest.raises(UserError, match="means fp32"):
         run_stage("dpo", "dpo", params(), inputs, CPU)
 
 
-def test_a_reference_that_is_not_the_start_is_scored_again_in_part(
-    run_stage: Run, shelf: Path, tokens: Path, other: Path, reference: Path
-):
+def test_a_reference_that_is_not_the_start_is_scored_again_in_part(run_stage: Run, shelf: Path, tokens: Path, other: Path, reference: Path):
     inputs = {"policy": shelf / "base", "pairs": tokens, "reference": reference, "reference_policy": other}
-    with pytest.raises(
-        UserError, match=r"reference says that the chosen answer of pair p\d+ .* under other, and it has"
-    ):
+    with pytest.raises(UserError, match=r"reference says that the chosen answer of pair p\d+ .* under other, and it has"):
         run_stage("dpo", "dpo", params(is_start=False), inputs, CPU)
     assert not list((shelf / "dpo").glob("model*"))
 
@@ -261,22 +237,16 @@ def test_a_block_of_another_node_that_shows_late_is_waited_for(tmp_path: Path, m
         pair_logprobs._joined(tmp_path, 2, 1)
 
 
-def test_log_probabilities_of_the_first_tokens_are_kept_apart(
-    run_stage: Run, shelf: Path, tokens: Path, reference: Path
-):
+def test_log_probabilities_of_the_first_tokens_are_kept_apart(run_stage: Run, shelf: Path, tokens: Path, reference: Path):
     rows, found = pq.read_table(tokens / "pairs.parquet").to_pylist(), columns(reference)
     model = models.load_model(policy.read(shelf / "base"), CPU).eval()
     for side in ("chosen", "rejected"):
         shorter = [min(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
-        wanted = [
-            plain_logprob(model, r["prompt_ids"], r[f"{side}_ids"][:n]) for r, n in zip(rows, shorter, strict=True)
-        ]
+        wanted = [plain_logprob(model, r["prompt_ids"], r[f"{side}_ids"][:n]) for r, n in zip(rows, shorter, strict=True)]
         assert found[f"ref_{side}_shared_logps"] == pytest.approx(wanted, abs=1e-4)
 
 
-def test_ld_alpha_weighs_the_tokens_that_only_the_longer_answer_has(
-    run_stage: Run, shelf: Path, tokens: Path, reference: Path
-):
+def test_ld_alpha_weighs_the_tokens_that_only_the_longer_answer_has(run_stage: Run, shelf: Path, tokens: Path, reference: Path):
     inputs = {"policy": shelf / "base", "pairs": tokens, "reference": reference}
     out, _ = run_stage("dpo", "dpo", params(ld_alpha=0.5), inputs, CPU)
     assert metrics(out)[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
@@ -300,8 +270,14 @@ def test_losses_are_those_of_a_stock_trainer_with_a_reference_model(
     def turn(role: str, text: str) -> list[dict[str, str]]:
         return [{"role": role, "content": text}]
 
-    rows = [{"prompt": turn("user", pair.prompt[0].content), "chosen": turn("assistant", pair.chosen),
-             "rejected": turn("assistant", pair.rejected)} for pair in pairs]  # fmt: skip
+    rows = [
+        {
+            "prompt": turn("user", pair.prompt[0].content),
+            "chosen": turn("assistant", pair.chosen),
+            "rejected": turn("assistant", pair.rejected),
+        }
+        for pair in pairs
+    ]
     trainer_arguments.prepare(CPU, 5)
     start = policy.read(other)
     arguments = trainer_arguments.arguments(Training.model_validate(knobs()), CPU, 5, shelf / "stock")

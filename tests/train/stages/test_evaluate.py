@@ -46,7 +46,9 @@ def questions(conversations: list[Conversation]) -> list[Question]:
                  number % 4, f"group{number % 2}")
         for number in range(10)
     ] + [
-        Question("quoted", "made", (Message("user", "Which of {{these}} is it: 'a' or \"b\"?"),), ("It's \"a\".", "It's 'b'."), 0, "group0"),
+        Question(
+            "quoted", "made", (Message("user", "Which of {{these}} is it: 'a' or \"b\"?"),), ("It's \"a\".", "It's 'b'."), 0, "group0"
+        ),
         Question("lines", "made", (Message("user", "One.\n\nTwo?\n"),), ("Yes\nand no.", "No, é."), 1, "group1"),
     ]  # fmt: skip
 
@@ -67,9 +69,7 @@ def policy_folder(shelf: Path) -> Path:
 
 
 @pytest.fixture
-def heldout(
-    policy_folder: Path, put: Callable, questions: list, pairs: list[Pair], conversations: list
-) -> dict[str, Path]:
+def heldout(policy_folder: Path, put: Callable, questions: list, pairs: list[Pair], conversations: list) -> dict[str, Path]:
     """Everything that an evaluation may read."""
     return {"policy": policy_folder, "task.asked": put("asked", questions), "preferences.pairs": put("preferences", pairs),
             "conversations": put("conversations", conversations)}  # fmt: skip
@@ -179,9 +179,7 @@ def test_the_model_reads_one_bos_and_exactly_the_training_prompt(
     assert isinstance(bos_id, int)
     if adds_bos:
         inner = tokenizer.backend_tokenizer
-        inner.post_processor = processors.TemplateProcessing(
-            single=f"{bos}:0 $A:0", special_tokens=[(str(bos), bos_id)]
-        )
+        inner.post_processor = processors.TemplateProcessing(single=f"{bos}:0 $A:0", special_tokens=[(str(bos), bos_id)])
         tokenizer.save_pretrained(policy.read(heldout["policy"]).tokenizer)
         assert models.load_tokenizer(policy.read(heldout["policy"]))("a")["input_ids"][0] == bos_id
     run_stage("evaluate", "scores", params([task("facts"), task("written", "free_answer", 3)]), heldout, CPU)
@@ -199,18 +197,13 @@ def test_the_model_reads_one_bos_and_exactly_the_training_prompt(
         assert sum(row[: len(prompt)] == prompt for row in first) >= 2
 
 
-def test_preferences_are_compared_per_token(
-    run_stage: Run, heldout: dict[str, Path], model: PreTrainedModel, tokenizer, pairs: list[Pair]
-):
+def test_preferences_are_compared_per_token(run_stage: Run, heldout: dict[str, Path], model: PreTrainedModel, tokenizer, pairs: list[Pair]):
     inputs = {name: heldout[name] for name in ("policy", "preferences.pairs")}
     out, _ = run_stage("evaluate", "scores", params([], num_answers=0), inputs, CPU)
     margins = {}
     for pair, tokens in zip(pairs, chat.encode_pairs(tokenizer, pairs), strict=True):
         assert isinstance(tokens, chat.EncodedPair)
-        sides = [
-            (answer, answer_logprob(model, tokens.prompt_ids, answer))
-            for answer in (tokens.chosen_ids, tokens.rejected_ids)
-        ]
+        sides = [(answer, answer_logprob(model, tokens.prompt_ids, answer)) for answer in (tokens.chosen_ids, tokens.rejected_ids)]
         margins[pair.id] = sides[0][1] / len(sides[0][0]) - sides[1][1] / len(sides[1][0])
         assert values(out, "preferences/chosen_logp")[pair.id] == pytest.approx(sides[0][1], abs=1e-3)
         assert values(out, "preferences/rejected_logp")[pair.id] == pytest.approx(sides[1][1], abs=1e-3)
@@ -233,11 +226,7 @@ def test_loss_is_that_of_the_answer_tokens(
     encoded = chat.encode_conversations(tokenizer, [each.messages for each in conversations])
     for conversation, tokens in zip(conversations, encoded, strict=True):
         assert isinstance(tokens, chat.Encoded)
-        found = [
-            value
-            for value, learnt in zip(token_logprobs(model, tokens.input_ids), tokens.answer_mask[1:], strict=True)
-            if learnt
-        ]
+        found = [value for value, learnt in zip(token_logprobs(model, tokens.input_ids), tokens.answer_mask[1:], strict=True) if learnt]
         wanted[conversation.id] = -math.fsum(found) / len(found)
     assert values(out, "conversations/loss") == pytest.approx(wanted, abs=1e-4)
     score = scores(out)["conversations/loss"]
@@ -245,12 +234,8 @@ def test_loss_is_that_of_the_answer_tokens(
 
 
 @torch.no_grad()
-def test_answers_are_the_greedy_ones_whatever_the_batch(
-    run_stage: Run, heldout: dict[str, Path], model: PreTrainedModel, tokenizer
-):
-    out, _ = run_stage(
-        "evaluate", "scores", params([]), {name: heldout[name] for name in ("policy", "preferences.pairs")}, CPU
-    )
+def test_answers_are_the_greedy_ones_whatever_the_batch(run_stage: Run, heldout: dict[str, Path], model: PreTrainedModel, tokenizer):
+    out, _ = run_stage("evaluate", "scores", params([]), {name: heldout[name] for name in ("policy", "preferences.pairs")}, CPU)
     written = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
     assert len(written) == 6 == len({each["prompt"] for each in written})
     for place, each in enumerate(written):
@@ -265,9 +250,7 @@ def test_answers_are_the_greedy_ones_whatever_the_batch(
     assert scores(out)["answers/tokens"]["n"] == 6
 
 
-def test_lm_evals_own_results_have_their_standard_error(
-    run_stage: Run, heldout: dict[str, Path], put: Callable, questions: list[Question]
-):
+def test_lm_evals_own_results_have_their_standard_error(run_stage: Run, heldout: dict[str, Path], put: Callable, questions: list[Question]):
     """Ours is the same where each question is asked once."""
     once = {question.prompt: question for question in questions}
     inputs = {"policy": heldout["policy"], "task.asked": put("once", list(once.values()))}
@@ -345,9 +328,7 @@ metric_list:
 """
 
 
-def test_each_filter_is_a_metric_with_every_item(
-    run_stage: Run, heldout: dict[str, Path], questions: list[Question], put: Callable
-):
+def test_each_filter_is_a_metric_with_every_item(run_stage: Run, heldout: dict[str, Path], questions: list[Question], put: Callable):
     two = {**task("written", "free_answer"), "yaml": own_yaml("free_answer") + FILTERS}
     inputs = {name: heldout[name] for name in ("policy", "task.asked")}
     out, _ = run_stage("evaluate", "scores", params([two]), inputs, CPU)
@@ -459,11 +440,7 @@ def test_pairs_of_several_sources_are_measured_together_and_apart(
     run_stage: Run, heldout: dict[str, Path], put: Callable, pairs: list[Pair]
 ):
     """Some are two pairs of one prompt, under the prompt's own id: one question of two items, and no group to break down by."""
-    twins = [
-        dataclasses.replace(pair, id=f"p{at}:{side}", group=f"p{at}")
-        for at, pair in enumerate(pairs[:6])
-        for side in "ab"
-    ]
+    twins = [dataclasses.replace(pair, id=f"p{at}:{side}", group=f"p{at}") for at, pair in enumerate(pairs[:6]) for side in "ab"]
     inputs = {"policy": heldout["policy"], "preferences.one": put("one", pairs), "preferences.two": put("two", twins)}
     out, counts = run_stage("evaluate", "scores", params([], num_answers=0), inputs, CPU)
     one, two = (values(out, f"preferences/accuracy/{name}") for name in ("one/wrong", "two"))

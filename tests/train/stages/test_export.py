@@ -9,6 +9,7 @@ import yaml
 
 from rounds.train.engine.params import ExportParams
 from rounds.train.stages import export
+from tests import staged
 
 TINY = {"kind": "tiny"}
 
@@ -25,8 +26,7 @@ class Store:
         folder = self.root / f"{function}-{len(list(self.root.iterdir())):016x}"
         folder.mkdir()
         # The name in the file is another recipe's: a stage's key does not hold it.
-        spec = {"name": f"{function}.elsewhere", "function": function, "params": params,
-                "inputs": {key: {"stage": other} for key, other in inputs.items()}}  # fmt: skip
+        spec = staged.described(f"{function}.elsewhere", params, {key: {"stage": other} for key, other in inputs.items()})
         skipped = {"status": "skipped", "because": "the rounds ended at gate.one: rejected"}
         done = {"digests": {}, **(skipped if counts is None else {"status": "done", "counts": counts})}
         for file, content in {"stage": spec, "done": done, **files}.items():
@@ -73,9 +73,13 @@ class Store:
         winner = new if decision == "accepted" else self.policy
         rules = [] if decision == "skipped" else [{"says": f"facts/acc is {decision}"}]
         self.policy = self.stage(
-            f"gate.{name}", {"current": self.policy, "candidate": new}, {}, {"decision": decision},
-            policy={"kind": "same", "start": winner}, decision={"decision": decision, "rules": rules},
-        )  # fmt: skip
+            f"gate.{name}",
+            {"current": self.policy, "candidate": new},
+            {},
+            {"decision": decision},
+            policy={"kind": "same", "start": winner},
+            decision={"decision": decision, "rules": rules},
+        )
         self.inputs[f"gate.{name}"] = self.root / self.policy
 
     def evaluate(self, *names: str) -> None:
@@ -84,8 +88,8 @@ class Store:
             "task.facts_heldout": self.source("facts_heldout"),
             "preferences": self.source("other_heldout", "a | b"),
         }
-        tasks = [{"name": "facts", "task": "choice", "source": "facts_heldout", "limit": 4},
-                 {"name": "own", "task": "pubmedqa", "source": None, "limit": None}]  # fmt: skip
+        tasks = [{"name": "facts", "task": "choice", "source": "facts_heldout", "limit": 4, "num_fewshot": 0, "yaml": ""},
+                 {"name": "own", "task": "pubmedqa", "source": None, "limit": None, "num_fewshot": 0, "yaml": None}]  # fmt: skip
         scores = {
             "facts/acc": {"value": 0.5, "stderr": 0.1, "n": 4},
             "own/acc": {"value": 0.25, "stderr": None, "n": 9},
@@ -165,12 +169,8 @@ def test_data_is_what_was_trained_on_apart_from_what_was_evaluated_on(run: Store
     assert "`sft`, 5 more were dropped" in trained
     assert "longer_than_max_length (3), no_answer_tokens (2).\n" in trained
     assert "heldout" not in trained and "facts_train" not in evaluated
-    assert (
-        "| facts_heldout | facts, heldout | facts (first 4) | 999 | some/facts_heldout | 0123abc | MIT |\n" in evaluated
-    )
-    assert (
-        "| other_heldout | other, heldout | preferences | 999 | some/other_heldout | 0123abc | a \\| b |\n" in evaluated
-    )
+    assert "| facts_heldout | facts, heldout | facts (first 4) | 999 | some/facts_heldout | 0123abc | MIT |\n" in evaluated
+    assert "| other_heldout | other, heldout | preferences | 999 | some/other_heldout | 0123abc | a \\| b |\n" in evaluated
     assert "- own: the lm-eval task `pubmedqa` on its own data" in evaluated
     assert "No filter compared the training rows of sft with these sets" in evaluated
     assert "same source as training rows: facts_heldout." in section(card, "Limits")
@@ -186,8 +186,8 @@ def test_adapters_are_said_to_be_merged(run: Store):
 
 def test_rounds_without_sft_gate_or_evaluation(run: Store):
     run.round("one", None)
-    card = run.card(base={"kind": "hub", "id": "some/model", "revision": "fedc"})
-    assert "Made with Rounds from some/model at revision `fedc`." in card
+    card = run.card(base={"kind": "hub", "id": "some/model", "revision": "fedc" * 10})
+    assert f"Made with Rounds from some/model at revision `{'fedc' * 10}`." in card
     assert "made by base → one:" in card and "- `one`: **went on**, part of these weights; no gate was set\n" in card
     assert tags(card) == ["medical", "dpo", "not-for-clinical-use"]
     assert "Evaluated on" not in card and "Nothing was measured." in card

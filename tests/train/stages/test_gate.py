@@ -224,9 +224,7 @@ def test_an_accepted_policy_goes_on_with_its_scores(decide: Callable, inputs: di
 
 
 @pytest.mark.parametrize(("on_reject", "stops"), [("continue", False), ("stop", True)])
-def test_after_a_rejection_the_current_policy_goes_on(
-    decide: Callable, inputs: dict[str, Path], on_reject: str, stops: bool
-):
+def test_after_a_rejection_the_current_policy_goes_on(decide: Callable, inputs: dict[str, Path], on_reject: str, stops: bool):
     out, counts = decide(gate([{"may_fall_by": 0}, {"must_fall_by": 0}], on_reject))
     assert (counts["decision"], counts["stops_rounds"]) == ("rejected", stops)
     assert weights(out) == weights(inputs["current"])

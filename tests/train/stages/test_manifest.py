@@ -24,8 +24,10 @@ pytest.importorskip("presidio_analyzer")
 BASE = {"kind": "tiny", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
         "vocab_size": 400, "max_position_embeddings": 256}  # fmt: skip
 SECRET = "Jane Roe, MRN 4471882"
-VIGNETTE = ("A 54-year-old gardener comes to the clinic with six weeks of burning pain in both soles that wakes him at night "
-            "and eases when he walks on cold tiles")  # fmt: skip
+VIGNETTE = (
+    "A 54-year-old gardener comes to the clinic with six weeks of burning pain in both soles that wakes him at night "
+    "and eases when he walks on cold tiles"
+)
 ASKED = f"{VIGNETTE}. Which nerve fibres are most likely damaged?"
 
 
@@ -130,8 +132,12 @@ def test_a_persons_own_rows_are_masked_by_default(built: tuple[Plan, Path], mani
     assert phi["rows"] == 1 and set(phi["kinds"]) == {"name", "record_number"}
     assert manifest["sources"]["facts"]["phi"] is None
     for name in ("source.notes", "data.sft"):
-        texts = [turn.content for record in read_records(store.folder(root, plan.stage(name)) / "records.parquet")
-                 if isinstance(record, Conversation) for turn in record.messages]  # fmt: skip
+        texts = [
+            turn.content
+            for record in read_records(store.folder(root, plan.stage(name)) / "records.parquet")
+            if isinstance(record, Conversation)
+            for turn in record.messages
+        ]
         assert not any("Roe" in text or "4471882" in text for text in texts)
         assert any("[NAME]" in text for text in texts)
 
@@ -139,9 +145,7 @@ def test_a_persons_own_rows_are_masked_by_default(built: tuple[Plan, Path], mani
 def test_the_warnings_say_what_to_know_before_use(manifest: dict[str, Any]):
     said = "\n".join(manifest["warnings"])
     assert "notes: CC BY-NC 4.0 does not allow commercial use" in said
-    assert (
-        "not compared with medmcqa, pubmedqa, mmlu_medical, headqa, ultrafeedback: their rows were not at hand" in said
-    )
+    assert "not compared with medmcqa, pubmedqa, mmlu_medical, headqa, ultrafeedback: their rows were not at hand" in said
     assert "exam" not in said, "conditions of what is only held out are no matter"
 
 
@@ -152,9 +156,7 @@ def test_the_card_tells_the_same_and_no_text(built: tuple[Plan, Path], manifest:
     assert "**not for\nclinical use**" in card
     assert all(line in card for line in manifest["warnings"])
     assert "| notes | file, train | a file of your own | sha256 `" in card
-    assert (
-        "| pairs | ultrafeedback, train_prefs | local copy of HuggingFaceH4/ultrafeedback_binarized | sha256 `" in card
-    )
+    assert "| pairs | ultrafeedback, train_prefs | local copy of HuggingFaceH4/ultrafeedback_binarized | sha256 `" in card
     assert "| facts | clinic_facts, train | - | - |" in card and "credit, not commercial" in card
     assert "masked in 1 rows: name 1, record_number 1" in card
     assert "1 rows were taken out for exam" in card
@@ -217,9 +219,7 @@ def test_rounds_that_share_rows_and_not_max_length_are_each_told_with_their_own_
     told = json.loads((store.folder(root, plan.stage("manifest")) / "manifest.json").read_text())["sets"]
     counts = {name: store.counts(store.folder(root, plan.stage(f"tokenize.{name}"))) for name in ("one", "two")}
     assert counts["one"]["pairs"] > counts["two"]["pairs"]
-    assert {name: told[name]["trained_rows"] for name in counts} == {
-        name: each["pairs"] for name, each in counts.items()
-    }
+    assert {name: told[name]["trained_rows"] for name in counts} == {name: each["pairs"] for name, each in counts.items()}
     assert training_sets.sets(plan, root) == told
 
 
@@ -264,9 +264,7 @@ def test_preview_tells_of_rows_that_are_too_long_to_train_on_and_cuts_pairs_as_t
     plan, root = built
     using = row_display.tokenizer(plan, root)
     facts, pairs = (row_display.rows(plan, root, name, 1) for name in ("facts", "pairs"))
-    assert (facts.max_length, pairs.max_length) == (128, 128) and row_display.rows(
-        plan, root, "exam", 1
-    ).max_length is None
+    assert (facts.max_length, pairs.max_length) == (128, 128) and row_display.rows(plan, root, "exam", 1).max_length is None
     assert "longer_than_max_length" in row_display.shown(facts.records[0], using, True, 20).plain
     (pair,) = pairs.records
     assert isinstance(pair, Pair)

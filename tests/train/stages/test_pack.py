@@ -85,8 +85,17 @@ def test_a_packed_conversation_reads_as_if_it_were_alone(packed: tuple[list[dict
 def test_so_it_does_under_a_sliding_window(packed: tuple[list[dict], dict], attention: str):
     """Segments do not serve such a model, so the mask of its rows must keep conversations apart."""
     torch.manual_seed(3)
-    config = MistralConfig(vocab_size=500, max_position_embeddings=512, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                           num_attention_heads=2, num_key_value_heads=1, sliding_window=16, initializer_range=0.3)  # fmt: skip
+    config = MistralConfig(
+        vocab_size=500,
+        max_position_embeddings=512,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        sliding_window=16,
+        initializer_range=0.3,
+    )
     config._attn_implementation = attention
     model: Any = MistralForCausalLM(config).eval()
     assert packed_attention.obstacle(model)
@@ -118,9 +127,7 @@ def test_the_collator_gives_no_mask_and_restarts_positions():
     assert {value.dtype for value in batch.values()} == {torch.int64}
 
 
-def test_every_conversation_is_in_the_rows_once_and_whole(
-    packed: tuple[list[dict], dict], shelf: Path, conversations: list[Conversation]
-):
+def test_every_conversation_is_in_the_rows_once_and_whole(packed: tuple[list[dict], dict], shelf: Path, conversations: list[Conversation]):
     from rounds.train.engine import policy
     from rounds.train.tokens import chat
     from rounds.train.weights import models
@@ -128,9 +135,7 @@ def test_every_conversation_is_in_the_rows_once_and_whole(
     rows, counts = packed
     tokenizer = models.load_tokenizer(policy.read(shelf / "base"))
     encoded = chat.encode_conversations(tokenizer, [each.messages for each in conversations])
-    wanted = sorted(
-        tuple(each.input_ids) for each in encoded if isinstance(each, chat.Encoded) and len(each.input_ids) <= ROW
-    )
+    wanted = sorted(tuple(each.input_ids) for each in encoded if isinstance(each, chat.Encoded) and len(each.input_ids) <= ROW)
     found = []
     for row in rows:
         assert len(row["input_ids"]) == len(row["labels"]) == sum(row["seq_lengths"]) <= ROW
@@ -147,9 +152,7 @@ def test_labels_are_the_answer_tokens_and_nothing_else(packed: tuple[list[dict],
     rows, counts = packed
     learnt = sum(label != -100 for row in rows for label in row["labels"])
     assert learnt == counts["answer_tokens"] > 0
-    assert all(
-        label in (-100, token) for row in rows for token, label in zip(row["input_ids"], row["labels"], strict=True)
-    )
+    assert all(label in (-100, token) for row in rows for token, label in zip(row["input_ids"], row["labels"], strict=True))
 
 
 def test_fill_is_the_share_of_the_rows_that_holds_tokens(packed: tuple[list[dict], dict]):
@@ -165,9 +168,7 @@ def test_fill_is_the_share_of_the_rows_that_holds_tokens(packed: tuple[list[dict
     assert made["histogram"] == counts["length_histogram"]
 
 
-def test_what_does_not_fit_is_dropped_whole_and_counted(
-    run_stage: Run, shelf: Path, put: Callable, packed: tuple[list[dict], dict]
-):
+def test_what_does_not_fit_is_dropped_whole_and_counted(run_stage: Run, shelf: Path, put: Callable, packed: tuple[list[dict], dict]):
     longest = max(length for row in packed[0] for length in row["seq_lengths"])
     long = Conversation("long", "made", (Message("user", "Why? " * 40), Message("assistant", "It is so.")))
     control = Conversation("control", "made", (Message("user", "<|eot_id|>"), Message("assistant", "It is so.")))
@@ -184,9 +185,7 @@ def test_what_does_not_fit_is_dropped_whole_and_counted(
     assert "text" not in dropped[0] and "Why?" not in (out / "dropped.jsonl").read_text()
 
 
-def test_a_conversation_as_long_as_a_row_is_kept(
-    run_stage: Run, shelf: Path, put: Callable, packed: tuple[list[dict], dict]
-):
+def test_a_conversation_as_long_as_a_row_is_kept(run_stage: Run, shelf: Path, put: Callable, packed: tuple[list[dict], dict]):
     length = packed[0][0]["seq_lengths"][0]
     first = packed[0][0]["input_ids"][:length]
     from rounds.train.engine import policy
@@ -230,15 +229,16 @@ def test_a_row_in_segments_gives_each_conversation_the_numbers_and_gradients_tha
     rows = packed[0][:3]
     model = random_llama("sdpa")
     add_fused_lm_head(model)
-    lone = [(row["input_ids"], row["labels"], start, length) for row in rows
-            for start, length in zip(starts(row["seq_lengths"]), row["seq_lengths"], strict=True)]  # fmt: skip
+    lone = [
+        (row["input_ids"], row["labels"], start, length)
+        for row in rows
+        for start, length in zip(starts(row["seq_lengths"]), row["seq_lengths"], strict=True)
+    ]
     assert len(lone) >= 6
     wanted = []
     for ids, labels, start, length in lone:
         part = slice(start, start + length)
-        wanted.append(
-            scores_and_gradient(model, {"input_ids": torch.tensor([ids[part]]), "labels": torch.tensor([labels[part]])})
-        )
+        wanted.append(scores_and_gradient(model, {"input_ids": torch.tensor([ids[part]]), "labels": torch.tensor([labels[part]])}))
     dense = PackedRows(PAD)(rows)
     by_mask = scores_and_gradient(model, dense)
     packed_attention.install(model)

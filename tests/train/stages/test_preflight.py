@@ -45,9 +45,7 @@ def test_everything_that_is_wrong_is_told_at_once(run_stage, shelf):
     assert [entry["check"] for entry in found if entry["wrong"]] == ["disk", "GPUs", "files"]
 
 
-@pytest.mark.parametrize(
-    ("asked", "fits"), [("h100", True), ("nvidia_h100_80gb_hbm3", True), ("H100-80GB", True), ("a100", False)]
-)
+@pytest.mark.parametrize(("asked", "fits"), [("h100", True), ("nvidia_h100_80gb_hbm3", True), ("H100-80GB", True), ("a100", False)])
 def test_a_kind_of_gpu_is_known_by_slurms_name_for_it(monkeypatch, asked, fits):
     monkeypatch.setattr(stage.torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(stage.torch.cuda, "get_device_name", lambda n: "NVIDIA H100 80GB HBM3")
@@ -87,9 +85,7 @@ def test_a_plan_is_checked_for_the_rows_the_files_and_the_room_that_it_needs(tmp
     model = config(tmp_path / "model")
     base = staged.stage("base", "base", {"base": {"kind": "local"}}, {"model": Asset(model, "digest", MODEL_FILES)})
     sft = staged.stage("sft", "sft", {"training": KNOBS}, {"policy": base})
-    machine = Cluster.model_validate(
-        {"kind": "slurm", "train": {"slurm": {"gpus": 8, "gpu_type": "h100"}, "save_total_limit": 2}}
-    )
+    machine = Cluster.model_validate({"kind": "slurm", "train": {"slurm": {"gpus": 8, "gpu_type": "h100"}, "save_total_limit": 2}})
     checks = {stage.name: stage for stage in preflight.stages([base, sft], tmp_path / "store", machine)}
     assert set(checks) == {"preflight.cpu", "preflight.train"}
     assert [ask["stages"] for ask in checks["preflight.train"].params.stored()["asks"]] == [["sft"]]
@@ -103,19 +99,13 @@ def test_a_plan_is_checked_for_the_rows_the_files_and_the_room_that_it_needs(tmp
 
 
 def test_checkpoints_of_stages_that_may_run_at_once_all_need_room(tmp_path: Path):
-    base = staged.stage(
-        "base", "base", {"base": {"kind": "local"}}, {"model": Asset(config(tmp_path / "model"), "d", MODEL_FILES)}
-    )
-    rounds = [
-        staged.stage(f"dpo.{n}", "dpo", {"training": {**KNOBS, "learning_rate": n}}, {"policy": base}) for n in (1, 2)
-    ]
+    base = staged.stage("base", "base", {"base": {"kind": "local"}}, {"model": Asset(config(tmp_path / "model"), "d", MODEL_FILES)})
+    rounds = [staged.stage(f"dpo.{n}", "dpo", {"training": {**KNOBS, "learning_rate": n}}, {"policy": base}) for n in (1, 2)]
     gate = staged.stage("gate", "gate", {}, {"current": base, "candidate": rounds[0]})
     later = staged.stage("dpo.3", "dpo", {"training": KNOBS}, {"policy": gate})
     row = {"deepspeed": str(Path(__file__).parents[3] / "recipes/deepspeed/zero3.json"), "precision": "bf16"}
     machine = Cluster.model_validate({"train": {**row, "save_total_limit": 2}})
-    one, all_of_them = (
-        disk.needed([base, *rounds, gate, later], tmp_path / "store", machine, lanes) for lanes in (1, None)
-    )
+    one, all_of_them = (disk.needed([base, *rounds, gate, later], tmp_path / "store", machine, lanes) for lanes in (1, None))
     assert (one, all_of_them) == (PARAMETERS * (3 * 2 + 3 * 12), PARAMETERS * (3 * 2 + 2 * 3 * 12))
 
 
@@ -142,7 +132,5 @@ def test_a_row_of_single_stages_is_asked_for_as_it_is_and_not_where_it_means_oth
     (check,) = preflight.stages(stages, tmp_path, machine)
     (ask,) = check.params.stored()["asks"]
     assert ask["stages"] == ["dpo.first"] and ask["load_in_4bit"] and ask["machine"]["use_liger_kernel"]
-    asked = [
-        [ask["stages"] for ask in check.params.stored()["asks"]] for check in preflight.stages((), tmp_path, machine)
-    ]
+    asked = [[ask["stages"] for ask in check.params.stored()["asks"]] for check in preflight.stages((), tmp_path, machine)]
     assert asked == [[], [["row `train`"]], [["row `infer`"]]]

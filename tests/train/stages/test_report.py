@@ -37,10 +37,8 @@ class Run:
         folder = self.root / f"{name.partition('.')[0]}-{len(self.inputs):016x}"
         folder.mkdir(parents=True)
         read = {key: {"stage": self.inputs[other].name} for key, other in (inputs or {}).items()}
-        params = {"use": {"source": "rows", "split": "train"}} if name.startswith("source") else {"max_length": 256}
-        (folder / "stage.json").write_text(
-            json.dumps({"name": name, "params": params, "inputs": read, "git_commit": None})
-        )
+        params = {"use": {"source": "rows", "split": "train"}} if name.startswith("source") else {}
+        (folder / "stage.json").write_text(json.dumps({**staged.described(name, params, read), "git_commit": None}))
         done = {
             "status": "done",
             "counts": counts or {},
@@ -85,15 +83,11 @@ class Run:
         lines = [{"prompt": f"question {n}", "answer": answer if n else "the same", "ended": n != 2} for n in range(9)]
         (folder / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    def gate(
-        self, name: str, current: str, decision: str, says: str = "facts/acc 0.1 -> 0.2: holds", stops: bool = False
-    ) -> None:
+    def gate(self, name: str, current: str, decision: str, says: str = "facts/acc 0.1 -> 0.2: holds", stops: bool = False) -> None:
         """Write a gate's decision."""
         inputs = {"current": current, "candidate": f"dpo.{name}", "candidate_scores": f"evaluate.{name}"}
         folder = self.stage(f"gate.{name}", inputs, {"decision": decision, "stops_rounds": stops})
-        rules = (
-            [] if decision == "skipped" else [{"metric": "facts/acc", "holds": decision == "accepted", "says": says}]
-        )
+        rules = [] if decision == "skipped" else [{"metric": "facts/acc", "holds": decision == "accepted", "says": says}]
         (folder / "decision.json").write_text(json.dumps({"decision": decision, "stops_rounds": stops, "rules": rules}))
 
     def page(self) -> str:
@@ -113,11 +107,7 @@ def write_evaluation(folder: Path, values: dict[str, list[float]]) -> None:
             "higher_is_better": "loss" not in metric,
         }
 
-    rows = [
-        (metric, f"item{n}", float(value), f"item{n}")
-        for metric, those in values.items()
-        for n, value in enumerate(those)
-    ]
+    rows = [(metric, f"item{n}", float(value), f"item{n}") for metric, those in values.items() for n, value in enumerate(those)]
     columns = zip(("metric", "item", "value", "question"), zip(*rows, strict=True), strict=True)
     pq.write_table(pa.table({name: list(column) for name, column in columns}), folder / "items.parquet")
     (folder / "scores.json").write_text(json.dumps({metric: score(metric, those) for metric, those in values.items()}))
@@ -132,27 +122,19 @@ def rounds_run(root: Path) -> Run:
     """Build base, sft, and four rounds: one helps, one is worse and rejected, one changes nothing and ends the rounds."""
     run = Run(root)
     run.recipe["sft"] = TRAINING
-    run.recipe["rounds"] = [
-        {**TRAINING, "name": name, "beta": 0.1, "loss_type": ["sigmoid"]} for name in ("one", "two", "three", "four")
-    ]
+    run.recipe["rounds"] = [{**TRAINING, "name": name, "beta": 0.1, "loss_type": ["sigmoid"]} for name in ("one", "two", "three", "four")]
     run.recipe["evaluate"] = {"tasks": [{"task": "free_answer", "name": "facts", "source": "held"}]}
     run.stage("source.held", counts=SOURCE_COUNTS)
     run.stage("base", counts={"parameters": 1000})
-    run.evaluate(
-        "base", "base", {"facts/acc": right(10), "facts/acc/drug_class": right(5, 30), "facts/loss": right(50)}, ""
-    )
+    run.evaluate("base", "base", {"facts/acc": right(10), "facts/acc/drug_class": right(5, 30), "facts/loss": right(50)}, "")
     run.train("sft", "base", run.data("sft", "pack"))
     run.evaluate("sft", "sft", {"facts/acc": right(30), "facts/acc/drug_class": right(15, 30), "facts/loss": right(20)})
     tokens = {name: run.data(name, "tokenize") for name in ("one", "two", "three", "four")}
     run.train("dpo.one", "sft", tokens["one"])
-    run.evaluate(
-        "one", "dpo.one", {"facts/acc": right(45), "facts/acc/drug_class": right(25, 30), "facts/loss": right(20)}, "no"
-    )
+    run.evaluate("one", "dpo.one", {"facts/acc": right(45), "facts/acc/drug_class": right(25, 30), "facts/loss": right(20)}, "no")
     run.gate("one", "sft", "accepted")
     run.train("dpo.two", "gate.one", tokens["two"])
-    run.evaluate(
-        "two", "dpo.two", {"facts/acc": right(20), "facts/acc/drug_class": right(9, 30), "facts/loss": right(20)}, "bad"
-    )
+    run.evaluate("two", "dpo.two", {"facts/acc": right(20), "facts/acc/drug_class": right(9, 30), "facts/loss": right(20)}, "bad")
     run.gate("two", "gate.one", "rejected", "facts/acc 0.75 -> 0.33: may fall by 2 standard errors: does not hold")
     run.train("dpo.three", "gate.two", tokens["three"])
     run.evaluate(
@@ -228,9 +210,7 @@ def test_each_round_gets_its_verdict(whole: tuple[Run, str]):
 
 def test_the_headline_names_what_did_not_help_as_plainly_as_what_did(whole: tuple[Run, str]):
     text = Page(whole[1]).text
-    assert (
-        "1 helped (one); 1 made it worse (two); 1 made no measurable difference (three); 1 was skipped (four)." in text
-    )
+    assert "1 helped (one); 1 made it worse (two); 1 made no measurable difference (three); 1 was skipped (four)." in text
 
 
 def test_verdicts_say_within_noise_and_worse(whole: tuple[Run, str]):
@@ -250,8 +230,7 @@ def test_lower_is_better_where_the_metric_says_so(whole: tuple[Run, str]):
 
 def test_a_round_is_compared_with_the_policy_it_started_from(whole: tuple[Run, str]):
     run, _ = whole
-    stages = {name: run_steps.Finished(name, folder, json.loads((folder / "stage.json").read_text()),
-                                    json.loads((folder / "done.json").read_text())) for name, folder in run.inputs.items()}  # fmt: skip
+    stages = {name: run_steps.finished(name, folder) for name, folder in run.inputs.items()}
     steps = {step.name: step for step in run_steps.find_steps(run.recipe, stages)}
     starts = {name: step.start.name if step.start else None for name, step in steps.items()}
     assert starts == {"base": None, "sft": "base", "one": "sft", "two": "one", "three": "one", "four": "one"}
@@ -272,13 +251,18 @@ def test_a_skipped_round_says_why_and_the_exported_policy_is_named(whole: tuple[
 def test_gates_data_and_groups_are_told(whole: tuple[Run, str]):
     page = Page(whole[1])
     gates = page.part("✓ facts/acc 0.1 -> 0.2: holds", "SFT loss")
-    assert (
-        "✗ facts/acc 0.75 -> 0.33: may fall by 2 standard errors: does not hold" in gates
-        and "and ended the rounds" in gates
-    )
+    assert "✗ facts/acc 0.75 -> 0.33: may fall by 2 standard errors: does not hold" in gates and "and ended the rounds" in gates
     assert "facts/acc by group" in page.text and "drug_class" in page.text
-    for told in ("exact_dedup: duplicate 7", "left out by the mix 3", "empty_answer 8", "over max_rows 2", "MIT",
-                 "some/rows 0123456789ab", "longer_than_max_length 2", "3 cut to 256 tokens"):  # fmt: skip
+    for told in (
+        "exact_dedup: duplicate 7",
+        "left out by the mix 3",
+        "empty_answer 8",
+        "over max_rows 2",
+        "MIT",
+        "some/rows 0123456789ab",
+        "longer_than_max_length 2",
+        "3 cut to 256 tokens",
+    ):
         assert told in page.text, told
 
 
@@ -310,8 +294,8 @@ def test_the_page_is_accessible_and_warns(whole: tuple[Run, str]):
     assert '<html lang="en">' in html and "width=device-width" in html and "prefers-color-scheme: dark" in html
     assert html.count("<svg") == len(re.findall(r'<svg [^>]*role="img" aria-label="[^"]{20,}', html)) > 8
     assert (
-        "Not for clinical use: a research artefact. Scores are on held-out rows of the listed sources and say nothing about clinical safety."
-        in Page(html).text
+        "Not for clinical use: a research artefact. Scores are on held-out rows of the listed sources and say nothing about "
+        "clinical safety." in Page(html).text
     )
 
 

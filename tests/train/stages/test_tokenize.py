@@ -38,9 +38,7 @@ def test_what_fits_is_left_alone():
         ((45, 5, 5), 50, (5, 5)),
     ],
 )
-def test_both_sides_are_cut_at_the_end_to_what_the_prompt_leaves(
-    lengths: tuple, max_length: int, kept: tuple[int, int]
-):
+def test_both_sides_are_cut_at_the_end_to_what_the_prompt_leaves(lengths: tuple, max_length: int, kept: tuple[int, int]):
     fitted = fit(made(*lengths), max_length)
     assert isinstance(fitted, EncodedPair)
     assert (len(fitted.chosen_ids), len(fitted.rejected_ids)) == kept
@@ -62,9 +60,7 @@ tokens = st.lists(st.integers(0, 2), min_size=1, max_size=80)
 
 
 @given(prompt=tokens, chosen=tokens, rejected=tokens, max_length=st.integers(2, 120))
-def test_nothing_is_longer_than_the_budget_and_no_prompt_is_cut(
-    prompt: list, chosen: list, rejected: list, max_length: int
-):
+def test_nothing_is_longer_than_the_budget_and_no_prompt_is_cut(prompt: list, chosen: list, rejected: list, max_length: int):
     pair = EncodedPair(prompt, chosen, rejected)
     fitted = fit(pair, max_length)
     if isinstance(fitted, str):
@@ -95,8 +91,10 @@ def test_the_stage_keeps_drops_and_counts(run_stage: Run, shelf: Path, put: Call
     assert len(rows["cut"]["prompt_ids"]) + len(rows["cut"]["chosen_ids"]) == 120
     dropped = [json.loads(line) for line in (out / "dropped.jsonl").read_text().splitlines()]
     assert {each["id"]: each["reason"] for each in dropped} == {
-        "same": "identical_sides", "control": "control_token_in_text", "long": "prompt_too_long",
-    }  # fmt: skip
+        "same": "identical_sides",
+        "control": "control_token_in_text",
+        "long": "prompt_too_long",
+    }
     assert "Why?" not in (out / "dropped.jsonl").read_text()
     for name in ("prompt", "chosen", "rejected"):
         lengths = [len(row[f"{name}_ids"]) for row in rows.values()]

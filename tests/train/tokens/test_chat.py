@@ -39,9 +39,7 @@ class Kit:
     def refusal(self, messages: tuple[Message, ...]) -> str:
         """The reason to expect: white space that melts into the line end before an answer spoils the border."""
         starts = [message.content[:1] for message in messages if message.role == "assistant"]
-        return (
-            "token_across_answer_border" if not self.trims and any(start.isspace() for start in starts) else NO_REASON
-        )
+        return "token_across_answer_border" if not self.trims and any(start.isspace() for start in starts) else NO_REASON
 
 
 def byte_level(texts: list[str], control: list[str], **names: str) -> PreTrainedTokenizerFast:
@@ -49,9 +47,7 @@ def byte_level(texts: list[str], control: list[str], **names: str) -> PreTrained
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=500, special_tokens=control, initial_alphabet=alphabet, show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=control, initial_alphabet=alphabet, show_progress=False)
     inner.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=inner, **names)
 
@@ -67,9 +63,7 @@ def chatml() -> PreTrainedTokenizerFast:
 
 
 def real_llama3() -> PreTrainedTokenizerFast:
-    package = pytest.importorskip(
-        "llama_models", reason="PyPI package llama-models, which has Llama 3's tokenizer, is not installed"
-    )
+    package = pytest.importorskip("llama_models", reason="PyPI package llama-models, which has Llama 3's tokenizer, is not installed")
     pytest.importorskip("tiktoken", reason="PyPI package tiktoken, which reads the file, is not installed")
     from tokenizers import processors
     from transformers.convert_slow_tokenizer import TikTokenConverter
@@ -78,15 +72,18 @@ def real_llama3() -> PreTrainedTokenizerFast:
              "<|finetune_right_pad_id|>", "<|step_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>",
              "<|python_tag|>"]  # fmt: skip
     control = named + [f"<|reserved_special_token_{number}|>" for number in range(2, 2 + 256 - len(named))]
-    pattern = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
-               r"\s+(?!\S)|\s+")  # fmt: skip
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+        r"\s+(?!\S)|\s+"
+    )
     file = Path(package.__path__[0]) / "llama3" / "tokenizer.model"
     inner = TikTokenConverter(vocab_file=str(file), pattern=pattern, extra_special_tokens=control).converted()
     bos = control[0]
     template = processors.TemplateProcessing(single=[f"{bos}:0", "$A:0"], special_tokens=[(bos, 128000)])
     inner.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
-    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=bos, eos_token="<|eot_id|>", pad_token=control[4],
-                                   chat_template=LLAMA3)  # fmt: skip
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token=bos, eos_token="<|eot_id|>", pad_token=control[4], chat_template=LLAMA3
+    )
 
 
 @pytest.fixture(scope="module", params=["tiny llama3", "chatml", "real llama3"])
@@ -100,11 +97,9 @@ def kit(request: pytest.FixtureRequest) -> Kit:
     return Kit(tokenizer, "<|eot_id|>", "<|begin_of_text|>", trims=True)
 
 
-pieces = ["\n", "\n\n", " ", "  ", "\t", "It does.", "user", "assistant", "<|", "|>", "ü", "日本", "👩‍⚕️", "\u00a0", "\u2028", "\x1c", "\r\n",
-          "'s", "1234567", "{{ x }}", "</s>", "e\u0301"]  # fmt: skip
-contents = st.lists(
-    st.sampled_from(pieces) | st.text(st.characters(exclude_categories=["Cs"]), max_size=6), max_size=6
-).map("".join)
+pieces = ["\n", "\n\n", " ", "  ", "\t", "It does.", "user", "assistant", "<|", "|>", "ü", "日本", "👩‍⚕️", "\u00a0", "\u2028", "\x1c",
+          "\r\n", "'s", "1234567", "{{ x }}", "</s>", "e\u0301"]  # fmt: skip
+contents = st.lists(st.sampled_from(pieces) | st.text(st.characters(exclude_categories=["Cs"]), max_size=6), max_size=6).map("".join)
 turns = st.lists(st.tuples(contents, contents), min_size=1, max_size=3)
 
 
@@ -195,8 +190,11 @@ def test_one_bad_row_costs_one_row(kit: Kit):
     bad = (Message("user", f"Well?{kit.stop}"), Message("assistant", "It does."))
     alone = chat.encode_conversations(kit.tokenizer, [good])[0]
     assert chat.encode_conversations(kit.tokenizer, [bad, good, bad, good]) == [
-        "control_token_in_text", alone, "control_token_in_text", alone,
-    ]  # fmt: skip
+        "control_token_in_text",
+        alone,
+        "control_token_in_text",
+        alone,
+    ]
     assert chat.encode_conversations(kit.tokenizer, []) == []
 
 
@@ -250,9 +248,7 @@ def test_a_template_that_does_not_know_the_generation_prompt_is_a_user_error():
         chat.check_template(with_template(CHATML.partition("{% if add_generation_prompt")[0]))
 
 
-@pytest.mark.parametrize(
-    "template", ["{% for message in messages %}", "{{ raise_exception('no') }}", "{{ nothing.here }}"]
-)
+@pytest.mark.parametrize("template", ["{% for message in messages %}", "{{ raise_exception('no') }}", "{{ nothing.here }}"])
 def test_a_template_that_does_not_render_is_a_user_error(template: str):
     with pytest.raises(UserError):
         chat.check_template(with_template(template))

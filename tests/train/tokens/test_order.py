@@ -22,9 +22,7 @@ def through_accelerate(order: GlobalBatches, micro: int, ranks: int) -> list[set
     accumulation = order.global_batch_size // micro // ranks
     found = []
     for start in range(0, len(shards[0]), accumulation):
-        found.append(
-            sorted(row for shard in shards for batch in shard[start : start + accumulation] for row in batch or [])
-        )
+        found.append(sorted(row for shard in shards for batch in shard[start : start + accumulation] for row in batch or []))
     return found
 
 
@@ -36,9 +34,7 @@ def through_accelerate(order: GlobalBatches, micro: int, ranks: int) -> list[set
     accumulation=st.integers(1, 3),
     epoch=st.integers(0, 3),
 )
-def test_every_number_of_ranks_sees_the_same_global_batches(
-    rows: int, micro: int, ranks: int, accumulation: int, epoch: int
-):
+def test_every_number_of_ranks_sees_the_same_global_batches(rows: int, micro: int, ranks: int, accumulation: int, epoch: int):
     batch = micro * ranks * accumulation
     order = GlobalBatches(rows, batch, seed=3)
     order.set_epoch(epoch)
@@ -76,9 +72,7 @@ def test_seed_and_epoch_decide_the_order():
         (4, 1, 8, "set global_batch_size to 8, or in the cluster file processes: 4"),
     ],
 )
-def test_ranks_that_do_not_divide_the_batch_are_refused_with_the_nearest_that_do(
-    batch: int, nodes: int, processes: int, says: str
-):
+def test_ranks_that_do_not_divide_the_batch_are_refused_with_the_nearest_that_do(batch: int, nodes: int, processes: int, says: str):
     with pytest.raises(UserError, match=says):
         micro_batches(batch, Machine(nodes=nodes, processes=processes))
 
@@ -96,17 +90,13 @@ def test_deepspeed_without_shards_is_refused_in_bf16_where_its_adam_starts_wrong
     train = {"precision": "bf16", "deepspeed": {"zero_optimization": {"stage": 1}}}
     check([stage], Cluster.model_validate({"train": train}))
     cluster = {"train": train, "stages": {"sft": {"deepspeed": {"zero_optimization": {"stage": 0}}}}}
-    with pytest.raises(
-        UserError, match=r"^sft: a DeepSpeed file of stage 0 trains wrongly in bf16.* take stage 1 or 2$"
-    ):
+    with pytest.raises(UserError, match=r"^sft: a DeepSpeed file of stage 0 trains wrongly in bf16.* take stage 1 or 2$"):
         check([stage], Cluster.model_validate(cluster))
 
 
 def test_a_micro_batch_that_is_the_recipes_is_kept_or_refused():
     assert micro_batches(64, Machine(processes=8, micro_batch_size=1), 4) == (4, 2)
-    with pytest.raises(
-        UserError, match=r"per_device_train_batch_size 4 does not .* 2 of 64 .* in the recipe one of 1, 2$"
-    ):
+    with pytest.raises(UserError, match=r"per_device_train_batch_size 4 does not .* 2 of 64 .* in the recipe one of 1, 2$"):
         micro_batches(64, Machine(nodes=4, processes=8), 4)
 
 

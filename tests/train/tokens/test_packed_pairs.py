@@ -46,19 +46,35 @@ def trainers(made_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     found = {}
     for mode in MODES:
         torch.manual_seed(3)
-        config = LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, head_dim=8,
-                             num_key_value_heads=2, vocab_size=TOKENS, max_position_embeddings=512)  # fmt: skip
+        config = LlamaConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            head_dim=8,
+            num_key_value_heads=2,
+            vocab_size=TOKENS,
+            max_position_embeddings=512,
+        )
         model = LlamaForCausalLM(config)
         torch.nn.init.normal_(model.lm_head.weight, std=0.5)
         found[mode] = StoredReferenceTrainer(
             model=model,
-            args=DPOConfig(output_dir=str(tmp_path_factory.mktemp(mode)), use_cpu=True, bf16=False, report_to=[],
-                           activation_checkpointing=False, precompute_ref_log_probs=True, label_smoothing=0.1,
-                           max_length=None, use_weighting=True),
+            args=DPOConfig(
+                output_dir=str(tmp_path_factory.mktemp(mode)),
+                use_cpu=True,
+                bf16=False,
+                report_to=[],
+                activation_checkpointing=False,
+                precompute_ref_log_probs=True,
+                label_smoothing=0.1,
+                max_length=None,
+                use_weighting=True,
+            ),
             train_dataset=Dataset.from_list([example([1], [2], [3])]),
             processing_class=models.load_tokenizer(policy.read(made_base)),
             pair_batching=mode,
-        )  # fmt: skip
+        )
         found[mode].use_weighting = False
     return found
 
@@ -104,9 +120,7 @@ def made_pairs(draw: st.DrawFn) -> dict[str, Any]:
 
 @settings(max_examples=30, deadline=None)
 @given(examples=st.lists(made_pairs(), min_size=1, max_size=4))
-def test_any_pairs_give_the_numbers_of_a_padded_batch(
-    trainers: dict[str, StoredReferenceTrainer], examples: list[dict]
-):
+def test_any_pairs_give_the_numbers_of_a_padded_batch(trainers: dict[str, StoredReferenceTrainer], examples: list[dict]):
     assert_all_agree(trainers, examples)
 
 
@@ -119,20 +133,14 @@ PAIRS = [
 
 
 @pytest.mark.parametrize("loss_type", LOSSES)
-def test_every_loss_of_trl_works(
-    trainers: dict[str, StoredReferenceTrainer], loss_type: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_every_loss_of_trl_works(trainers: dict[str, StoredReferenceTrainer], loss_type: str, monkeypatch: pytest.MonkeyPatch):
     for trainer in trainers.values():
         monkeypatch.setattr(trainer, "loss_types", [loss_type])
     assert_all_agree(trainers, PAIRS)
 
 
-@pytest.mark.parametrize(
-    "option", [{"ld_alpha": 0.4}, {"use_weighting": True}, {"f_divergence_type": "js_divergence"}], ids=str
-)
-def test_every_weighting_of_trl_works(
-    trainers: dict[str, StoredReferenceTrainer], option: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-):
+@pytest.mark.parametrize("option", [{"ld_alpha": 0.4}, {"use_weighting": True}, {"f_divergence_type": "js_divergence"}], ids=str)
+def test_every_weighting_of_trl_works(trainers: dict[str, StoredReferenceTrainer], option: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
     for trainer in trainers.values():
         for name, value in {"loss_types": ["sigmoid", "ipo"], "loss_weights": [1.0, 0.5], **option}.items():
             monkeypatch.setattr(trainer, name, value)
@@ -159,9 +167,7 @@ def test_pairs_of_a_global_batch_are_put_together_by_length(lengths: list[int], 
     assert sorted(packed) == sorted(batch)
 
     def fullest(order: list[int]) -> int:
-        return max(
-            (sum(lengths[i] for i in order[start : start + micro]) for start in range(0, len(order), micro)), default=0
-        )
+        return max((sum(lengths[i] for i in order[start : start + micro]) for start in range(0, len(order), micro)), default=0)
 
     assert fullest(packed) <= fullest(padded)
 
@@ -180,13 +186,12 @@ def test_a_pairs_length_is_what_its_layout_computes():
 
 
 @pytest.mark.parametrize("loss_type", ["sigmoid", "aot"])
-def test_losses_that_look_at_several_pairs_keep_them_as_they_come(
-    trainers: dict[str, StoredReferenceTrainer], loss_type: str
-):
+def test_losses_that_look_at_several_pairs_keep_them_as_they_come(trainers: dict[str, StoredReferenceTrainer], loss_type: str):
     first = trainers["padded"]
     args: Any = replace(first.args, loss_type=[loss_type], use_weighting=False)  # type: ignore[call-arg]
-    made = StoredReferenceTrainer(model=first.model, args=args, train_dataset=first.train_dataset,
-                                  processing_class=first.processing_class, pair_batching="padded")  # fmt: skip
+    made = StoredReferenceTrainer(
+        model=first.model, args=args, train_dataset=first.train_dataset, processing_class=first.processing_class, pair_batching="padded"
+    )
     assert (made.arrange is None) == (loss_type == "aot")
 
 
@@ -195,9 +200,7 @@ def test_losses_that_look_at_several_pairs_keep_them_as_they_come(
 
 @pytest.fixture
 def scored(run_stage: Run, shelf: Path, put: Callable, pairs: list[Pair]) -> dict[str, Path]:
-    tokens = run_stage(
-        "tokenize", "pairs", {"max_length": 96}, {"tokenizer": shelf / "base", "data": put("data", pairs)}
-    )[0]
+    tokens = run_stage("tokenize", "pairs", {"max_length": 96}, {"tokenizer": shelf / "base", "data": put("data", pairs)})[0]
     logps = run_stage("reference", "reference", {}, {"policy": shelf / "base", "pairs": tokens})[0]
     return {"policy": shelf / "base", "pairs": tokens, "reference": logps}
 
@@ -216,9 +219,7 @@ def test_a_round_is_the_same_however_its_pairs_are_laid_out(
               "dpo": {"beta": 0.1, "loss_type": ["sigmoid"], "loss_weights": None, "label_smoothing": 0.0}}  # fmt: skip
     curves, configs = [], []
     for mode in MODES:
-        machine = Machine(
-            device="cpu", threads=1, micro_batch_size=4, pair_batching=mode, activation_checkpointing=checkpointing
-        )
+        machine = Machine(device="cpu", threads=1, micro_batch_size=4, pair_batching=mode, activation_checkpointing=checkpointing)
         out, _ = run_stage("dpo", mode, params, scored, machine)
         curves.append([json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()])
         configs.append(sorted((path.name, path.read_text()) for path in out.glob("[ma][od]*/*config.json")))
@@ -241,13 +242,19 @@ def test_no_weights_are_hashed_when_a_round_starts(trainers: dict[str, StoredRef
 
 
 def test_a_model_that_cannot_take_packed_rows_is_padded_or_refused():
-    config = MistralConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, head_dim=8,
-                           num_key_value_heads=2, vocab_size=20, sliding_window=8)  # fmt: skip
+    config = MistralConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        head_dim=8,
+        num_key_value_heads=2,
+        vocab_size=20,
+        sliding_window=8,
+    )
     model = MistralForCausalLM(config)
     assert packed_attention.choose("auto", model) == packed_attention.choose("padded", model) == "padded"
-    with pytest.raises(
-        UserError, match="pair_batching: packed does not work for MistralForCausalLM: not every layer attends"
-    ):
+    with pytest.raises(UserError, match="pair_batching: packed does not work for MistralForCausalLM: not every layer attends"):
         packed_attention.choose("packed", model)
     config.sliding_window = None
     assert packed_attention.choose("auto", MistralForCausalLM(config)) == "shared_prefix"
@@ -271,17 +278,13 @@ def test_the_ranges_for_variable_length_kernels_describe_the_same_attention():
             count, width = own.stop - own.start, len(seen)
             assert count <= ranges.longest_query and width <= ranges.longest_key
             mask = torch.ones(count, width, dtype=torch.bool).tril(width - count)
-            found.append(
-                F.scaled_dot_product_attention(query[:, :, own], key[:, :, seen], value[:, :, seen], attn_mask=mask)
-            )
+            found.append(F.scaled_dot_product_attention(query[:, :, own], key[:, :, seen], value[:, :, seen], attn_mask=mask))
         assert torch.allclose(torch.cat(found, dim=2).transpose(1, 2), wanted, atol=1e-6)
 
 
 def test_token_rows_of_the_stage_can_be_packed(scored: dict[str, Path]):
     rows = pq.read_table(scored["pairs"] / "pairs.parquet").to_pylist()
-    batch = packed_pairs.PairCollator(share_prefix=True)(
-        [dict(row, ref_chosen_logps=0.0, ref_rejected_logps=0.0) for row in rows]
-    )
+    batch = packed_pairs.PairCollator(share_prefix=True)([dict(row, ref_chosen_logps=0.0, ref_rejected_logps=0.0) for row in rows])
     assert batch["completion_mask"].sum() == sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows)
     moved = batch["packed_row"].to("meta")
     assert moved.input_ids.device.type == "meta" and moved.segments == batch["packed_row"].segments

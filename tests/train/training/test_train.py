@@ -58,9 +58,7 @@ def curve(folder: Path) -> list[tuple[int, float]]:
 DPO = {"beta": 0.1, "loss_type": ["sigmoid"], "loss_weights": None, "label_smoothing": 0.0}
 
 
-def test_a_model_whose_generation_settings_contradict_each_other_can_be_trained_and_saved(
-    run_stage: Run, shelf: Path, rows: Path
-):
+def test_a_model_whose_generation_settings_contradict_each_other_can_be_trained_and_saved(run_stage: Run, shelf: Path, rows: Path):
     settings = shelf / "base" / "model" / "generation_config.json"
     had = json.loads(settings.read_text())
     settings.write_text(json.dumps({**had, "temperature": 0.6, "do_sample": False, "pad_token_id": -1}))
@@ -104,9 +102,11 @@ def test_a_resumed_run_ends_with_the_very_weights_of_an_undisturbed_one(
     assert weights(out, kind) == weights(straight, kind)
     assert curve(out) == curve(straight)
     assert policy.read(out) == policy.Policy(
-        str(out / "model") if not lora else str(shelf / "base" / "model"), None, (out / "adapter",) if lora else (),
+        str(out / "model") if not lora else str(shelf / "base" / "model"),
+        None,
+        (out / "adapter",) if lora else (),
         shelf / "base" / "tokenizer",
-    )  # fmt: skip
+    )
 
 
 def test_training_changed_the_weights_and_lowered_the_loss(run_stage: Run, shelf: Path, rows: Path):
@@ -121,10 +121,7 @@ def test_training_changed_the_weights_and_lowered_the_loss(run_stage: Run, shelf
 
 def test_the_seed_decides_the_order(run_stage: Run, shelf: Path, rows: Path):
     inputs = {"policy": shelf / "base", "rows": rows}
-    made = [
-        run_stage("sft", f"seed{i}", {"training": knobs(), "seed": seed}, inputs, machine())[0]
-        for i, seed in enumerate((1, 1, 2))
-    ]
+    made = [run_stage("sft", f"seed{i}", {"training": knobs(), "seed": seed}, inputs, machine())[0] for i, seed in enumerate((1, 1, 2))]
     assert weights(made[0], "model") == weights(made[1], "model") != weights(made[2], "model")
 
 
@@ -165,9 +162,7 @@ def test_micro_batch_times_accumulation_is_the_recipes_batch(batch: int, limit: 
 def test_the_machine_decides_no_knob_of_the_recipe():
     asked = Training.model_validate(KNOBS)
     one = arguments.arguments(asked, Machine(device="cpu", micro_batch_size=1, threads=1), 3, Path("a"))
-    two = arguments.arguments(
-        asked, Machine(device="cpu", micro_batch_size=2, precision="bf16", save_steps=3), 3, Path("b")
-    )
+    two = arguments.arguments(asked, Machine(device="cpu", micro_batch_size=2, precision="bf16", save_steps=3), 3, Path("b"))
     may_differ = {"output_dir", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "save_steps"}
     assert {name for name in one if one[name] != two[name]} <= may_differ
     assert one["learning_rate"] == KNOBS["learning_rate"] and one["seed"] == one["data_seed"] == 3
@@ -190,9 +185,7 @@ def test_kernels_that_cannot_run_here_are_refused(tmp_path: Path):
 
 def test_flash_attention_is_refused_where_it_cannot_run(run_stage: Run, shelf: Path, rows: Path):
     machine = Machine(device="cpu", attn_implementation="flash_attention_2")
-    with pytest.raises(
-        UserError, match=r"needs a GPU.*; precision: bf16, and the row says fp32; the package flash-attn.*sdpa"
-    ):
+    with pytest.raises(UserError, match=r"needs a GPU.*; precision: bf16, and the row says fp32; the package flash-attn.*sdpa"):
         run_stage("sft", "flash", {"training": knobs(), "seed": 5}, {"policy": shelf / "base", "rows": rows}, machine)
 
 
@@ -232,9 +225,7 @@ def test_a_lora_stage_writes_an_adapter_and_leaves_the_start_alone(run_stage: Ru
     assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (4, 8, 0.2)
 
 
-def test_a_loss_above_the_bound_for_too_long_stops_and_keeps_the_last_good_checkpoint(
-    run_stage: Run, shelf: Path, rows: Path
-):
+def test_a_loss_above_the_bound_for_too_long_stops_and_keeps_the_last_good_checkpoint(run_stage: Run, shelf: Path, rows: Path):
     asked = knobs(
         learning_rate=3.0,
         optim="sgd",
@@ -243,9 +234,7 @@ def test_a_loss_above_the_bound_for_too_long_stops_and_keeps_the_last_good_check
         stop_after_steps=3,
         max_grad_norm=1e9,
     )
-    with pytest.raises(
-        UserError, match=r"above stop_on_loss_above = 6.2 for 3 steps.*last good checkpoint is .*checkpoint-"
-    ):
+    with pytest.raises(UserError, match=r"above stop_on_loss_above = 6.2 for 3 steps.*last good checkpoint is .*checkpoint-"):
         run_stage(
             "sft",
             "sft",
@@ -259,9 +248,7 @@ def test_a_loss_above_the_bound_for_too_long_stops_and_keeps_the_last_good_check
     assert history[-1]["loss"] <= 6.2
 
 
-def test_asked_to_stop_above_the_bound_it_says_that_it_goes_on_from_before_and_counts_anew(
-    run_stage: Run, shelf: Path, rows: Path
-):
+def test_asked_to_stop_above_the_bound_it_says_that_it_goes_on_from_before_and_counts_anew(run_stage: Run, shelf: Path, rows: Path):
     inputs = {"policy": shelf / "base", "rows": rows}
     asked = {
         "learning_rate": 3.0,
@@ -273,20 +260,14 @@ def test_asked_to_stop_above_the_bound_it_says_that_it_goes_on_from_before_and_c
     (shelf / "sft").mkdir()
     (shelf / "sft" / "stop").touch()
     with pytest.raises(ranks.Stopped, match="no checkpoint was written, and it goes on from the start of this stage"):
-        run_stage(
-            "sft", "sft", {"training": knobs(**asked, stop_after_steps=2), "seed": 5}, inputs, machine(save_steps=1)
-        )
+        run_stage("sft", "sft", {"training": knobs(**asked, stop_after_steps=2), "seed": 5}, inputs, machine(save_steps=1))
     assert not list((shelf / "sft" / "checkpoints").glob("*/"))
     (shelf / "sft" / "stop").unlink()
     with pytest.raises(UserError, match="for 2 steps, at step 2 "):
-        run_stage(
-            "sft", "sft", {"training": knobs(**asked, stop_after_steps=2), "seed": 5}, inputs, machine(save_steps=1)
-        )
+        run_stage("sft", "sft", {"training": knobs(**asked, stop_after_steps=2), "seed": 5}, inputs, machine(save_steps=1))
 
 
-def test_the_file_stop_ends_a_stage_with_a_checkpoint_and_it_goes_on_from_there(
-    run_stage: Run, shelf: Path, rows: Path
-):
+def test_the_file_stop_ends_a_stage_with_a_checkpoint_and_it_goes_on_from_there(run_stage: Run, shelf: Path, rows: Path):
     inputs, params = {"policy": shelf / "base", "rows": rows}, {"training": knobs(), "seed": 5}
     straight, _ = run_stage("sft", "straight", params, inputs, machine())
     (shelf / "sft").mkdir()
@@ -299,12 +280,8 @@ def test_the_file_stop_ends_a_stage_with_a_checkpoint_and_it_goes_on_from_there(
     assert weights(out, "model") == weights(straight, "model") and curve(out) == curve(straight)
 
 
-def test_every_step_says_its_tokens_memory_and_lengths(
-    run_stage: Run, shelf: Path, rows: Path, scored: dict[str, Path]
-):
-    out, _ = run_stage(
-        "sft", "sft", {"training": knobs(), "seed": 5}, {"policy": shelf / "base", "rows": rows}, machine()
-    )
+def test_every_step_says_its_tokens_memory_and_lengths(run_stage: Run, shelf: Path, rows: Path, scored: dict[str, Path]):
+    out, _ = run_stage("sft", "sft", {"training": knobs(), "seed": 5}, {"policy": shelf / "base", "rows": rows}, machine())
     params = {"training": knobs(learning_rate=1e-3), "dpo": DPO, "reference_is_start": True, "seed": 5}
     round_, _ = run_stage("dpo", "dpo", params, scored, machine())
     wanted = {out: {"answer_tokens"}, round_: {"log_ratio", "tokens/chosen", "tokens/rejected"}}

@@ -48,9 +48,7 @@ def losses(folder: Path) -> list[float]:
 @pytest.fixture
 def tokens(run_stage: Run, shelf: Path, put: Callable, pairs: list[Pair]) -> Path:
     """The made pairs, tokenised."""
-    return run_stage(
-        "tokenize", "pairs", {"max_length": 96}, {"tokenizer": shelf / "base", "data": put("data", pairs)}
-    )[0]
+    return run_stage("tokenize", "pairs", {"max_length": 96}, {"tokenizer": shelf / "base", "data": put("data", pairs)})[0]
 
 
 @pytest.fixture
@@ -60,9 +58,7 @@ def a_round(run_stage: Run, tokens: Path) -> Callable[..., Path]:
     def run(name: str, start: Path, adapter: dict, scored_as: dict | None = None) -> Path:
         arithmetic = {"lora": scored_as or adapter}
         reference, _ = run_stage("reference", f"reference-{name}", arithmetic, {"policy": start, "pairs": tokens}, CPU)
-        return run_stage("dpo", name, params(adapter), {"policy": start, "pairs": tokens, "reference": reference}, CPU)[
-            0
-        ]
+        return run_stage("dpo", name, params(adapter), {"policy": start, "pairs": tokens, "reference": reference}, CPU)[0]
 
     return run
 
@@ -151,13 +147,9 @@ def test_a_quantised_reference_is_another_one(run_stage: Run, wide: Path, tokens
     assert max(abs(a - b) for a, b in zip(*found, strict=True)) > 0.01
 
 
-def test_qlora_is_refused_where_bitsandbytes_cannot_be_imported(
-    a_round: Callable, shelf: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_qlora_is_refused_where_bitsandbytes_cannot_be_imported(a_round: Callable, shelf: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(
-        UserError, match=r"needs bitsandbytes, which cannot be used here.*pip install 'rounds\[qlora\]'"
-    ):
+    with pytest.raises(UserError, match=r"needs bitsandbytes, which cannot be used here.*pip install 'rounds\[qlora\]'"):
         a_round("one", shelf / "base", lora(load_in_4bit=True))
 
 
@@ -194,7 +186,7 @@ def planned(tmp_path: Path, **edits: object) -> pipeline.Plan:
 
 def test_a_plan_scores_the_reference_in_the_arithmetic_of_its_round(tmp_path: Path):
     fresh = planned(tmp_path, sft={"r": 4}, first={"r": 4}).stage("reference.first")
-    assert fresh.params == {}
+    assert fresh.params.stored() == {}
     assert planned(tmp_path, sft={"r": 4}, first={"r": 8}).stage("reference.first").key == fresh.key
     continued = planned(tmp_path, sft={"r": 4}, first={"r": 4, "start": "continue"}).stage("reference.first")
     assert continued.params.stored()["lora"]["start"] == "continue" and continued.key != fresh.key

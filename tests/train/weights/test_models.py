@@ -78,7 +78,7 @@ def test_tokens_that_will_be_written_need_an_embedding(
     tokenizer.add_tokens([f"<fill_{number}>" for number in range(rows - len(tokenizer))])
     tokenizer.add_tokens([token], special_tokens=special)
     tokenizer.save_pretrained(folder)
-    params = {"base": {"kind": "local", "path": str(folder)}, "chat_template": template}
+    params = {"base": {"kind": "local"}, "chat_template": template}
     if not refused:
         staged.run("base", params, {"model": folder}, tmp_path, Machine())
         return
@@ -104,8 +104,6 @@ def test_weights_that_the_model_does_not_use_are_told(folder: Path, caplog: pyte
         ({"max_position_embeddings": "many"}, None),
     ],
 )
-def test_the_longest_row_that_a_model_reads_is_in_its_config(
-    folder: Path, changes: dict[str, Any], expected: int | None
-):
+def test_the_longest_row_that_a_model_reads_is_in_its_config(folder: Path, changes: dict[str, Any], expected: int | None):
     config(**changes)(folder)
     assert model_config.positions(Local(kind="local", path=str(folder))) == expected

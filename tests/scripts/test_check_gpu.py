@@ -1,0 +1,47 @@
+"""The prepared check of a card, in small on the CPU: it finds what it should, in the form that it has on a card, and hides nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "check_gpu"
+HERE_NEVER = {"engines.compile", "engines.nccl"}
+"""Checks of what no CPU, or no recipe, has."""
+
+
+def check(out: Path, *options: str) -> tuple[subprocess.CompletedProcess[str], dict]:
+    """Run it in small; returns the process and what it wrote."""
+    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--out", str(out), *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=out.parent)
+    return done, json.loads((out / "results.json").read_text())
+
+
+@pytest.mark.xdist_group("ranks")  # both let DeepSpeed compile, and wait for each other
+def test_in_small_every_check_runs_and_is_right(tmp_path: Path):
+    done, results = check(tmp_path / "out")
+    failed = [(name, row) for name, rows in results["checks"].items() for row in rows if row["status"] == "failed"]
+    assert (done.returncode, failed) == (0, []), done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["check", "what", "value", "bound", "status", "note"]
+    rows = sum(map(len, results["checks"].values()))
+    assert lines[rows + 1] == "" and "nothing of a card" in lines[-1]
+    whole = {name for name, rows in results["checks"].items() if all(row["status"] == "n/a" for row in rows)}
+    assert whole <= HERE_NEVER | ({"engines.qlora"} if "bitsandbytes" not in results["versions"] else set())
+    assert results["counts"]["ok"] > 80
+
+
+def test_a_check_that_is_ended_hides_no_other_and_fails_the_whole(tmp_path: Path):
+    done, results = check(tmp_path / "out", "--only", "right.dpo", "card", "--limit", "right.dpo=0.2")
+    assert done.returncode == 1
+    assert [row["status"] for row in results["checks"]["right.dpo"]][-1] == "failed"
+    assert "ended at its limit of 0.2 s" in done.stdout
+    assert {row["status"] for row in results["checks"]["card"]} == {"ok", "n/a"}
+
+
+def test_a_check_without_time_is_not_begun(tmp_path: Path):
+    done, results = check(tmp_path / "out", "--only", "card", "--minutes", "0")
+    assert (done.returncode, results["counts"]) == (0, {"ok": 0, "failed": 0, "n/a": 1})
+    assert "no time left of 0 minutes" in done.stdout

@@ -1,0 +1,100 @@
+"""`rounds init`: the recipe that it writes plans as it is, says what it read of a data file, and overwrites nothing."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from rounds.train import cli
+
+THINGS = ("heart", "liver", "kidney", "spleen", "lung", "brain")
+ASKED = [(f"What does the {one} owe to the {other}?", f"Its {other}.") for one in THINGS for other in THINGS]
+FILES = {
+    "alpaca.csv": ("Instruction", "Output"),
+    "plain.jsonl": [{"question": asked, "answer": answer, "id": asked} for asked, answer in ASKED],
+    "odd names.jsonl": [{"user": asked, "yes": "x", "Reply": answer, "system prompt": "Be brief."} for asked, answer in ASKED],
+    "chat.json": [
+        {"conversations": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]} for asked, answer in ASKED
+    ],
+    "pairs.jsonl": [{"question": asked, "chosen": answer, "rejected": "Nothing."} for asked, answer in ASKED],
+    "one.jsonl": [{"question": "What now?", "answer": "Nothing."}],
+}
+EXPECTED = {
+    "alpaca.csv": ("question_answer", {"question": "Instruction", "answer": "Output"}),
+    "plain.jsonl": ("question_answer", {}),
+    "odd names.jsonl": ("question_answer", {"question": "user", "answer": "Reply", "system": "system prompt"}),
+    "chat.json": ("messages", {"messages": "conversations"}),
+    "pairs.jsonl": ("preference", {"prompt": "question"}),
+    "one.jsonl": ("question_answer", {}),
+}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ROUNDS_STORE", raising=False)
+    return tmp_path
+
+
+def rounds(*arguments: str, expect: int = 0) -> str:
+    done = CliRunner().invoke(cli.app, [*arguments])
+    assert done.exit_code == expect, done.output
+    return " ".join(done.output.split())
+
+
+def write(name: str) -> None:
+    rows = FILES[name]
+    if name.endswith(".csv"):
+        with Path(name).open("w", newline="") as file:
+            csv.writer(file).writerows([rows, *ASKED])
+    else:
+        Path(name).write_text(json.dumps(rows) if name.endswith(".json") else "\n".join(map(json.dumps, rows)))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_recipe_of_a_file_plans_as_it_is(name):
+    write(name)
+    said = rounds("init", "--data", name)
+    mine = yaml.safe_load(Path("my-run.yaml").read_text())["sources"]["mine"]
+    assert (mine["format"], mine.get("columns", {})) == EXPECTED[name] and mine["format"] in said
+    assert ("not read: yes" in said) == (name == "odd names.jsonl")
+    assert "source.mine " in rounds("plan", "my-run.yaml", "--keys")
+
+
+def test_a_recipe_without_a_file_plans_as_it_is_and_is_short():
+    assert "wrote other.yaml" in rounds("init", "other")
+    assert "dpo.first" in rounds("plan", "other.yaml", "--keys")
+    assert len(Path("other.yaml").read_text().splitlines()) < 80
+
+
+def test_a_file_that_is_there_is_left_as_it_is():
+    Path("my-run.yaml").write_text("mine")
+    assert "my-run.yaml is there already" in rounds("init", expect=1)
+    assert Path("my-run.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (
+            {"Frage": "Was?", "Antwort": "Nichts."},
+            ["its columns are Frage, Antwort", "question_answer (question, answer)"],
+        ),
+        ({"messages": [{"role": "human", "content": "What?"}]}, ["looks like messages", "unknown_role (1)"]),
+        ({"chosen": "Yes.", "rejected": "No."}, ["looks like preference", "missing_column_prompt (1)"]),
+    ],
+)
+def test_columns_that_cannot_be_understood_are_told(row, expected):
+    Path("rows.jsonl").write_text(json.dumps(row))
+    said = rounds("init", "--data", "rows.jsonl", expect=1)
+    assert not Path("my-run.yaml").exists()
+    for part in expected:
+        assert part in said
+
+
+@pytest.mark.parametrize("name", ["a/b", "", "-x", "x" * 61, "ü"])
+def test_a_name_that_is_none_is_refused(name):
+    assert "names no recipe" in rounds("init", "--", name, expect=1)
