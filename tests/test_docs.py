@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 from rounds.data_prep import filters
 from rounds.train import cli
 from rounds.train.config import ablation, recipe
+from rounds.train.engine import kinds
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("train", "data_prep", "recipes", "scripts", "tests")
 FILES = sorted(
-    str(path.relative_to(ROOT))
-    for path in (*ROOT.glob("*.*"), *(path for each in FOLDERS for path in (ROOT / each).rglob("*.*")))
+    str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.*"), *(path for each in FOLDERS for path in (ROOT / each).rglob("*.*")))
 )
 PAGES = [name for name in FILES if name.endswith(".md") and "/prompts/" not in name]
 """All pages; a system prompt is none."""
@@ -82,10 +82,18 @@ def _is_module(name: str) -> bool:
         source = file.with_suffix(".py") if file.with_suffix(".py").is_file() else file / "__init__.py"
         if source.is_file():
             names = [*rest, *([inside] if inside else [])]
-            return all(
-                re.search(rf"^(def|class) {each}\b|^{each}\b.*=", source.read_text(), re.MULTILINE) for each in names
-            )
+            return all(re.search(rf"^(def|class) {each}\b|^{each}\b.*=", source.read_text(), re.MULTILINE) for each in names)
     return False
+
+
+def test_every_module_that_the_code_tells_of_is_there() -> None:
+    told = {
+        (name, found.rstrip("."))
+        for name in FILES
+        if name.endswith(".py")
+        for found in re.findall(r"`(rounds\.(?:train|data_prep)\.[\w.:]+)`", text(name))
+    }
+    assert [(name, module) for name, module in sorted(told) if not _is_module(module)] == []
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -120,9 +128,7 @@ def test_every_command_parses(words: tuple[str, ...], monkeypatch: pytest.Monkey
         return  # named, not called
     if hasattr(command, "commands") and not arguments[0].startswith("-"):
         command, arguments = command.commands[arguments[0]], arguments[1:]
-    command.make_context(
-        words[1], list(arguments)
-    )  # raises click's UsageError, and typer's Exit for a file that is not there
+    command.make_context(words[1], list(arguments))  # raises click's UsageError, and typer's Exit for a file that is not there
 
 
 def _stand_in(word: str) -> str:
@@ -218,7 +224,7 @@ WALK = {
     "train/engine/graph.py": ("class Stage", "def key"),
     "train/launch/local.py": ("def run",),
     "train/engine/worker.py": ("def run", "def _compute", "code_of(spec.kind)("),
-    "train/engine/kinds.py": ('"dpo", _STAGES + "dpo:run"',),
+    "train/engine/kinds.py": ("DPO = ",),
     "train/stages/dpo.py": (
         "def _with_reference",
         "DPOConfig(",
@@ -241,6 +247,10 @@ def test_the_walk_to_the_loss_is_true() -> None:
         assert [each for each in said if each not in source] == [], file
 
 
+def test_the_code_of_a_round_is_where_the_walk_says() -> None:
+    assert f"`{kinds.DPO.code}`" in text("train/README.md")
+
+
 def test_the_line_of_the_loss_is_trls() -> None:
     (line,) = re.findall(r"`(per_sequence_loss[^`]+)`", text("train/README.md"))
     trl = importlib.util.find_spec("trl")
@@ -253,6 +263,4 @@ def test_the_line_of_the_loss_is_trls() -> None:
 
 def test_no_page_says_that_a_model_is_fit_for_the_clinic() -> None:
     assert "not for clinical use" in text("README.md")
-    assert [
-        page for page in PAGES if re.search(r"(safe|ready|fit|suitable) for (the )?(clinic|patient)", text(page))
-    ] == []
+    assert [page for page in PAGES if re.search(r"(safe|ready|fit|suitable) for (the )?(clinic|patient)", text(page))] == []
