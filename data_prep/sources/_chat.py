@@ -1,6 +1,6 @@
 """Turns in the ShareGPT dialect, `{"from": "human", "value": ...}`, as messages.
 
-In: a row's list of turns. Out: checked messages, or `RowError` with the reasons of `data_prep.turns.messages`.
+In: a row's list of turns. Out: checked messages, or `RowError` with the reasons of `rounds.data_prep.turns.messages`.
 """
 
 from collections.abc import Mapping

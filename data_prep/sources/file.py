@@ -20,7 +20,7 @@ yours to state (`licence:`). One row of each format, with our names for the colu
 
 Every format may have `system`, which is said first where a row's own turns bring none, and `id` and `group`; an empty cell
 is as none, but for an `id`. What is asked of a summary, a dialogue or a classification is put into words by
-`data_prep.render`, in several phrasings. A row without `id` is named by a hash of its content, so that rows added later
+`rounds.data_prep.render`, in several phrasings. A row without `id` is named by a hash of its content, so that rows added later
 change no name. `graded` makes pairs of a
 better and a worse answer (a higher score is better), the widest difference first, up to `MAX_PAIRS` a question.
 
@@ -116,7 +116,7 @@ def rows(use: SourceUse) -> Iterator[Row | RowError]:
 
 
 def to_record(row: Row, index: int, use: SourceUse) -> Record:
-    """Convert one row that `rows` gave; raises `RowError` with the reasons that `data_prep.turns` lists."""
+    """Convert one row that `rows` gave; raises `RowError` with the reasons that `rounds.data_prep.turns` lists."""
     named = {"id": identity(row[files.ID]), "source": "file", "group": _group(row)}
     if use.format == "messages":
         turns = messages(required(row, "messages"), "assistant")

@@ -21,7 +21,7 @@ _PATH_FIELDS = ("path", "fetched", "base", *_SHARED_FIELDS)
 
 
 def load(path: Path, section: type[S], overrides: Iterable[str] = ()) -> S:
-    """Read `path`, laid over the files that it `extends`, as `section`. See `train.recipe.load` for how paths and overrides
+    """Read `path`, laid over the files that it `extends`, as `section`. See `rounds.train.config.recipe.load` for how paths and overrides
     are treated."""
     layers = yaml_layers.read(path, absolute)
     data = yaml_layers.merged(layers)

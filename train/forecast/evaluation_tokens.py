@@ -1,7 +1,7 @@
 """How much an evaluation reads and writes, before it runs: tokens scored in all, and answers written one token at a time.
 
-Sources count as `train.expected` knows them. lm-eval's own tasks are counted by the sizes of their published test splits, with
-every choice of a question as one pass over question and choice. No torch.
+Sources count as `rounds.train.forecast.row_counts` knows them. lm-eval's own tasks are counted by the sizes of their published test
+splits, with every choice of a question as one pass over question and choice. No torch.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """Downloading what a run needs into a folder from which it runs without the hub, and writing the list of it.
 
-In: needs, and the folder. Out: the folder as `train.offline` describes it. The libraries download: `huggingface_hub`
+In: needs, and the folder. Out: the folder as `rounds.train.offline.folder` describes it. The libraries download: `huggingface_hub`
 repositories, lm-eval the datasets of its tasks. Call `prepare` first, before any of them is imported.
 """
 

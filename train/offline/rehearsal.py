@@ -1,7 +1,7 @@
 """A rehearsal of a run's inputs without the hub: every source's first rows, the model's parts, lm-eval's tasks.
 
 `python -m rounds.train.offline.rehearsal RECIPE [FIELD=VALUE ...]` prints one line for each and ends with code 1 if one failed. Run it
-under the variables of `train.offline.environment`.
+under the variables of `rounds.train.offline.folder.environment`.
 """
 
 import sys

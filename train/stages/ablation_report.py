@@ -2,7 +2,7 @@
 
 In: every stage of every variant, by folder name; `params` say which are whose, and which holds a variant's scores. Out:
 `ablation.html`, self-contained, and `ablation.csv`: a line for each variant and metric with its difference to the baseline.
-How differences are judged is told in `train.contrasts`; the same stages give the same page, to the byte.
+How differences are judged is told in `rounds.train.reports.contrasts`; the same stages give the same page, to the byte.
 """
 
 import csv

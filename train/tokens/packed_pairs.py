@@ -1,7 +1,7 @@
 """Preference pairs as one row without padding, in which chosen and rejected share what they have in common.
 
 In: pairs as token ids. Out: the batch that TRL's DPOTrainer expects, cut down to the answers, with a `PackedRow` beside it:
-the tokens that a model computes. `train.prefix_attention` teaches a model to run such a row.
+the tokens that a model computes. `rounds.train.weights.packed_attention` teaches a model to run such a row.
 
 A row is a chain of segments. A pair is one segment with prompt and chosen answer, and one with the part of the rejected
 answer that differs. The second attends to the beginning of the first, up to the fork, and then to itself; its positions go

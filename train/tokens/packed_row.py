@@ -1,7 +1,7 @@
 """One row of tokens without padding, in segments that attention keeps apart.
 
-`train.packed_pairs` makes such rows of preference pairs, stage `sft` of conversations; `train.prefix_attention` teaches a model
-to run them.
+`rounds.train.tokens.packed_pairs` makes such rows of preference pairs, stage `sft` of conversations;
+`rounds.train.weights.packed_attention` teaches a model to run them.
 """
 
 from dataclasses import dataclass, fields, replace

@@ -30,7 +30,7 @@ def docstring(name: str) -> str:
 
 
 def test_every_set_of_the_paper_is_here() -> None:
-    assert set(PAPER.split()) == set(PUBLIC)
+    assert set(PAPER.split()) <= set(PUBLIC)
 
 
 @pytest.mark.parametrize("name", PUBLIC)

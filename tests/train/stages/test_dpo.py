@@ -253,7 +253,7 @@ def test_ld_alpha_weighs_the_tokens_that_only_the_longer_answer_has(run_stage: R
 
 
 class StockInOurOrder(DPOTrainer):
-    """TRL's trainer, which sees the rows in the order of `train.order`, and nothing else of ours."""
+    """TRL's trainer, which sees the rows in the order of `rounds.train.tokens.order`, and nothing else of ours."""
 
     arrange = None
     _get_train_sampler = trainer.StageTrainer._get_train_sampler
