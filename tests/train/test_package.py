@@ -129,7 +129,7 @@ def test_shipped_files_are_found_by_name(rounds):
 
 
 def test_a_plan_with_a_forecast_executes_nothing_of_the_folder(rounds, folder: Path):
-    assert "GiB" in rounds("plan", "med42-v2-70b", "--cluster", "slurm-8xh100")
+    assert "GiB" in rounds("plan", "med42-v2-70b", "--cluster", "slurm-8xh100", "--store", "store")
     assert (folder / "store" / "shapes.json").exists()  # a process of its own has counted the model's weights
 
 

@@ -63,6 +63,6 @@ def digests(root: Path, files: Sequence[Path], fresh: bool = False, watch: Calla
         known = {**memory, **dict(zip(unknown, read, strict=True))}
     if known != memory:
         with contextlib.suppress(OSError):  # a store that cannot be written only costs the memory
-            root.mkdir(parents=True, exist_ok=True)
+            root.mkdir(exist_ok=True)  # planning for a cluster makes no folder of its here
             write_json(root / "digests.json", known)
     return [known[stamp] for stamp in stamps]

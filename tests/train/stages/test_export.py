@@ -71,7 +71,7 @@ class Store:
             self.policy = new
             return
         winner = new if decision == "accepted" else self.policy
-        rules = [] if decision == "skipped" else [{"says": f"facts/acc is {decision}"}]
+        rules = [] if decision == "skipped" else [{"says": f"facts/acc is {decision}", "holds": decision == "accepted"}]
         self.policy = self.stage(
             f"gate.{name}",
             {"current": self.policy, "candidate": new},

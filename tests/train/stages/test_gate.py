@@ -39,7 +39,8 @@ def scores(tmp_path: Path) -> Scores:
                 items.add(metric, f"item{place}", number)
         (tmp_path / name).mkdir()
         items.write(tmp_path / name / "items.parquet")
-        store.write_json(tmp_path / name / "scores.json", items.scores())
+        scores = {metric: score.model_dump(exclude_unset=True) for metric, score in items.scores().items()}
+        store.write_json(tmp_path / name / "scores.json", scores)
         return tmp_path / name
 
     return write
