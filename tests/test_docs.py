@@ -147,8 +147,9 @@ def _options(command: Any) -> set[str]:
 
 def cheap(words: tuple[str, ...]) -> bool:
     """Tell whether a command only reads, and is no example with words in capitals; with a cluster file planning imports torch."""
-    plans = words[0] == "plan" and len(words) > 1 and "--cluster" not in words
-    return (plans or words[0] == "sources") and not {"RECIPE", "FILE"} & set(words)
+    command = words[0]
+    plans = command == "plan" and len(words) > 1 and "--cluster" not in words
+    return (plans or command == "sources") and not {"RECIPE", "FILE"} & set(words)
 
 
 CHEAP = [words for words in sorted({words[1:] for words in ALL}) if cheap(words)]
