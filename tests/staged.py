@@ -1,5 +1,7 @@
 """Stages as tests make them: of any kind and params, also such as no recipe gives; and one run as the worker runs it."""
 
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ class Loose(Section):
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
+_RANK = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 _TRAINING = {"learning_rate": 1e-5, "global_batch_size": 8, "max_length": 64}
 _REST: dict[str, dict[str, Any]] = {
     "source": {"use": {"source": "file"}, "source_version": 1, "repository": None, "revision": None},
@@ -72,3 +75,17 @@ def run(kind: str, given: Mapping[str, Any], inputs: Mapping[str, Path], out: Pa
     """Run a kind's function on params as `stage.json` would hold them; returns its counts."""
     known = KINDS[kind]
     return worker.code_of(known)(params.record_of(known).read_stored(given), dict(inputs), out, machine)
+
+
+def forget_ranks() -> None:
+    """Take back what a trainer leaves in its process, in which a stage of real life is alone: its ranks and DeepSpeed's state."""
+    for name in [name for name in os.environ if name in _RANK or name.startswith("ACCELERATE_")]:
+        del os.environ[name]
+    if (distributed := sys.modules.get("torch.distributed")) is not None and distributed.is_initialized():
+        distributed.destroy_process_group()
+    if (comm := sys.modules.get("deepspeed.comm.comm")) is not None:
+        setattr(comm, "cdb", None)  # noqa: B010
+    if (state := sys.modules.get("accelerate.state")) is not None:
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+    if (deepspeed := sys.modules.get("transformers.integrations.deepspeed")) is not None:
+        deepspeed.unset_hf_deepspeed_config()

@@ -5,7 +5,6 @@
 
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ os.environ["TQDM_DISABLE"] = "1"
 from rounds.data_prep import records  # noqa: E402
 from rounds.data_prep.records import Conversation, Message, Pair, Record  # noqa: E402
 from rounds.train.config.cluster import Machine  # noqa: E402
+from rounds.train.engine import ranks  # noqa: E402
 from tests import staged  # noqa: E402
 from tests.train import command_line  # noqa: E402
 
@@ -48,13 +48,8 @@ ASKED = [
 @pytest.fixture(autouse=True)
 def _no_leftovers() -> Iterator[None]:
     """Take back what a trainer with DeepSpeed leaves in its process: a stage has one of its own, a test does not."""
-    before = dict(os.environ)
     yield
-    os.environ.clear()
-    os.environ.update(before)
-    deepspeed = sys.modules.get("transformers.integrations.deepspeed")
-    if deepspeed is not None:
-        deepspeed.unset_hf_deepspeed_config()
+    staged.forget_ranks()
 
 
 @pytest.fixture(scope="session")
@@ -157,7 +152,10 @@ def run_stage(shelf: Path) -> Callable[..., tuple[Path, dict]]:
     def run(function: str, name: str, params: dict, inputs: dict[str, Path], machine: Machine | None = None) -> tuple[Path, dict]:
         out = shelf / name
         out.mkdir(exist_ok=True)
-        return out, staged.run(function, params, inputs, out, machine or Machine(device="cpu", threads=1))
+        machine = machine or Machine(device="cpu", threads=1)
+        staged.forget_ranks()
+        ranks.join_alone(machine)  # as the worker does
+        return out, staged.run(function, params, inputs, out, machine)
 
     return run
 

@@ -189,8 +189,9 @@ def test_the_stage_ablation_has_its_variants_and_shares_most_of_their_work(file:
     assert len(set(scores.values())) == len(scores)
 
 
-def test_the_readmes_example_is_planned(plan: Planner):
-    blocks = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+def test_the_pages_example_is_planned(plan: Planner):
+    page = (REPOSITORY / "recipes" / "ablations" / "README.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     given = yaml.safe_load(next(block for block in blocks if "variants:" in block))
     del given["base"]
     made = plan(given.pop("variants"), **given)

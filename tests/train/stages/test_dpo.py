@@ -196,7 +196,7 @@ def test_a_reference_in_other_arithmetic_is_refused_also_where_both_are_called_b
     """bf16 without DeepSpeed is autocast over fp32 weights; with it the weights themselves are bf16."""
     autocast = Machine(device="cpu", threads=1, precision="bf16")
     _, counts = run_stage("reference", "reference", {}, {"policy": shelf / "base", "pairs": tokens}, autocast)
-    (reference / "done.json").write_text(json.dumps({"counts": counts}))
+    (reference / "done.json").write_text(json.dumps({"status": "done", "counts": counts}))
     inputs = {"policy": shelf / "base", "pairs": tokens, "reference": reference}
     pure = Machine.model_validate({"device": "cpu", "precision": "bf16", "deepspeed": {"zero_optimization": {"stage": 2}}})
     with pytest.raises(UserError, match="computed in bf16 autocast over fp32 weights, and this cluster's row `train` means bf16:"):
