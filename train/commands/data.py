@@ -30,19 +30,24 @@ def preview(
 ) -> None:
     """Show rows of a source as a model will read them, what it learns from in green.
 
-    Shows what is left after filters and mix where that stage is finished, else rows as they come from the source. Where
+    Shows what is left after filters and mix where that stage is finished, else rows as they come from the source, with
+    the reasons of those among the first that do not fit. Where no row fits, says why, and which column may be meant. Where
     no colours are to be had, what is learnt stands between « and ».
 
         rounds data preview recipes/quickstart.yaml --source facts
     """
     root = root or store.default_root()
     plan = plan_of(file, overrides, root)
-    from rounds.train.display import rows as rendered
+    from rounds.train.display import first_rows
 
-    found = rendered.rows(plan, root, source, count)
+    found = first_rows.rows(plan, root, source, count)
+    from rounds.train.display import rows as rendered  # brings torch, for which a mistyped name does not wait
+
     using = rendered.tokenizer(plan, root)
     console = options.console
     console.print(f"{len(found.records)} rows {found.found}", style="bold", highlight=False)
+    if found.unfit:
+        console.print(found.unfit, style="yellow", highlight=False, markup=False, soft_wrap=True)
     if isinstance(using, str):
         console.print(f"roles instead of tokens: {using}", style="yellow", highlight=False)
     for record in found.records:
