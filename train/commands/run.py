@@ -54,6 +54,7 @@ def run(
         cluster = cluster.model_copy(update={"offline": True, "fetched": fetched})
     options.go_offline(file, overrides, cluster, root, check)
     made = plan_of(file, overrides, root)
+    options.refuse_damaged("run", file, overrides, cluster_file, root, made.stages)
     todo = store.unfinished(root, made.stages)
     batches.check(todo, cluster)  # what is done may have run on a cluster of another size
     if cluster.kind == "slurm":

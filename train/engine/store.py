@@ -48,10 +48,10 @@ def folder(root: Path, stage: Stage) -> Path:
 
 
 def read_json(path: Path) -> Any | None:
-    """Read a JSON file; None where there is none, or where it was being written when the machine died."""
+    """Read a JSON file; None where there is none, or none that can be read: it was being written when the machine died, perhaps."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):  # the last for deep nesting
         return None
 
 
@@ -162,12 +162,14 @@ def inputs(stage_folder: Path) -> dict[str, Path]:
 
 
 def result_files(stage_folder: Path) -> list[Path]:
-    """List the files that are a stage's result, in a stable order."""
+    """List the files that are a stage's result, in a stable order. Links are none: they would lead out of the store."""
     found = []
     for entry in sorted(stage_folder.iterdir()):
+        if entry.is_symlink() or entry.name.endswith(".partial"):
+            continue
         if entry.is_dir() and entry.name not in SIDE_FOLDERS:
-            found += [path for path in sorted(entry.rglob("*")) if path.is_file()]
-        elif entry.is_file() and entry.name not in SIDE_FILES and not entry.name.endswith(".partial"):
+            found += [path for path in sorted(entry.rglob("*")) if path.is_file() and not path.is_symlink()]
+        elif entry.is_file() and entry.name not in SIDE_FILES:
             found.append(entry)
     return found
 
