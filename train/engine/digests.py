@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rounds.data_prep.errors import UserError
 from rounds.train.engine.graph import Asset
-from rounds.train.engine.store import read_json, write_json
+from rounds.train.engine.store import read_fields, write_json
 
 _MEMORY = "digests.json"
 _LONG_READ = 4 << 30  # bytes; some seconds, at the speed of a disk
@@ -79,9 +79,8 @@ class Memory:
         self.entries = self._stored()
 
     def _stored(self) -> dict[str, str]:
-        plain = read_json(self.root / _MEMORY)
-        sound = plain if isinstance(plain, dict) else {}
-        return {name: value for name, value in sound.items() if isinstance(value, str) and len(value.split(" ")) == 2}
+        plain = read_fields(self.root / _MEMORY)
+        return {name: value for name, value in plain.items() if isinstance(value, str) and len(value.split(" ")) == 2}
 
     def known(self, file: Path) -> str | None:
         """Return a file's digest, if it was read here as it is now."""

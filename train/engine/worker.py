@@ -89,8 +89,12 @@ def _share(files: list[Path], like: Path) -> None:
 
 def _claimed(job: Job, others: ranks.Others | None) -> dict[str, Any]:
     """Compute a stage that this process holds, and return what `done.json` will say."""
-    for name in ("failed.json", "progress.json"):
-        (job.folder / name).unlink(missing_ok=True)
+    store.refuse_links(job.folder)
+    for leftover in (job.folder / "failed.json", job.folder / "progress.json", *job.folder.glob("*.partial")):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)
     spec = store.spec(job.folder)
     inputs = store.inputs(job.folder)
     started, worked = time.monotonic(), _processor_seconds()
@@ -270,7 +274,7 @@ def _exit(code: int) -> None:
 
 def write_to(log: Path) -> None:
     """Send this process's output, its libraries' and its children's to the log file."""
-    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
     for stream in (1, 2):
         os.dup2(target, stream)
     os.close(target)

@@ -149,8 +149,8 @@ def _submit(stages: Sequence[Stage], root: Path, cluster: Cluster, run: Run, lan
     chain.narrow()
 
     def entry(stage: Stage) -> Entry:
-        if any(isinstance(source, Asset) for source in stage.inputs.values()):
-            store.prepare(root, stage)  # done or not: where the user's files are now is read from here
+        if stage.key not in done or any(isinstance(source, Asset) for source in stage.inputs.values()):
+            store.prepare(root, stage, cluster.store_access)  # done or not: where the user's files are now is read from here
         machine = row_of(stage, cluster)
         if stage.key in done:
             return Entry(stage, "done", machine)

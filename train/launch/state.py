@@ -48,7 +48,7 @@ class State:
     @property
     def progress(self) -> dict | None:
         """How far a stage at work is."""
-        return store.read_json(self.folder / "progress.json") if self.state == "running" else None
+        return progress.read(self.folder) if self.state == "running" else None
 
     @property
     def seconds_left(self) -> float | None:
