@@ -187,7 +187,9 @@ def _compute(spec: Spec, inputs: dict[str, Path], job: Job) -> dict[str, Any]:
     where = f", rank {ranks.rank()} of {ranks.world_size()} on {ranks.node()}" if ranks.world_size() > 1 else ""
     logger.info("stage %s (%s) starts%s", spec.name, job.folder.name, where)
     with tracking.job(job.wandb, spec, job.folder):
-        return code_of(spec.kind)(spec.record, inputs, job.folder, job.machine)
+        counts = code_of(spec.kind)(spec.record, inputs, job.folder, job.machine)
+    ranks.barrier()  # what rank 0 removes when it is done, a slower rank may still read
+    return counts
 
 
 def _skip(spec: Spec, inputs: dict[str, Path]) -> dict[str, Any] | None:

@@ -1,5 +1,7 @@
 """What a store holds, which runs want it, what is read just now, and how a stage's folder is removed."""
 
+import contextlib
+import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping
@@ -10,6 +12,7 @@ from rounds.data_prep.errors import UserError
 from rounds.train.engine import claims, records, runs, store
 from rounds.train.launch import queue, script, slurm
 
+_OLD_SECONDS = 3600
 _GONE = ".removed-"
 """Begins the name that a folder has while it is removed: a cut-off removal leaves no half of a stage."""
 
@@ -44,7 +47,12 @@ def _state(folder: Path) -> str:
 
 def size_of(folder: Path) -> int:
     """Return the bytes of all files below a folder; links are not followed."""
-    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # a stage at work removes what it has no more use for
+                size += (Path(place) / name).lstat().st_size
+    return size
 
 
 def wanted_by(root: Path) -> dict[str, list[str]]:
@@ -113,10 +121,16 @@ def remove(root: Path, folders: Iterable[Path]) -> int:
 
 
 def leftovers(root: Path) -> list[Path]:
-    """List what attempts that were cut off have left: removals, and files of bookkeeping that were not written to their end."""
-    old = time.time() - 3600
-    found = [*root.glob(f"{_GONE}*"), *root.glob("*.partial"), *root.glob("*/*.partial")]
-    return [path for path in found if path.lstat().st_mtime < old and not claims.is_held(path.parent)]
+    """List what attempts that were cut off have left: removals, files of bookkeeping that were not
+    written to their end, and the words of holders that are dead."""
+    found = [*root.glob(f"{_GONE}*"), *root.glob("*.partial"), *root.glob("*/*.partial"), *root.glob("*/holder.json")]
+    return [path for path in found if _is_old(path) and not claims.is_held(path.parent)]
+
+
+def _is_old(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return time.time() - path.lstat().st_mtime > _OLD_SECONDS
+    return False  # it is gone by now
 
 
 def sweep(paths: Iterable[Path]) -> None:
