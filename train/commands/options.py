@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
 from typing import Annotated
@@ -13,8 +13,8 @@ from rich.console import Console
 
 from rounds.data_prep.errors import UserError
 from rounds.train.config import cluster, recipe, shipped
-from rounds.train.engine import store
-from rounds.train.engine.graph import Asset
+from rounds.train.engine import damage, store
+from rounds.train.engine.graph import Asset, Stage
 from rounds.train.offline import folder, needs
 from rounds.train.plan import ablation, pipeline
 from rounds.train.plan.pipeline import Plan
@@ -99,6 +99,15 @@ def command_line(command: str, file: Path, overrides: list[str] | None, cluster_
     words += ["--cluster", shipped.name_of(cluster_file)] if cluster_file else []
     words += ["--store", str(root)] if root.resolve() != store_of(None, Path(cluster_file) if cluster_file else None).resolve() else []
     return shlex.join(words)
+
+
+def refuse_damaged(
+    command: str, file: Path, overrides: list[str] | None, cluster_file: Path | None, root: Path, stages: Iterable[Stage]
+) -> None:
+    """Raise one `UserError` that names the results of a run that are not what was written, and the command that mends them."""
+    damages = damage.of_run(root, stages)
+    if damages:
+        raise damage.told(damages, command_line(command, file, overrides, cluster_file, root))
 
 
 def plan_of(file: Path, overrides: list[str] | None, root: Path, *, read_files: bool = True) -> Plan:
