@@ -95,8 +95,6 @@ class Machine(Section):
     the newer is known to be whole."""
     slurm: Resources = Resources()
     """What a job asks of SLURM, where it differs from the file's own `slurm` section."""
-    attentions: tuple[tuple[str, str], ...] = ()
-    """Not for cluster files: Rounds tells stage `base` here which attention each row that will load the model asks for."""
 
     @property
     def world_size(self) -> int:
@@ -154,13 +152,6 @@ class Cluster(Section):
         return self
 
     @model_validator(mode="after")
-    def _attentions_are_ours(self) -> "Cluster":
-        for name, row in (("cpu", self.cpu), ("train", self.train), ("infer", self.infer), *self.stages.items()):
-            if row.attentions:
-                raise yaml_file.FieldError("is filled in by Rounds; set attn_implementation in the rows", name, "attentions")
-        return self
-
-    @model_validator(mode="after")
     def _slurm_is_for_slurm(self) -> "Cluster":
         asked = [self.slurm, *(row.slurm for row in (self.cpu, self.train, self.infer, *self.stages.values()))]
         if self.kind == "local" and (self.preflight or any(section.model_fields_set for section in asked)):
@@ -184,18 +175,10 @@ class Cluster(Section):
         """Return the row of that name, as it is for one stage: with what the file says of all jobs and of that stage."""
         machine: Machine = getattr(self, name)
         machine = machine.model_copy(update={"slurm": _over(self.slurm, machine.slurm)})
-        if name == "cpu":
-            machine = machine.model_copy(update={"attentions": self._attentions()})
         for pattern, differing in self.stages.items():
             if fnmatchcase(stage, pattern):
                 machine = _over(machine, differing)
         return machine
-
-    def _attentions(self) -> tuple[tuple[str, str], ...]:
-        """List the attention of the rows `train` and `infer`, and of single stages that say one."""
-        rows = {"train": self.train, "infer": self.infer, **self.stages}
-        own = {name for name, row in self.stages.items() if "attn_implementation" not in row.model_fields_set}
-        return tuple((name, row.attn_implementation) for name, row in rows.items() if name not in own)
 
 
 def _over(base: S, differing: S) -> S:

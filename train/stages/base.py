@@ -23,7 +23,7 @@ from rounds.train.engine import policy
 from rounds.train.engine.params import BaseParams
 from rounds.train.engine.records import Counts
 from rounds.train.tokens import chat
-from rounds.train.weights import models, rehearsal
+from rounds.train.weights import models
 
 logger = logging.getLogger(__name__)
 
@@ -40,14 +40,11 @@ def run(params: BaseParams, inputs: dict[str, Path], out: Path, machine: Machine
     embedded: Any = model.get_input_embeddings()
     _check_tokens(tokenizer, embedded.num_embeddings, where)
     from_hub = params.base if isinstance(params.base, StartHub) else None
-    models.check_finite(Path(where), f"{where}: {{name}} holds values that are no finite numbers: the weights are damaged; fetch them again")
-    found = rehearsal.rehearse(model, where, machine.attentions or (("cpu", machine.attn_implementation),))
-    for what in (found.packs and f"one conversation a row: {found.packs}", found.balanced and f"no balancing loss: {found.balanced}"):
-        if what:
-            logger.warning("%s is trained with %s", type(model).__name__, what)
+    models.check_finite(
+        Path(where), f"{where}: {{name}} holds values that are no finite numbers: the weights are damaged; fetch them again"
+    )
     policy.write_base(out, from_hub.id if from_hub else None, from_hub.revision if from_hub else None)
-    counts = {"model_type": model.config.model_type, "vocabulary": len(tokenizer), **models.count_parameters(model)}
-    return {**counts, "rehearsed": found.tried, "one_conversation_a_row": found.packs, "no_balancing_loss": found.balanced}
+    return {"model_type": model.config.model_type, "vocabulary": len(tokenizer), **models.count_parameters(model)}
 
 
 def _check_tokens(tokenizer: PreTrainedTokenizerBase, rows: int, where: str) -> None:

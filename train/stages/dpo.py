@@ -149,7 +149,7 @@ class StoredReferenceTrainer(stage_trainer.StageTrainer, DPOTrainer):
             loss = (result[0] if return_outputs else result).detach()
             if self.aux_loss_enabled:  # the experts' balancing loss is in the sum, and in the log as a mean over the ranks
                 loss = self.accelerator.gather_for_metrics(loss).mean() - self.router_aux_loss_coef * self._metrics["train"]["aux_loss"][-1]
-            self._assert_agreement(float(loss), rounding, model, inputs)
+            self._assert_agreement(float(loss), rounding)
         return result
 
     def _assert_agreement(self, loss: float, rounding: Rounding) -> None:
@@ -165,8 +165,9 @@ class StoredReferenceTrainer(stage_trainer.StageTrainer, DPOTrainer):
             raise UserError(
                 f"the round starts from its own reference, so the first loss must be ln 2 = {math.log(2):.4f} and the rewards "
                 f"0, but the loss is {loss:.4f}, the rewards are {rewards['chosen']:.4f} (chosen) and "
-                f"{rewards['rejected']:.4f} (rejected): the stored log-probabilities are not this policy's. Remove the "
-                "round's reference stage folder and run again; if it stays, this is a bug to report"
+                f"{rewards['rejected']:.4f} (rejected): the stored log-probabilities are not those that this "
+                "policy has while it trains. Either the files of the reference or of the policy have changed since (`done.json` of each has "
+                "their SHA-256), or the model computes otherwise in training than in scoring: a bug to report, with its config.json"
             )
 
 

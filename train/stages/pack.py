@@ -2,12 +2,10 @@
 
 In: `data` (conversations), `tokenizer` (the base stage). Out: `rows.parquet` with `input_ids`, `labels` (-100 where
 nothing is learnt: prompts, and the first token of each conversation) and `seq_lengths` (the conversations in a row), and
-`dropped.jsonl`. A conversation longer than a row is dropped and counted, never cut. Where the base stage found that the model does
-not keep conversations in one row apart, each has a row of its own.
+`dropped.jsonl`. A conversation longer than a row is dropped and counted, never cut.
 """
 
 import json
-import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,14 +24,12 @@ from rounds.data_prep.pool import in_order
 from rounds.data_prep.records import RECORDS
 from rounds.data_prep.whole import whole
 from rounds.train.config.cluster import Machine
-from rounds.train.engine import policy, store
+from rounds.train.engine import policy
 from rounds.train.engine.params import PackParams
 from rounds.train.engine.records import ROWS, Counts
 from rounds.train.tokens import chat
 from rounds.train.tokens.lengths import Lengths, bucket, none_left
 from rounds.train.weights import models
-
-logger = logging.getLogger(__name__)
 
 _BATCH = 1000
 # Conversations are packed a window at a time, so that memory does not grow with their number. At the end of a window
@@ -91,9 +87,6 @@ class _Counts:
 
 def run(params: PackParams, inputs: dict[str, Path], out: Path, machine: Machine) -> Counts:
     """Tokenise, drop what does not fit, and pack by best fit decreasing (TRL's `bfd`)."""
-    alone = store.counts(inputs["tokenizer"]).get("one_conversation_a_row")
-    if alone:
-        logger.warning("one conversation a row, so global_batch_size counts conversations: %s", alone)
     tokenizer = models.load_tokenizer(policy.read(inputs["tokenizer"]))
     source = inputs["data"] / RECORDS
     total, counts, rows = pq.read_metadata(source).num_rows, _Counts(), 0
@@ -111,13 +104,12 @@ def run(params: PackParams, inputs: dict[str, Path], out: Path, machine: Machine
             window.append(batch.rows)
             progress.write(out, counts.seen, total, "conversations")
             if counts.tokens - packed >= _WINDOW_ROWS * params.max_length:
-                rows += _write(window, params.max_length, writer, bool(alone))
+                rows += _write(window, params.max_length, writer)
                 window, packed = [], counts.tokens
-        rows += _write(window, params.max_length, writer, bool(alone))
+        rows += _write(window, params.max_length, writer)
         if not counts.conversations:
             raise none_left("conversation", params.max_length, counts.dropped, out / "dropped.jsonl")
-    told = {"one_conversation_a_row": alone} if alone else {}
-    return {**counts.plain(), "rows": rows, "fill": round(counts.tokens / (rows * params.max_length), 4), **told}
+    return {**counts.plain(), "rows": rows, "fill": round(counts.tokens / (rows * params.max_length), 4)}
 
 
 def _batches(source: Path) -> Iterator[list[records.Conversation]]:
@@ -156,15 +148,11 @@ def _unusable(encoded: chat.Encoded, max_length: int) -> str | None:
     return None if encoded.answers else "no_answer_tokens"
 
 
-def _write(window: list[pa.Table], max_length: int, writer: pq.ParquetWriter, alone: bool) -> int:
-    """Pack the conversations of a window, unless each stays `alone`, write the rows, and return how many they are."""
+def _write(window: list[pa.Table], max_length: int, writer: pq.ParquetWriter) -> int:
+    """Pack the conversations of a window, write the rows, and return how many they are."""
     tokens = pa.concat_tables(window) if window else _SCHEMA.empty_table()
     if not len(tokens):
         return 0
-    if alone:
-        lengths = pa.array([[n] for n in tokens["input_ids"].combine_chunks().value_lengths().to_pylist()])
-        writer.write_table(tokens.append_column("seq_lengths", lengths).cast(_packed(_SCHEMA)))
-        return len(tokens)
     packed = pack_dataset(Dataset(tokens), max_length, "bfd", {"batch_size": None})
     assert isinstance(packed, Dataset)
     rows = cast("pa.Table", packed.with_format("arrow")[:])

@@ -83,14 +83,13 @@ class PackedTrainer(stage_trainer.StageTrainer, SFTTrainer):
             "answer_tokens": [count for labels in table["labels"].chunks for count in learnt(labels)],
         }
 
-
     def _unpackable(self, model: Any) -> str | None:
         """Say why conversations may not share a row: they do not in these, or the model itself shows that it does not keep them apart."""
         rows: Any = self.train_dataset
         if max(pc.call_function("list_value_length", [rows.data.table["seq_lengths"]]).to_pylist()) == 1:
             return "the rows hold one each"
         in_shards = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
-        return None if in_shards else packing.leak(model)  # of a model in shards no rank could be asked; stage `base` has asked
+        return None if in_shards else packing.leak(model)  # of a model in shards no rank could be asked
 
 
 def learnt(labels: pa.ListArray) -> list[int]:

@@ -19,7 +19,9 @@ def coefficient(config: Any, wanted: float | None) -> float:
     if not has or obstacle(config):
         if wanted:
             reason = obstacle(config) or "it is no mixture of experts that returns its router's logits"
-            raise UserError(f"router_aux_loss_coef: {wanted}, but {text.model_type} has no balancing loss here: {reason}. Take the line out")
+            raise UserError(
+                f"router_aux_loss_coef: {wanted}, but {text.model_type} has no balancing loss here: {reason}. Take the line out"
+            )
         return 0.0
     own = getattr(text, "router_aux_loss_coef", 0.0)
     return float((own if wanted is None else wanted) or 0.0)

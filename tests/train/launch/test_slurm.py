@@ -93,7 +93,6 @@ class Cluster(Lab):
         for pid in doomed.keys() | {parent for parent in doomed.values() if "slurmstepd" in slurm_lab.name_of(parent)}:
             os.kill(pid, signal.SIGKILL)
 
-
     def end_agent(self, node: str) -> None:
         """End a node's torchrun from outside, as SLURM itself does with what it takes for an earlier attempt."""
         agents = [pid for pid in processes(str(self.configuration), node) if "torch.distributed.run" in slurm_lab.name_of(pid)]
