@@ -165,9 +165,9 @@ class StoredReferenceTrainer(stage_trainer.StageTrainer, DPOTrainer):
             raise UserError(
                 f"the round starts from its own reference, so the first loss must be ln 2 = {math.log(2):.4f} and the rewards "
                 f"0, but the loss is {loss:.4f}, the rewards are {rewards['chosen']:.4f} (chosen) and "
-                f"{rewards['rejected']:.4f} (rejected): the stored log-probabilities are not those that this "
-                "policy has while it trains. Either the files of the reference or of the policy have changed since (`done.json` of each has "
-                "their SHA-256), or the model computes otherwise in training than in scoring: a bug to report, with its config.json"
+                f"{rewards['rejected']:.4f} (rejected): the stored log-probabilities are not this policy's. Files of "
+                "the reference or of the policy have changed since they were written (compare with the SHA-256 in `done.json` of both), or "
+                "the model computes in training what it does not in scoring: then report it with the model's config.json"
             )
 
 

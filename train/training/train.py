@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from transformers import Trainer
 
-from rounds.data_prep.errors import UserError
 from rounds.train.config.cluster import Machine
 from rounds.train.config.training import Lora, Training
 from rounds.train.engine import ranks

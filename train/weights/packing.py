@@ -24,7 +24,8 @@ def leak(model: PreTrainedModel) -> str | None:
     training, device = model.training, next(model.parameters()).device
     half = any(p.itemsize < 4 for p in model.parameters())
     model.eval()
-    words = model.get_input_embeddings().num_embeddings  # type: ignore[union-attr]
+    embedded: Any = model.get_input_embeddings()
+    words: int = embedded.num_embeddings
     draw = torch.Generator().manual_seed(0)
     parts = [torch.randint(min(3, words - 1), words, (1, n), generator=draw).to(device) for n in _LENGTHS]
     positions = torch.cat([torch.arange(n, device=device) for n in _LENGTHS])[None]
