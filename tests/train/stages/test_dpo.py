@@ -133,7 +133,14 @@ def test_what_a_model_adds_in_training_does_not_stop_the_round(run_stage: Run, s
     small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
     tokenizer = models.load_tokenizer(policy.read(shelf / "base"))
     shape = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **small}
-    experts = {"head_dim": 16, "num_experts": 4, "moe_intermediate_size": 16, "output_router_logits": True, "router_aux_loss_coef": 0.5}
+    experts = {
+        "head_dim": 16,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "output_router_logits": True,
+        "router_aux_loss_coef": 0.5,
+    }
     config = Qwen3MoeConfig(**shape, **experts) if kind == "router" else LlamaConfig(**shape, attention_dropout=0.3)
     (shelf / "special").mkdir()
     models.save_model(AutoModelForCausalLM.from_config(config), tokenizer, shelf / "special" / "model")
