@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -127,8 +128,8 @@ def test_a_recurrent_model_learns_each_conversation_as_if_it_were_alone(run_stag
     """Its state would run on from one conversation of a row into the next."""
     tokenizer = models.load_tokenizer(policy.read(shelf / "base"))
     torch.manual_seed(1)
-    config = FalconMambaConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, hidden_size=32, num_hidden_layers=2,
-                               state_size=4, initializer_range=0.5)  # fmt: skip
+    shape: dict[str, Any] = {"pad_token_id": tokenizer.pad_token_id, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
+    config = FalconMambaConfig(vocab_size=len(tokenizer), initializer_range=0.5, **shape)
     model = AutoModelForCausalLM.from_config(config)
     (shelf / "recurrent").mkdir()
     models.save_model(model, tokenizer, shelf / "recurrent" / "model")
