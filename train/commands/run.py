@@ -88,6 +88,7 @@ def _here(file: Path, made: Plan, root: Path, cluster: Cluster, todo: int) -> No
         from rounds.train.launch import local
 
         settings = tracking.settings(made.recipe.wandb, made.recipe.name)
+        options.console.print(tracking.told(settings, root), highlight=False, soft_wrap=True)
         with progress.Live(options.console, made, root) as live:
             local.run(made.stages, root, cluster, settings, live)
     display.summary(options.console, made, root, ran=todo, seconds=time.monotonic() - began)
