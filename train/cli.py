@@ -31,7 +31,7 @@ COMMANDS = {
     "report": "Say where the run's report is: one HTML page with scores, curves, gates, data and lineage.",
     "sources": "List the registered sets of rows: splits with their published sizes, kind, licence, hub repository and commit.",
     "fetch": "Download every dataset, model and evaluation set of a recipe (or ablation) into one folder, with a list of digests.",
-    "data": "Look at the rows of a recipe.",
+    "data": "Make the training sets of a recipe, and look at their rows.",
 }
 """Each command with the first paragraph of its help; a test holds the two together."""
 

@@ -1,6 +1,7 @@
 """`rounds plan`: every stage with its key, whether it is done, why not, and how large it is."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from rounds.train.forecast import row_counts
 from rounds.train.plan.pipeline import Plan
 
 
-def plan_table(plan: Plan, root: Path) -> Table:
-    """List stages with key, state and size, done or expected. Reads the store; computes nothing."""
-    table = Table(title=f"{plan.recipe.name}: {len(plan.stages)} stages", title_justify="left", box=None, header_style="bold")
+def plan_table(plan: Plan, root: Path, part: Sequence[Stage] = ()) -> Table:
+    """List stages, all or a part of the plan's, with key, state and size, done or expected. Reads the store; computes nothing."""
+    stages = part or plan.stages
+    table = Table(title=f"{plan.recipe.name}: {len(stages)} stages", title_justify="left", box=None, header_style="bold")
     for heading in ("stage", "key", "state", "size"):
         table.add_column(heading, overflow="fold")
     memory = Memory(root)
     before, sizes = runs.last_run(root, plan.recipe.name), row_counts.sizes(plan, root)
-    for stage in plan.stages:
+    for stage in stages:
         record = store.done(store.folder(root, stage))
         wrong = damage.quick(store.folder(root, stage), memory, stage.name)
         if wrong:
