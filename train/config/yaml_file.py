@@ -109,9 +109,10 @@ def _override(data: dict, text: str) -> None:
     if not equals:
         raise UserError(f"--set {text}: expected path.to.field=value")
     try:
-        value = yaml.safe_load(raw)
-    except yaml.YAMLError:
-        raise UserError(f"--set {text}: {raw!r} is not valid YAML") from None
+        value, _ = yaml_layers.parse(raw)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        says = getattr(error, "problem", None) or str(error)
+        raise UserError(f"--set {text[:200]}: {raw[:200]!r} is not valid YAML: {says}") from None
     *parents, last = dotted.split(".")
     try:
         value = absolute({last: value}, Path.cwd())[last]

@@ -13,7 +13,6 @@ changes one field of one round, and adds a source to the mix.
 """
 
 import difflib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,13 +35,27 @@ class Layer:
     root: yaml.Node | None
 
 
-def read(path: Path, prepare: Callable[[Any, Path], Any], inside: tuple[Path, ...] = ()) -> list[Layer]:
+_MOST_FILES = 100
+"""Where each of many files extends two others, and these the same two, their number doubles with every one."""
+_MOST_VALUES, _DEEPEST, _MOST_BYTES = 100_000, 100, 10 << 20
+"""Of one file, as if each alias were written out: far more than a recipe needs, and read in a second."""
+
+
+def read(
+    path: Path, prepare: Callable[[Any, Path], Any], inside: tuple[Path, ...] = (), read_so_far: list[Path] | None = None
+) -> list[Layer]:
     """Read `path` and what it extends, the file itself first, then the files under it from top to bottom.
 
     `prepare(data, folder)` is applied to each file's fields, with the folder of that file.
 
-    Raises `UserError` for a file that is missing, that is no YAML mapping, or that extends itself.
+    Raises `UserError` for a file that is missing, that is no YAML mapping, or that extends itself, or more files than anybody can follow.
     """
+    read_so_far = [] if read_so_far is None else read_so_far
+    read_so_far.append(path)
+    if len(read_so_far) > _MOST_FILES:
+        raise UserError(
+            f"{(*inside, path)[0]}: extends more than {_MOST_FILES} files, directly or through others: each counts as often as it is named"
+        )
     data, root = _parse(path)
     named = data.pop(FIELD, [])
     where = f"{path}{line_of(root, FIELD)}: {FIELD}"
@@ -64,7 +77,7 @@ def read(path: Path, prepare: Callable[[Any, Path], Any], inside: tuple[Path, ..
             raise UserError(f"{where}: {ring}: a file may not extend itself")
         if not is_there:
             raise UserError(f"{where}: {_missing(target)}")
-        under = [*read(target, prepare, inside), *under]
+        under = [*read(target, prepare, inside, read_so_far), *under]
     try:
         return [Layer(path, prepare(data, path.resolve().parent), root), *under]
     except UserError as error:
@@ -172,7 +185,7 @@ _Safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Loader(_Safe):
-    """YAML's safe loader, but a field that is given twice is a mistake, not silently the last one."""
+    """YAML's safe loader, but a field that is given twice is a mistake, not silently the last one, and so is one whose name is no text."""
 
     def construct_mapping(self, node, deep=False):
         written = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
@@ -180,20 +193,60 @@ class _Loader(_Safe):
         twice = next((key for place, key in enumerate(written) if key.value in seen[:place]), None)
         if twice is not None and not node.__dict__.get("merged"):
             raise yaml.constructor.ConstructorError(None, None, f"field {twice.value!r} is given twice", twice.start_mark)
-        return super().construct_mapping(node, deep)
+        made = super().construct_mapping(node, deep)
+        wrong = next((name for name in made if not isinstance(name, str | int) or isinstance(name, bool)), None)
+        if wrong is not None or None in made:
+            says = f"a field's name is read as {wrong!r} ({type(wrong).__name__}): put it in quotes"
+            raise yaml.constructor.ConstructorError(None, None, says, node.start_mark)
+        return made
 
     def flatten_mapping(self, node):
         super().flatten_mapping(node)
         node.__dict__["merged"] = True  # a field of its own beside one that an anchor brings in is no mistake
 
 
+def parse(text: str) -> tuple[Any, yaml.Node | None]:
+    """Read YAML with the safe loader: its value, and its nodes.
+
+    Raises `ValueError` or a `YAMLError` for what is none, for a field that is given twice or whose name is no text, and for what aliases
+    blow up, nest without end, or put into itself.
+    """
+    loader = _Loader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None, None
+        _measure(root, {}, set())
+        return loader.construct_document(root), yaml.compose(text, Loader=_Safe)
+    finally:
+        loader.dispose()
+
+
+def _measure(node: yaml.Node, known: dict[int, tuple[int, int]], inside: set[int]) -> tuple[int, int]:
+    """Return how many values a node holds with all aliases written out, and how deep they nest. Each node is visited once."""
+    if id(node) in inside:
+        raise ValueError(f"line {node.start_mark.line + 1}: an alias stands inside its own anchor, which has no end")
+    if id(node) not in known:
+        inside.add(id(node))
+        below = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else []
+        below = list(node.value) if isinstance(node, yaml.SequenceNode) else below
+        sizes = [_measure(part, known, inside) for part in below]
+        size, depth = 1 + sum(size for size, _ in sizes), 1 + max((depth for _, depth in sizes), default=0)
+        if size > _MOST_VALUES or depth > _DEEPEST or len(inside) > _DEEPEST:
+            raise ValueError(f"more than {_MOST_VALUES:,} values, or more than {_DEEPEST} inside each other, counting each alias in full")
+        inside.remove(id(node))
+        known[id(node)] = (size, depth)
+    return known[id(node)]
+
+
 def _parse(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
     if not path.is_file():
-        raise UserError(_missing(path))
+        raise UserError(f"{path}: no regular file" if path.exists() and not path.is_dir() else _missing(path))
+    size = path.stat().st_size  # 0 for what the kernel makes up while it is read, perhaps without end
+    if size > _MOST_BYTES:
+        raise UserError(f"{path}: {size:,} bytes are no recipe, cluster file or ablation")
     try:
-        text = path.read_text(encoding="utf-8")
-        data, root = _Loader(text).get_single_data(), yaml.compose(text, Loader=_Safe)
-        json.dumps(data, default=str)  # an alias inside its own anchor has no end
+        data, root = parse(path.read_text(encoding="utf-8") if size else "")
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):

@@ -18,6 +18,8 @@ from rounds.train.engine.store import read_fields, write_json
 _MEMORY = "digests.json"
 _LONG_READ = 4 << 30  # bytes; some seconds, at the speed of a disk
 _HEX = 64
+_OF_THE_SYSTEM = {("proc",), ("sys",), ("dev",)}
+"""Folders at the root without an end, or with other content at every look."""
 
 
 def file_digest(path: Path) -> str:
@@ -40,6 +42,8 @@ def asset(root: Path, path: Path, patterns: tuple[str, ...] = ("*",)) -> Asset:
         raise UserError(f"{str(path)[:200]}: {error}") from None
     if not exists:
         raise UserError(f"{path}: no such file or folder")
+    if not (path.is_file() or path.is_dir()) or path.resolve().parts[1:2] in _OF_THE_SYSTEM:
+        raise UserError(f"{path}: no file or folder of data, but a device, a pipe or a place of the system's")
     inside = [path] if path.is_file() else sorted(path.rglob("*"))
     files = [
         file
