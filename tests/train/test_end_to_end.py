@@ -314,6 +314,12 @@ def test_weights_with_a_flipped_bit_are_told_of_and_never_trained_on(copied):
     assert weights(found["sft"]) == wanted and "are whole" in rounds("verify", RECIPE, store=copied)
 
 
+def test_a_report_that_was_changed_is_not_handed_out(copied):
+    page = stages(copied)["report"] / "report.html"
+    page.write_text(page.read_text().replace("0.", "1.", 1))
+    assert f"report ({page.parent.name}) is damaged: report.html" in rounds("report", RECIPE, store=copied, expect=1)
+
+
 def test_a_base_model_that_moved_is_found_where_it_is_now(undisturbed, copied, tmp_path):
     old, new = tmp_path / "a b" / "model", tmp_path / "moved"
     shutil.copytree(stages(undisturbed)["export"] / "model", old)
