@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rounds.data_prep.schema import Between, Count, FieldError, Filters, FilterUse, Mix, Name, Section, SourceUse
+from rounds.data_prep.schema import Between, Count, FieldError, Filters, FilterUse, Mix, Name, Section, SourceUse, listed
 from rounds.train.config import yaml_file
 from rounds.train.config.evaluation import Evaluate, Gate
 from rounds.train.config.training import Round, Sft
@@ -98,7 +98,12 @@ class Export(Section):
     model_name: str | None = None
     """Name on the model card; None takes the recipe's name."""
     licence: str | None = None
-    """Licence of the resulting weights, for the model card. You know what your base and data allow; we do not."""
+    """Licence of the resulting weights, for the model card, under the hub's names (`llama3`, `apache-2.0`, ...). You know what your base
+    and data allow; we do not."""
+    language: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
+    """Languages of the model, for its card: codes such as `en`, one or several. None is said where none is given."""
+    dtype: Literal["base", "bf16", "fp32"] = "base"
+    """Type of the weights that are written: the base's own, or another. What training keeps is not touched."""
 
 
 class Wandb(Section):

@@ -99,7 +99,7 @@ EVALUATE = _kind("evaluate", 2, "infer", column=5, arrows=("policy",),
                  reads_weights=True, loads_policy=True, measures=True, holds_text=True, tracked=True)
 GATE = _kind("gate", 2, column=6, arrows=("candidate_scores",), decides=True, tracked=True, light=True, after_stop=True)
 MANIFEST = _kind("manifest", 3, after_stop=True)
-EXPORT = _kind("export", 4, column=7, arrows=("policy",), reads_weights=True, exports=True, after_stop=True)
+EXPORT = _kind("export", 5, column=7, arrows=("policy",), reads_weights=True, exports=True, after_stop=True)
 REPORT = _kind("report", 1, page="report.html", holds_text=True, after_stop=True)
 ABLATION_REPORT = _kind("ablation_report", 3, page="ablation.html", compares=True, after_stop=True)
 PREFLIGHT = _kind("preflight", 1, spread=True, checks=True)

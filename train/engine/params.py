@@ -4,7 +4,7 @@ and the preview read. They stand without torch. Those of `source` and `data` are
 
 import importlib
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from rounds.data_prep.schema import Later, Section
 from rounds.train.config.cluster import Machine, RowName
@@ -118,6 +118,8 @@ class ExportParams(Section):
     licences: dict[str, str]
     """Licences that the recipe states, by source name."""
     base: Start
+    language: Annotated[tuple[str, ...], Later(())] = ()
+    dtype: Annotated[Literal["base", "bf16", "fp32", "trained"], Later("trained")] = "trained"
 
 
 class ReportParams(Section):

@@ -208,6 +208,8 @@ def _export(planning: Planning, policy: Stage, rounds: list[Stage], evaluations:
         name=recipe.export.model_name or recipe.name,
         description=recipe.description,
         licence=recipe.export.licence,
+        language=recipe.export.language,
+        dtype=recipe.export.dtype,
         licences={name: use.licence for name, use in recipe.sources.items() if use.licence},
         base=_start(recipe.base),
     )

@@ -16,18 +16,19 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
-from transformers import GenerationConfig
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rounds.data_prep.schema import SourceParams
 from rounds.train.config.cluster import Machine
 from rounds.train.config.recipe import StartHub, StartLocal
 from rounds.train.engine import policy, store
 from rounds.train.engine.params import EvaluateParams, ExportParams
+from rounds.train.engine.policy import Policy
 from rounds.train.engine.records import MANIFEST, POLICY, Counts, Decision
 from rounds.train.reports import markdown
 from rounds.train.reports.steps import Finished, Step, find_steps, finished
 from rounds.train.tokens import chat
-from rounds.train.weights import models
+from rounds.train.weights import models, portable
 
 logger = logging.getLogger(__name__)
 DATA_CARD = ("DATA_CARD.md", MANIFEST)
@@ -35,21 +36,49 @@ DATA_CARD = ("DATA_CARD.md", MANIFEST)
 
 def run(params: ExportParams, inputs: dict[str, Path], out: Path, machine: Machine) -> Counts:
     """Load the final policy, merge its adapters, and write it with the card."""
-    described = policy.read(inputs["policy"])
-    tokenizer = models.load_tokenizer(described)
-    model = models.load_model(described, machine, dtype="auto" if not described.adapters else torch.float32, attention="eager")
-    stop: Any = tokenizer.convert_tokens_to_ids(chat.check_template(tokenizer))
-    others: Any = model.generation_config.eos_token_id if model.generation_config else None
-    model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=sorted({stop, *(others if isinstance(others, list) else [others] if others is not None else [])}),
-    )
-    models.save_model(model, tokenizer, out / "model")
+    model = write(inputs["policy"], params.dtype, out / "model", machine)
     (out / "model" / "README.md").write_text(card(params, inputs), encoding="utf-8")
     for name in DATA_CARD:  # so that the folder can be passed on with what its rows were
         shutil.copyfile(inputs["manifest"] / name, out / "model" / name)
     return {"folder": "model", **models.count_parameters(model)}
+
+
+def write(policy_folder: Path, dtype: str, folder: Path, machine: Machine) -> PreTrainedModel:
+    """Write a policy as a model folder of its own, in the type that `ExportParams.dtype` names; returns the model."""
+    described, start = policy.read(policy_folder), policy.read(policy.chain(policy_folder)[0])
+    tokenizer, wanted = models.load_tokenizer(described), _dtype(dtype, start)
+    # Merged in the type of the base, as it was trained, and rounded once.
+    loaded = _dtype("base", start) if described.adapters else wanted
+    model = models.load_model(described, machine, dtype=loaded, attention="eager")
+    if wanted != "auto":
+        models.cast(model, wanted)
+    _say_how_to_write(model, start, tokenizer)
+    models.save_model(model, tokenizer, folder)
+    portable.make(folder, tokenizer)
+    return model
+
+
+def _dtype(asked: str, start: Policy) -> Any:
+    """Return the type of the weights to write; "auto" is that in which training left them."""
+    if asked == "base":
+        config = AutoConfig.from_pretrained(start.weights, revision=start.revision or "main", trust_remote_code=False)
+        return config.dtype or config.get_text_config().dtype or torch.float32
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}.get(asked, "auto")
+
+
+def _say_how_to_write(model: PreTrainedModel, start: Policy, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give the model the base's settings of generation, the end of an answer among the tokens that end one, and its cache, which is
+    off in training. Config and generation config say the same."""
+    settings = models.generation_settings(start)
+    stop: Any = tokenizer.convert_tokens_to_ids(chat.check_template(tokenizer))
+    known = [each.eos_token_id for each in (settings, model.generation_config) if each]
+    ends = sorted({stop, *(token for each in known if each is not None for token in (each if isinstance(each, list) else [each]))})
+    settings.bos_token_id, settings.pad_token_id, settings.eos_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id, ends
+    model.generation_config = settings
+    for config in (model.config, model.config.get_text_config()):
+        config.bos_token_id, config.pad_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id
+        config.eos_token_id = ends if len(ends) > 1 else stop
+        config.use_cache = True
 
 
 def card(asked: ExportParams, inputs: Mapping[str, Path]) -> str:
@@ -65,7 +94,8 @@ def card(asked: ExportParams, inputs: Mapping[str, Path]) -> str:
         base_model=base.id if isinstance(base, StartHub) else None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        language="en",
+        language=list(asked.language) or None,
+        datasets=list(dict.fromkeys(entry["id"] for each in trained for entry in each["sets"] if entry["id"])) or None,
         tags=["medical", *dict.fromkeys(each["method"] for each in trained), "not-for-clinical-use"],
     )
     measured = [step for step in steps if step.scores]
@@ -153,6 +183,7 @@ def _set(name: str, folder: Path, licences: Mapping[str, str]) -> dict[str, Any]
         "name": name,
         "split": f"{use.source}, {use.split}",
         "rows": counts["records"],
+        "id": repository,
         "repository": f"local copy of {repository}" if repository and path else repository,
         "revision": counts["revision"],
         "licence": licences.get(name) or counts["licence"],

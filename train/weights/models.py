@@ -156,9 +156,7 @@ def place(model: PreTrainedModel, machine: Machine, as_in_training: bool = False
     """Put a model on the row's device. With precision bf16 its weights become bf16 too, unless `as_in_training`, where
     they stay fp32 and `autocast` computes in bf16."""
     if machine.precision == "bf16" and not as_in_training:
-        # Buffers stay: rotary frequencies in bf16 turn far positions by the wrong angle.
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(torch.bfloat16)
+        cast(model, torch.bfloat16)
     torch.nn.Module.to(model, device=device_of(machine))  # in place; the class's own `to` hides its type
     return model
 
@@ -226,10 +224,30 @@ def load_model(
     return model.requires_grad_(True)  # PEFT froze what it merged into
 
 
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Give all weights a type. Buffers stay: rotary frequencies in bf16 turn far positions by the wrong angle."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    for config in (model.config, model.config.get_text_config()):
+        config.dtype = dtype
+
+
+def generation_settings(policy: Policy) -> GenerationConfig:
+    """Return how a policy's model was published to write: sampling, penalties, tokens; empty where it says nothing."""
+    try:
+        found = GenerationConfig.from_pretrained(policy.weights, revision=policy.revision or "main")
+    except OSError:
+        return GenerationConfig()
+    return _that_can_be_saved(found)
+
+
 def _let_it_be_saved(model: PreTrainedModel) -> None:
     """Take settings of generation that contradict each other from a model: transformers loads such a file, and refuses to save it,
     after hours of training. Some published models have them: a temperature beside `do_sample: false`. Tokens stay."""
-    settings: Any = model.generation_config
+    model.generation_config = _that_can_be_saved(model.generation_config)
+
+
+def _that_can_be_saved(settings: Any) -> Any:
     try:
         settings.validate(strict=True)
     except ValueError as error:
@@ -237,7 +255,8 @@ def _let_it_be_saved(model: PreTrainedModel) -> None:
         logger.warning("of the model's generation_config.json only the special tokens are kept: %s", told or error)
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
         tokens = {name: getattr(settings, name) for name in names}
-        model.generation_config = GenerationConfig(**{name: n for name, n in tokens.items() if n != -1})
+        return GenerationConfig(**{name: n for name, n in tokens.items() if n != -1})
+    return settings
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -1,17 +1,26 @@
 """The model card of runs built by hand: it says what made the exported weights, and nothing of what was rejected."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from huggingface_hub import ModelCard
+from safetensors import safe_open
 
+from rounds.data_prep.records import Conversation
+from rounds.train.config.cluster import Machine
+from rounds.train.engine import policy
 from rounds.train.engine.params import ExportParams
 from rounds.train.stages import export
+from rounds.train.weights import models
 from tests import staged
 
 TINY = {"kind": "tiny"}
+CPU = Machine(device="cpu", threads=1)
 
 
 class Store:
@@ -234,3 +243,37 @@ def test_the_card_names_the_data_card_and_its_warnings(run: Store):
     card = run.card()
     assert "[DATA_CARD.md](DATA_CARD.md)." in card
     assert "`pubmedqa` on its own data, whose rows no training row may come from" in card
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 4, "target_modules": ["q_proj", "embed_tokens"]}], ids=["weights", "lora"])
+def test_the_folder_is_written_as_its_base_was_published(
+    run_stage: Callable, shelf: Path, put: Callable, conversations: list[Conversation], lora: dict | None
+):
+    """In the base's type, with its sampling defaults and all tokens that end an answer, and its cache on, which training switches off."""
+    base = shelf / "base" / "model"
+    plain = models.load_model(policy.read(shelf / "base"), CPU, torch.bfloat16)
+    plain.save_pretrained(base)
+    said = {"temperature": 0.6, "top_p": 0.9, "do_sample": True, "eos_token_id": [3, 4], "bos_token_id": 0, "pad_token_id": 1}
+    (base / "generation_config.json").write_text(json.dumps(said))
+    rows, _ = run_stage("pack", "pack", {"max_length": 96}, {"tokenizer": shelf / "base", "data": put("data", conversations)})
+    training = {"learning_rate": 1e-3, "global_batch_size": 4, "max_length": 96, "num_train_epochs": 0.2, "lora": lora}
+    sft, _ = run_stage("sft", "sft", {"training": training, "seed": 1}, {"policy": shelf / "base", "rows": rows})
+    folder = shelf / "exported"
+    export.write(sft, "base", folder, CPU)
+    config, settings = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "generation_config"))
+    assert (config["dtype"], config["use_cache"]) == ("bfloat16", True)
+    assert {name: settings[name] for name in said} == said and config["eos_token_id"] == [3, 4]
+    with safe_open(folder / "model.safetensors", "pt") as weights:
+        names = list(weights.keys())
+        assert {weights.get_slice(name).get_dtype() for name in names} == {"BF16"}
+    export.write(sft, "fp32", shelf / "wide", CPU)
+    assert (shelf / "wide" / "model.safetensors").stat().st_size > 1.8 * (folder / "model.safetensors").stat().st_size
+
+
+def test_the_card_says_to_the_hub_what_the_recipe_and_the_data_say(run: Store):
+    run.sft()
+    told = ModelCard(run.card(licence="llama3", language=["en", "de"], base={"kind": "hub", "id": "org/base", "revision": "0" * 40})).data
+    assert (told.license, told.language, told.base_model) == ("llama3", ["en", "de"], "org/base")
+    assert told.datasets == ["some/facts_train"]
+    silent = ModelCard(run.card()).data
+    assert (silent.license, silent.language, silent.base_model) == (None, None, None)
