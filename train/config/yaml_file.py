@@ -75,14 +75,6 @@ def _cut(text: str) -> str:
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}... ({len(text):,} characters)"
 
 
-class FieldError(ValueError):
-    """A mistake that a validator of a whole section finds in one field below it, at `loc`."""
-
-    def __init__(self, message: str, *loc: str | int) -> None:
-        super().__init__(message)
-        self.loc = loc
-
-
 def find(name: str, beside: Path) -> Path | None:
     """Find a file that recipes share, such as `eval_tasks/free_answer.yaml`: beside the recipe, above it, or ours."""
     for folder in (beside, beside.parent, shipped.RECIPES):
