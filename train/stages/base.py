@@ -36,12 +36,12 @@ def run(params: BaseParams, inputs: dict[str, Path], out: Path, machine: Machine
         return _tiny(params.base, params, inputs["corpus"] / RECORDS, out)
     where = str(inputs["model"]) if "model" in inputs else _fetch(params.base)
     model, tokenizer = models.open_folder(where)
-    _finish_tokenizer(tokenizer, params.chat_template, out)
+    limits = _finish_tokenizer(tokenizer, params.chat_template, out)
     embedded: Any = model.get_input_embeddings()
     _check_tokens(tokenizer, embedded.num_embeddings, where)
     from_hub = params.base if isinstance(params.base, StartHub) else None
     policy.write_base(out, from_hub.id if from_hub else None, from_hub.revision if from_hub else None)
-    return {"model_type": model.config.model_type, "vocabulary": len(tokenizer), **models.count_parameters(model)}
+    return {"model_type": model.config.model_type, "vocabulary": len(tokenizer), **models.count_parameters(model), **limits}
 
 
 def _check_tokens(tokenizer: PreTrainedTokenizerBase, rows: int, where: str) -> None:
@@ -87,7 +87,7 @@ def _tiny(base: StartTiny, params: BaseParams, corpus: Path, out: Path) -> Count
         additional_special_tokens=_CONTROL_TOKENS[2:4],
         model_max_length=base.max_position_embeddings,
     )
-    _finish_tokenizer(tokenizer, params.chat_template, out)
+    limits = _finish_tokenizer(tokenizer, params.chat_template, out)
     torch.manual_seed(params.seed or 0)
     shape = base.model_dump(exclude={"kind", "vocab_size", "chat_template"})
     model = LlamaForCausalLM(
@@ -100,7 +100,7 @@ def _tiny(base: StartTiny, params: BaseParams, corpus: Path, out: Path) -> Count
     )
     model.save_pretrained(out / "model")
     policy.write_base(out, "model", None)
-    return {"model_type": "llama", "vocabulary": len(tokenizer), **models.count_parameters(model)}
+    return {"model_type": "llama", "vocabulary": len(tokenizer), **models.count_parameters(model), **limits}
 
 
 def _texts(corpus: Path) -> Iterator[str]:
@@ -109,8 +109,8 @@ def _texts(corpus: Path) -> Iterator[str]:
         yield from records.answers_of(record)
 
 
-def _finish_tokenizer(tokenizer: PreTrainedTokenizerBase, template: str | None, out: Path) -> None:
-    """Set the template, make its end-of-turn token the one EOS, see to a pad token, check and save."""
+def _finish_tokenizer(tokenizer: PreTrainedTokenizerBase, template: str | None, out: Path) -> Counts:
+    """Set the template, make its end-of-turn token the one EOS, see to a pad token, check and save; return what it does not write."""
     if template is not None:
         tokenizer.chat_template = template
     stop = chat.check_template(tokenizer)
@@ -122,3 +122,7 @@ def _finish_tokenizer(tokenizer: PreTrainedTokenizerBase, template: str | None, 
         tokenizer.pad_token = spare[-1] if spare else tokenizer.eos_token
         logger.info("no pad token; using %s. Training masks padding by position, never by token", tokenizer.pad_token)
     tokenizer.save_pretrained(out / "tokenizer")
+    limits = chat.template_limits(tokenizer)
+    for what, problem in limits.items():
+        logger.warning("the chat template: %s are %s", what, problem)
+    return {"chat_template": limits} if limits else {}
