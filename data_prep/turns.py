@@ -7,7 +7,10 @@ reason. A text is kept as it is, but for line ends: `\\r\\n` and `\\r` become `\
 import re
 import sys
 import unicodedata
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from decimal import Decimal
 from functools import cache
 from typing import Any, Literal
 
@@ -21,6 +24,27 @@ ROLES = ("system", "user", "assistant")
 _FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f\u202d\u202e\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 # Anything but white space and characters without width, of which a text may consist and yet say nothing.
 _VISIBLE = re.compile("[^\\s\xad\u200b-\u200f\u2060\ufeff]")
+# Where a picture or a sound stood that no text model is shown.
+_MEDIA = re.compile(r"<\|?(image|video|audio)(?:_?\d+|_pad)?\|?>")
+_WEIGHTS = ("weight", "loss_weight", "train", "training", "learn", "loss")
+"""What sets call the mark of an answer that is not to be learnt: OpenAI's, Axolotl's, ms-swift's, and plain words."""
+_ROW_WEIGHTS = ("weight", "loss_weight", "train", "training")
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+_BESIDE = {
+    "calls_a_tool": ("tool_calls", "function_call"),
+    "has_images": ("images", "image", "image_url"),
+    "has_video": ("videos", "video"),
+    "has_audio": ("audios", "audio"),
+}
+_NEVER, _ALWAYS = {"0", "0.0", "false", "no", "off"}, {"", "1", "1.0", "true", "yes", "on"}
+# Before a prompt and before an answer that a side writes again, both where they are.
+_ASKS = re.compile(r"\s*(?:(?:human|user|question|instruction|prompt|q)\s*:\s*)?", re.IGNORECASE)
+_ANSWERS = re.compile(r"\s*(?:(?:assistant|ai|gpt|bot|answer|response|a)\s*:\s*)?", re.IGNORECASE)
+# "Hello!" is a whole prompt, and how its answers begin of themselves: of three words and more nobody begins so by chance.
+_REPEATED_WORDS = 3
+_SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("chosen-rating", "rejected-rating"),
+           ("chosen_rating", "rejected_rating"), ("rating_chosen", "rating_rejected"))  # fmt: skip
+Reasoning = Literal["refuse", "leave_out", "learn"]
 _MAX_ID_CHARACTERS = 1024  # Every id is kept in memory; the longest that stands for a row is an address.
 
 
@@ -49,7 +73,8 @@ def required(row: Row, column: str) -> Any:
 
 
 def text(value: Any, name: str) -> str:
-    """Return the text; raises `empty_<name>`, `<name>_not_text`, `control_characters` or `not_utf8`."""
+    """Return the text; raises `empty_<name>`, `<name>_not_text`, `control_characters`, `not_utf8`, or
+    `image_in_text` (`video`, `audio`) where a mark says that one stood there."""
     if value is None:
         raise RowError(f"empty_{name}")
     if not isinstance(value, str):
@@ -60,6 +85,8 @@ def text(value: Any, name: str) -> str:
         raise RowError("not_utf8" if "\ud800" <= found.group() <= "\udfff" else "control_characters")
     if not _VISIBLE.search(value):
         raise RowError(f"empty_{name}")
+    if "<" in value and (media := _MEDIA.search(value)):
+        raise RowError(f"{media.group(1)}_in_text")
     return value
 
 
@@ -71,17 +98,18 @@ def identity(value: Any, name: str = "id") -> str:
     return known
 
 
-def messages(value: Any, last: Literal["user", "assistant"]) -> tuple[Message, ...]:
+def messages(value: Any, last: Literal["user", "assistant"], reasoning: Reasoning = "refuse") -> tuple[Message, ...]:
     """Return turns that are an optional system turn, then user and assistant in turn, ending with `last`.
 
-    An empty system turn says nothing and is left out. Raises `RowError`: `messages_not_a_list`, `no_messages`,
-    `message_not_an_object`, `unknown_role`, `calls_a_tool`, `answer_of_weight_0`, `two_system_messages`,
-    `turns_out_of_order`, `last_turn_not_<last>`, and
-    the reasons of `text` with the name `content`.
+    An empty system turn says nothing and is left out. An answer whose weight is 0 is not `learnt`. A content in parts is its text parts,
+    a line each. `reasoning` says what becomes of what an answer says to have been thought before it. Raises `RowError`:
+    `messages_not_a_list`, `no_messages`, `message_not_an_object`, `unknown_role`, `calls_a_tool`, `has_images`, `has_video`, `has_audio`,
+    `has_reasoning`, `content_part_<type>`, `weight_is_a_fraction`, `weight_not_0_or_1`, `answer_of_weight_0` (no answer is learnt),
+    `two_system_messages`, `turns_out_of_order`, `last_turn_not_<last>`, and the reasons of `text` with the name `content`.
     """
     if not isinstance(value, list | tuple):
         raise RowError("messages_not_a_list")
-    turns = [turn for turn in (_message(each) for each in value) if turn is not None]
+    turns = [turn for turn in (_message(each, reasoning) for each in value) if turn is not None]
     system = [turn for turn in turns if turn.role == "system"]
     spoken = turns[1:] if turns and turns[0].role == "system" else turns
     if len(system) > 1:
@@ -92,7 +120,37 @@ def messages(value: Any, last: Literal["user", "assistant"]) -> tuple[Message, .
         raise RowError("turns_out_of_order")
     if spoken[-1].role != last:
         raise RowError(f"last_turn_not_{last}")
+    if last == "user":
+        return _as_prompt(turns)
+    if not any(turn.learnt for turn in turns if turn.role == "assistant"):
+        raise RowError("answer_of_weight_0")
     return tuple(turns)
+
+
+def refuse_unlearnt(row: Row) -> None:
+    """Raise `RowError` for a row that says of itself that it is not to be learnt: `answer_of_weight_0`; or by a part only, which no
+    stage can do: `weight_is_a_fraction`.
+
+    Anything else under these names, such as a patient's weight in kilograms, says nothing of learning.
+    """
+    for name in _ROW_WEIGHTS:
+        if name in row and isinstance(value := row[name], str | int | float):
+            kind = _weight(value)
+            if kind in (False, "weight_is_a_fraction"):
+                raise RowError(kind or "answer_of_weight_0")
+
+
+def check_scores(row: Row, *, in_words: bool = False) -> None:
+    """Raise `RowError` where a pair's own scores say nothing, or the contrary of its sides: `score_not_a_number`, `tied_scores` (not
+    bad), `scores_contradict_sides`. `in_words` takes numbers that are written as text, as all are in CSV."""
+    for better, worse in _SCORES:
+        if row.get(better) in (None, "") or row.get(worse) in (None, ""):
+            continue
+        chosen, rejected = _score(row[better], in_words), _score(row[worse], in_words)
+        if chosen == rejected:
+            raise RowError("tied_scores", bad=False)
+        if chosen < rejected:
+            raise RowError("scores_contradict_sides")
 
 
 def ask(question: str, system: str | None = None) -> tuple[Message, ...]:
@@ -105,20 +163,23 @@ def with_system(turns: tuple[Message, ...], system: str | None) -> tuple[Message
     return turns if system is None or turns[0].role == "system" else (Message("system", system), *turns)
 
 
-def preference(prompt: Any, chosen: Any, rejected: Any) -> tuple[tuple[Message, ...], str, str]:
+def preference(prompt: Any, chosen: Any, rejected: Any, reasoning: Reasoning = "refuse") -> tuple[tuple[Message, ...], str, str]:
     """Return prompt, chosen and rejected answer of a preference row.
 
     `prompt` is a text, a list of messages, or None. Each side is a text, a list with one assistant message, or a whole
-    conversation; then its prompt is all turns but the last. Raises `RowError`: `prompts_differ`, `identical_answers`
-    (not bad), `missing_column_prompt`, and the reasons of `text` and `messages`.
+    conversation; then its prompt is all turns but the last. A prompt that both sides repeat at their start is cut from them. Raises
+    `RowError`: `prompts_differ`, `identical_answers` (not bad), `missing_column_prompt`, `prompt_repeated_in_answers` (where it is not to
+    the letter, or so short that the answers may begin so of themselves), and the reasons of `text` and `messages`. A pair has no place for
+    what was thought before an answer: `reasoning: learn` refuses it there.
     """
     given = None
     if prompt is not None:
-        given = ask(text(prompt, "prompt")) if isinstance(prompt, str) else messages(prompt, "user")
-    better_prompt, better = _side(chosen, given, "chosen")
-    worse_prompt, worse = _side(rejected, given, "rejected")
+        given = ask(text(prompt, "prompt")) if isinstance(prompt, str) else messages(prompt, "user", reasoning)
+    better_prompt, better = _side(chosen, given, "chosen", reasoning)
+    worse_prompt, worse = _side(rejected, given, "rejected", reasoning)
     if better_prompt != worse_prompt:
         raise RowError("prompts_differ")
+    better, worse = _without_prompt(better_prompt[-1].content, better, worse)
     if better.strip() == worse.strip():
         raise RowError("identical_answers", bad=False)
     return better_prompt, better, worse
@@ -153,7 +214,7 @@ def normalised(value: str) -> str:
     return " ".join(folded(value).split())
 
 
-def _message(value: Any) -> Message | None:
+def _message(value: Any, reasoning: Reasoning, name: str = "content") -> Message | None:
     if not isinstance(value, Mapping):
         raise RowError("message_not_an_object")
     role, content = value.get("role"), value.get("content")
@@ -161,25 +222,147 @@ def _message(value: Any) -> Message | None:
         raise RowError("unknown_role")
     if role == "system" and (content is None or (isinstance(content, str) and not content.strip())):
         return None
-    # What a turn says beyond its words would be lost: calls of tools, and OpenAI's mark of an answer that is not to be learnt.
-    if value.get("tool_calls") or value.get("function_call"):
-        raise RowError("calls_a_tool")
-    if role == "assistant" and value.get("weight") == 0:
-        raise RowError("answer_of_weight_0")
-    return Message(role=role, content=text(content, "content"))
+    # What a turn says beyond its words would be lost.
+    for reason, names in _BESIDE.items():
+        if any(_says(value.get(name)) for name in names):
+            raise RowError(reason)
+    if isinstance(content, list | tuple):
+        content, thought = _parts(content)
+    else:
+        thought = ""
+    if role != "assistant":
+        return Message(role, text(content, "content"))
+    thought = thought or next((value[name] for name in _THOUGHTS if _says(value.get(name))), "")
+    if thought and reasoning == "refuse":
+        raise RowError("has_reasoning")
+    thought = text(thought, "reasoning").strip() if thought and reasoning == "learn" else ""
+    return Message(role, text(content, name), _is_learnt(value), thought)
 
 
-def _side(side: Any, given: tuple[Message, ...] | None, name: str) -> tuple[tuple[Message, ...], str]:
+def _says(value: Any) -> bool:
+    """Tell whether a field says something: Arrow gives every row the fields that any row has, with a null or nothing in them."""
+    if isinstance(value, Mapping):
+        return any(map(_says, value.values()))
+    if isinstance(value, str):
+        return bool(value.strip())
+    return any(map(_says, value)) if isinstance(value, list | tuple) else value not in (None, False)
+
+
+def _parts(parts: list[Any] | tuple[Any, ...]) -> tuple[str, str]:
+    """Return the text of a content in parts, and what is thought in it."""
+    said, thought = [], []
+    for part in parts:
+        if isinstance(part, str):
+            said.append(part)
+            continue
+        if not isinstance(part, Mapping):
+            raise RowError("content_not_text")
+        kind = part.get("type") or ("text" if _says(part.get("text")) else None)
+        if kind in ("text", "input_text", "output_text") and isinstance(part.get("text"), str):
+            said.append(part["text"])
+        elif kind in ("thinking", "reasoning") and isinstance(words := part.get(kind) or part.get("text"), str):
+            thought.append(words)
+        else:
+            name = re.sub(r"\W+", "_", kind)[:40] if isinstance(kind, str) else "unknown"
+            raise RowError(f"content_part_{name or 'unknown'}")
+    return "\n".join(said), "\n".join(thought)
+
+
+def _is_learnt(turn: Row) -> bool:
+    learnt = True
+    for name in _WEIGHTS:
+        weight = _weight(turn.get(name))
+        if isinstance(weight, str):
+            raise RowError(weight)
+        learnt = learnt and weight
+    return learnt
+
+
+def _weight(value: Any) -> bool | str:
+    """Tell whether a weight means that something is learnt, or return the reason why that cannot be told."""
+    if value is None:
+        return True
+    word = str(value).strip().lower()
+    if word in _NEVER | _ALWAYS:
+        return word in _ALWAYS
+    try:
+        number = float(word)
+    except ValueError:
+        return "weight_not_0_or_1"
+    if number in (0, 1):
+        return bool(number)
+    return "weight_is_a_fraction" if 0 < number < 1 else "weight_not_0_or_1"
+
+
+def _score(value: Any, in_words: bool) -> float:
+    if in_words and isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise RowError("score_not_a_number") from None
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or not math.isfinite(value):
+        raise RowError("score_not_a_number")
+    return float(value)
+
+
+def _as_prompt(turns: Sequence[Message]) -> tuple[Message, ...]:
+    """Return turns as a prompt: of what is only read nothing is learnt anyway."""
+    return tuple(turn if turn.learnt else replace(turn, learnt=True) for turn in turns)
+
+
+def _side(side: Any, given: tuple[Message, ...] | None, name: str, reasoning: Reasoning) -> tuple[tuple[Message, ...], str]:
     if isinstance(side, list | tuple):
         only = side[0] if len(side) == 1 else None
         if not (isinstance(only, Mapping) and only.get("role") == "assistant"):
-            whole = messages(side, "assistant")
+            whole = messages(side, "assistant", reasoning)
+            prompt = _as_prompt(whole[:-1])
             # A prompt given as one text is compared with the last question: some sets keep no more than that.
-            if given is not None and given != whole[:-1] and given != whole[-2:-1]:
+            if given is not None and given != prompt and given != prompt[-1:]:
                 raise RowError("prompts_differ")
-            return whole[:-1], whole[-1].content
-        side = only.get("content")
+            return prompt, _answer(whole[-1])
+        turn = _message(only, reasoning, name)
+        assert turn
+        side = _answer(turn)
     answer = text(side, name)
     if given is None:
         raise RowError("missing_column_prompt")
     return given, answer
+
+
+def _answer(turn: Message) -> str:
+    """Return the text of a side's answer, which is learnt as a whole or not at all."""
+    if not turn.learnt:
+        raise RowError("answer_of_weight_0")
+    if turn.reasoning:
+        raise RowError("has_reasoning")
+    return turn.content
+
+
+def _without_prompt(prompt: str, *sides: str) -> tuple[str, ...]:
+    """Cut a prompt from the start of the sides where all of them repeat it."""
+    if not all(_begins(side, prompt) for side in sides):
+        return sides
+    rests = [_rest(side, prompt.strip()) for side in sides]
+    left = tuple(rest for rest in rests if rest)
+    if len(left) < len(sides) or len(prompt.split()) < _REPEATED_WORDS:
+        raise RowError("prompt_repeated_in_answers", bad=len(prompt.split()) >= _REPEATED_WORDS)
+    return left
+
+
+def _begins(side: str, prompt: str) -> bool:
+    """Tell whether a side repeats a prompt at its start, or nearly so, and goes on with another word."""
+    words, asked = normalised(_ASKS.sub("", side, count=1)), normalised(prompt)
+    return words.startswith(asked) and not (words[len(asked) : len(asked) + 1] + asked[-1:]).isalnum()
+
+
+def _rest(side: str, prompt: str) -> str | None:
+    """Return what a side says after the prompt; None where it does not repeat it to the letter, or says nothing more."""
+    start = _ASKS.match(side)
+    rest = side[start.end() if start else 0 :]
+    if not rest.startswith(prompt):
+        rest = side.lstrip()
+    if not rest.startswith(prompt):
+        return None
+    rest = rest[len(prompt) :]
+    mark = _ANSWERS.match(rest)
+    return rest[mark.end() if mark else 0 :] or None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from rounds.data_prep.errors import UserError, nearest
 from rounds.data_prep.records import Kind, Record, characters_of
 from rounds.data_prep.schema import SourceUse
-from rounds.data_prep.turns import Row, RowError
+from rounds.data_prep.turns import Row, RowError, refuse_unlearnt
 
 __all__ = ["Companion", "Row", "RowError", "Source", "load", "names"]
 # Twice what Llama 3.1, with the longest window of the base models in use here (131,072 tokens), reads of English at 4.5
@@ -97,9 +97,11 @@ class Source:
         return self.kind_by_format[use.format] if use.format and self.kind_by_format else self.splits[use.split]
 
     def convert(self, row: Row | RowError, index: int, use: SourceUse) -> Record:
-        """Return the record of what `rows` gave. Raises `RowError`: that of `to_record`, or `too_many_characters`."""
+        """Return the record of what `rows` gave. Raises `RowError`: that of `to_record`, of `turns.refuse_unlearnt`,
+        or `too_many_characters`."""
         if isinstance(row, RowError):
             raise row
+        refuse_unlearnt(row)
         record = self.to_record(row, index, use)
         if characters_of(record) > MAX_CHARACTERS:
             raise RowError("too_many_characters")
