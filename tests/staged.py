@@ -87,5 +87,3 @@ def forget_ranks() -> None:
         setattr(comm, "cdb", None)  # noqa: B010
     if (state := sys.modules.get("accelerate.state")) is not None:
         state.AcceleratorState._reset_state(reset_partial_state=True)
-    if (deepspeed := sys.modules.get("transformers.integrations.deepspeed")) is not None:
-        deepspeed.unset_hf_deepspeed_config()

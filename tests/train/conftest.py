@@ -5,6 +5,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -48,8 +49,12 @@ ASKED = [
 @pytest.fixture(autouse=True)
 def _no_leftovers() -> Iterator[None]:
     """Take back what a trainer with DeepSpeed leaves in its process: a stage has one of its own, a test does not."""
+    before = dict(os.environ)
     yield
-    staged.forget_ranks()
+    os.environ.clear()
+    os.environ.update(before)
+    if (deepspeed := sys.modules.get("transformers.integrations.deepspeed")) is not None:
+        deepspeed.unset_hf_deepspeed_config()
 
 
 @pytest.fixture(scope="session")
@@ -153,9 +158,14 @@ def run_stage(shelf: Path) -> Callable[..., tuple[Path, dict]]:
         out = shelf / name
         out.mkdir(exist_ok=True)
         machine = machine or Machine(device="cpu", threads=1)
+        if machine.deepspeed is None:
+            return out, staged.run(function, params, inputs, out, machine)
         staged.forget_ranks()
         ranks.join_alone(machine)  # as the worker does
-        return out, staged.run(function, params, inputs, out, machine)
+        try:
+            return out, staged.run(function, params, inputs, out, machine)
+        finally:
+            staged.forget_ranks()
 
     return run
 

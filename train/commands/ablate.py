@@ -53,6 +53,7 @@ def ablate(
     if not now:
         options.go_offline(file, overrides, cluster, root)
     made = ablation.build_plan(file, root, tuple(overrides or ()))
+    options.refuse_damaged("ablate", file, overrides, cluster_file, root, made.stages)
     if now:
         lost = {stage.key: f"{stage.name} is not finished" for stage in _todo(made, root)}
         _end(made, file, root, Cluster(), lost, time.monotonic())
@@ -63,7 +64,7 @@ def ablate(
         plan = made.as_plan()
         if not dry_run:
             runs.remember_run(root, made.name, str(file), list(made.stages))
-        purpose = jobs.wanted(file, plan, root, cluster, cluster_file)
+        purpose = jobs.wanted(file, plan, root, cluster, cluster_file, ("--jobs", str(lanes)) if lanes else ())
         jobs.submit(made.stages, root, cluster, purpose, dry_run, lanes)
         look = options.command_line("status", file, overrides, cluster_file, root)
         options.console.print(f"look: {look}", highlight=False, markup=False, soft_wrap=True)

@@ -10,19 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rounds.data_prep import progress
-from rounds.train.engine import claims, store
+from rounds.data_prep.errors import UserError
+from rounds.train.engine import claims, damage, store
+from rounds.train.engine.digests import Memory
 from rounds.train.engine.graph import Stage
 from rounds.train.engine.records import Failure
 from rounds.train.launch import failures, queue, script, slurm
 from rounds.train.launch.queue import Job
 
-ENDED_BADLY = ("failed", "cancelled", "time limit", "preempted", "out of memory", "node failed", "port taken", "ended")
+ENDED_BADLY = ("failed", "cancelled", "time limit", "preempted", "out of memory", "node failed", "port taken", "ended", "damaged")
 _FINAL = {
     "FAILED": "failed",
     "BOOT_FAIL": "node failed",
     "NODE_FAIL": "node failed",
     "CANCELLED": "cancelled",
-    "PREEMPTED": "cancelled",
+    "PREEMPTED": "preempted",
     "REVOKED": "cancelled",
     "DEADLINE": "time limit",
     "TIMEOUT": "time limit",
@@ -47,7 +49,7 @@ class State:
     @property
     def progress(self) -> dict | None:
         """How far a stage at work is."""
-        return store.read_json(self.folder / "progress.json") if self.state == "running" else None
+        return progress.read(self.folder) if self.state == "running" else None
 
     @property
     def seconds_left(self) -> float | None:
@@ -61,11 +63,17 @@ def states(stages: Sequence[Stage], root: Path) -> list[State]:
     stages = [*checks, *stages]
     jobs = _jobs([store.folder(root, stage) for stage in stages])
     found: dict[str, State] = {}
+    memory = Memory(root)
     for stage in stages:
         folder = store.folder(root, stage)
         # Where all its parents were done, a stage waited for the checks alone.
         before = [] if stage in checks else [each.key for each in (*stage.parents, *checks)]
-        found[stage.key] = _state(stage, folder, jobs.get(folder), [found[key] for key in before if key in found])
+        wrong = damage.quick(folder, memory, stage.name)
+        found[stage.key] = (
+            State(stage, folder, "damaged", None, f"{wrong[0].file} {wrong[0].says}; `rounds verify` says what mends it")
+            if wrong
+            else _state(stage, folder, jobs.get(folder), [found[key] for key in before if key in found])
+        )
     return list(found.values())
 
 
@@ -75,8 +83,16 @@ def _jobs(folders: Sequence[Path]) -> dict[Path, Job]:
     if not known:
         return {}
     silence = queue.silence()  # the accounting may answer where the controller does not
-    queued = {} if silence else queue.jobs(entry["id"] for entry in known.values())
-    now = {folder: job for folder, entry in known.items() if (job := queued.get(entry["id"])) and job.comment == script.comment(folder)}
+    queued: dict[str, Job] = {}
+    try:
+        queued = {} if silence else queue.jobs(entry["id"] for entry in known.values())
+    except UserError as error:
+        silence = str(error)
+    now = {
+        folder: job
+        for folder, entry in known.items()
+        if (job := queued.get(entry["id"])) and job.carries(script.comment(folder), entry.get("name"))
+    }
     gone = queue.past({entry["id"]: (entry.get("name"), script.comment(folder)) for folder, entry in known.items() if folder not in now})
     return {
         folder: now.get(folder) or gone.get(entry["id"]) or Job(entry["id"], "UNKNOWN", silence or "") for folder, entry in known.items()
@@ -135,7 +151,8 @@ def ended(job: Job, folder: Path) -> tuple[str, Job, str]:
         "out of memory": "raise `memory` in the cluster file (this is the node's memory, not the GPU's)",
         "node failed": "the node went away, and the job was not requeued",
         "cancelled": "by scancel" if started(folder, job) else "before it began",
-        "failed": _killed(folder, job.id) or _NOTHING_SAID,
+        "preempted": "a job that goes before it took its node, and its partition does not requeue: the same command goes on from here",
+        "failed": _killed(folder, job.id) or _not_launched(folder, job) or _NOTHING_SAID,
         "ended": f"SLURM no longer knows job {job.id}",
     }.get(state, _NOTHING_SAID)
     return state, job, because
@@ -150,10 +167,18 @@ def _killed(folder: Path, job: str) -> str | None:
     """Say how the latest attempt of which a process was ended by a signal came to that."""
     for printed in reversed(_attempts(folder, job)):
         rank = failures.killed_rank(printed)
-        how = rank[1] if rank else failures.killed_task(printed)
+        how = rank[1] if rank else failures.first_task(printed)
         if how:
             return how
     return None
+
+
+def _not_launched(folder: Path, job: Job) -> str | None:
+    """Say which node could not even begin, where SLURM says so. Its slurmd opens the output before the script runs."""
+    if job.reason != "JobLaunchFailure" and started(folder, job):
+        return None
+    where = f"node {job.nodes}" if job.nodes else "its node"
+    return f"{where} could not start its script ({job.reason or 'no reason given'}): does it see {folder}, and may you write there?"
 
 
 def _given_up(failure: Failure) -> bool:

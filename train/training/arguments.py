@@ -13,7 +13,7 @@ from rounds.train.config.training import Training
 from rounds.train.engine.batches import micro_batches
 from rounds.train.weights import models
 
-OWN_FIELDS = {"global_batch_size", "max_length", "lora", "stop_on_loss_above", "stop_after_steps"}
+OWN_FIELDS = {"global_batch_size", "max_length", "lora", "router_aux_loss_coef", "stop_on_loss_above", "stop_after_steps"}
 """Fields of `recipe.Training` that are turned into something else here, or read by the watcher."""
 _CHECKPOINTING = next(
     name for name in ("activation_checkpointing", "gradient_checkpointing") if name in TrainingArguments.__dataclass_fields__
@@ -42,7 +42,9 @@ def arguments(training: Training, machine: Machine, seed: int, out: Path) -> dic
         "use_liger_kernel": _liger(machine),
         "deepspeed": deepspeed_config(training, machine),
         "average_tokens_across_devices": True,  # SFT's loss is a mean over the tokens of the whole global batch
-        "ddp_find_unused_parameters": False,
+        # Besides experts that no token was sent to, for the sake of its side effect: DDP's buckets stay as they are. Rebuilt after the
+        # first step, as without it, three ranks and more would sum a resumed run's first step in another order.
+        "ddp_find_unused_parameters": True,
         "seed": seed,
         "data_seed": seed,
         "save_strategy": "steps",
