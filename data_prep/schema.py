@@ -136,6 +136,9 @@ class RowsUse(Section):
     """Rows that do not fit the source's schema are dropped and counted; above this share the stage stops."""
     seed: int = 0
     """For generated sources, and for the choice of rows under `max_rows`."""
+    reasoning: Annotated[Literal["refuse", "leave_out", "learn"], Later("refuse")] = "refuse"
+    """What becomes of what a row says to have been thought before an answer (`reasoning_content`, `thinking`): such rows are dropped with
+    a reason, or it is left out, or learnt as the chat template writes it. Sides of pairs have no place for it."""
 
 
 class SourceUse(RowsUse):

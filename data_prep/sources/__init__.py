@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from rounds.data_prep.errors import UserError, nearest
-from rounds.data_prep.records import Kind, Record, characters_of
+from rounds.data_prep.records import Conversation, Kind, Pair, Record, answers_of, characters_of
 from rounds.data_prep.schema import SourceUse
-from rounds.data_prep.turns import Row, RowError, refuse_unlearnt
+from rounds.data_prep.turns import Row, RowError, check_scores, refuse_media, refuse_unlearnt, without_reasoning
 
 __all__ = ["Companion", "Row", "RowError", "Source", "load", "names"]
 # Twice what Llama 3.1, with the longest window of the base models in use here (131,072 tokens), reads of English at 4.5
@@ -97,12 +97,21 @@ class Source:
         return self.kind_by_format[use.format] if use.format and self.kind_by_format else self.splits[use.split]
 
     def convert(self, row: Row | RowError, index: int, use: SourceUse) -> Record:
-        """Return the record of what `rows` gave. Raises `RowError`: that of `to_record`, of `turns.refuse_unlearnt`,
-        or `too_many_characters`."""
+        """Return the record of what `rows` gave. Raises `RowError`: that of `to_record`, of `turns.refuse_unlearnt` and, of a pair,
+        `turns.check_scores`; `has_reasoning` where `use.reasoning` refuses it; of own rows, `turns.refuse_media`; or
+        `too_many_characters`."""
         if isinstance(row, RowError):
             raise row
         refuse_unlearnt(row)
-        record = self.to_record(row, index, use)
+        record = self.to_record(without_reasoning(row) if use.reasoning == "leave_out" else row, index, use)
+        if isinstance(record, Pair):
+            check_scores(row)
+        turns = record.messages if isinstance(record, Conversation) else record.prompt
+        if use.reasoning == "refuse" and any(turn.reasoning for turn in turns):
+            raise RowError("has_reasoning")
+        if self.kind_by_format:
+            for said in (*(turn.content for turn in turns), *answers_of(record)):
+                refuse_media(said)
         if characters_of(record) > MAX_CHARACTERS:
             raise RowError("too_many_characters")
         return record

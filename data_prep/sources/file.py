@@ -41,7 +41,7 @@ from rounds.data_prep.errors import UserError, nearest
 from rounds.data_prep.records import Conversation, Message, Pair, Question, Record, stable_hash
 from rounds.data_prep.schema import SourceUse
 from rounds.data_prep.sources import Row, RowError, Source
-from rounds.data_prep.turns import ask, identity, messages, normalised, preference, required, text, with_system
+from rounds.data_prep.turns import ask, identity, messages, normalised, preference, required, text, with_system, words
 
 COLUMNS = {
     "messages": ("messages",),
@@ -157,7 +157,7 @@ def _first_question(row: Row, use: SourceUse) -> str | None:
             return value
         for turn in value if isinstance(value, list) else ():
             if isinstance(turn, Mapping) and turn.get("role") == "user":
-                return turn["content"] if isinstance(turn.get("content"), str) else None
+                return words(turn.get("content"))
     return None
 
 
@@ -296,5 +296,5 @@ SOURCE = Source(
     },
     columns_by_format=COLUMNS,
     check_use=check,
-    version=3,
+    version=4,
 )

@@ -95,5 +95,4 @@ SOURCE = Source(
     companions=(Companion(OPEN_ORCA, OPEN_ORCA_REVISION, (OPEN_ORCA_FILE,)),),
     columns=("conversations",),
     sizes={"train": 517_982},
-    version=2,
 )
