@@ -14,7 +14,7 @@ from rounds.data_prep.render import to_conversation
 from rounds.train.config.recipe import Hub, Local
 from rounds.train.engine import policy, store
 from rounds.train.plan.pipeline import Plan
-from rounds.train.tokens import chat, pair_budget
+from rounds.train.tokens import chat, pair_budget, template_date
 from rounds.train.weights import models
 
 LEARNT, READ, WORSE = "bold green", "dim", "red"
@@ -41,6 +41,7 @@ def tokenizer(plan: Plan, root: Path) -> PreTrainedTokenizerBase | str:
         return "the base model's tokenizer is not on this machine"
     if asked.chat_template:
         found.chat_template = Path(asked.chat_template).read_text(encoding="utf-8")
+    template_date.pin(found, asked.template_date)
     chat.check_template(found)
     return found
 
