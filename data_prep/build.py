@@ -65,9 +65,13 @@ def source(params: SourceParams, inputs: dict[str, Path], out: Path, machine: An
     left, masked = _rewritten(params, kind, chosen, tally, out)
     if not left:
         raise UserError(f"{where}: filter phi dropped all {chosen} rows {dict(tally.dropped)}; `phi: mask` keeps them")
+    not_used = origin.not_used(use, tally.unread)
+    if not_used:
+        logger.info("%s: not used: %s", where, ", ".join(not_used))
     logger.info("%s: %d rows, %d records, dropped %s", where, tally.rows, left, dict(tally.dropped))
     return {
         "rows": tally.rows,
+        **({"not_used": not_used} if not_used else {}),
         "records": left,
         "dropped": dict(tally.dropped),
         "not_chosen": count - chosen,

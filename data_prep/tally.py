@@ -12,8 +12,18 @@ from rounds.data_prep import sources, suggestion
 from rounds.data_prep.files import FILE, ID, ROW
 from rounds.data_prep.records import Record
 from rounds.data_prep.schema import SourceUse
+from rounds.data_prep.unread import Unread
 
 _SHOWN, _SHOWN_COLUMNS = 80, 20  # A file under the wrong suffix can have a column whose name is a page long.
+
+_ADVICE = {
+    "has_reasoning": " (`reasoning: learn` learns what was thought, as the chat template writes it; `leave_out` the answer alone)",
+    "scores_contradict_sides": " (the rejected answer has the higher score: are `chosen` and `rejected` the right way round?)",
+    "weight_is_a_fraction": " (an answer is learnt or not: make its weight 0 or 1)",
+    "weight_of_parts": " (an answer is learnt as a whole or not: take such marks out)",
+    "prompt_repeated_in_answers": " (both sides begin with the prompt in other letters or spaces than it has: cut it from them)",
+}
+"""What to do about reasons that more than a single row is likely to have."""
 
 
 @dataclass
@@ -27,6 +37,8 @@ class Tally:
     first_bad: str = ""
     columns: tuple[str, ...] = ()
     """Columns of the first bad row that could be read."""
+    unread: Unread = field(default_factory=Unread)
+    """What the records' rows say and nobody reads."""
 
     def too_many_bad(self, use: SourceUse) -> bool:
         """Tell whether more rows do not fit than the source puts up with."""
@@ -38,7 +50,7 @@ class Tally:
         columns = ", ".join(origin.columns_of(use)) or "none"
         told = (
             f"{self.bad} of {self.rows} rows do not fit, more than max_bad_share {use.max_bad_share:g}; "
-            f"most often {reason} ({times}). Columns expected: {columns}; {self.first_bad}"
+            f"most often {reason} ({times}){_ADVICE.get(reason, '')}. Columns expected: {columns}; {self.first_bad}"
         )
         hint = suggestion.mapping(origin, use, self.columns) if reason.startswith("missing_column_") else ""
         return f"{told}. {hint}" if hint else told
@@ -55,13 +67,14 @@ def records(
     for index, row in enumerate(rows):
         tally.rows += 1
         try:
-            record = origin.convert(row, index, use)
+            record = origin.convert(row, index, use, tally.unread)
             if record.id in seen:
                 raise sources.RowError("duplicate_id")
         except sources.RowError as error:
             drop(_line(error, row, index, tally))
         else:
             seen.add(record.id)
+            tally.unread.look(row)
             yield record
 
 

@@ -34,11 +34,14 @@ _PARTLY = ("train_detail", "training_detail")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thoughts", "thought")
 _THINKING_PARTS = ("thinking", "reasoning")
 _BESIDE = {
-    "calls_a_tool": ("tool_calls", "function_call"),
-    "has_images": ("images", "image", "image_url"),
-    "has_video": ("videos", "video"),
-    "has_audio": ("audios", "audio"),
+    **dict.fromkeys(("tool_calls", "function_call"), "calls_a_tool"),
+    **dict.fromkeys(("images", "image", "image_url"), "has_images"),
+    **dict.fromkeys(("videos", "video"), "has_video"),
+    **dict.fromkeys(("audios", "audio"), "has_audio"),
 }
+"""Fields of a turn whose content no stage can learn, and the reason that they are."""
+TURN_FIELDS = frozenset(("role", "content", "from", "value", *_WEIGHTS, *_PARTLY, *_THOUGHTS, *_BESIDE))
+"""What is read of a turn, if only to refuse it."""
 _NEVER, _ALWAYS = {"0", "0.0", "false", "no", "off"}, {"", "1", "1.0", "true", "yes", "on"}
 # Before a prompt and before an answer that a side writes again, both where they are.
 _ASKS = re.compile(r"\s*(?:(?:human|user|question|instruction|prompt|q)\s*:\s*)?", re.IGNORECASE)
@@ -207,6 +210,15 @@ def preference(prompt: Any, chosen: Any, rejected: Any) -> tuple[tuple[Message, 
     return better_prompt, better, worse
 
 
+def says(value: Any) -> bool:
+    """Tell whether a field says something: Arrow gives every row the fields that any row has, with a null or nothing in them."""
+    if isinstance(value, Mapping):
+        return any(map(says, value.values()))
+    if isinstance(value, str):
+        return bool(value.strip())
+    return any(map(says, value)) if isinstance(value, list | tuple) else value not in (None, False)
+
+
 @cache
 def _plain() -> dict[int, str | None]:
     """Return what letters are compared as where that is not themselves: None for those that are not seen."""
@@ -244,28 +256,18 @@ def _message(value: Any, name: str = "content") -> Message | None:
         raise RowError("unknown_role")
     if role == "system" and (content is None or (isinstance(content, str) and not content.strip())):
         return None
+    beyond = value if len(value) > 2 else {}  # most turns say nothing more
     # What a turn says beyond its words would be lost.
-    for reason, names in _BESIDE.items():
-        if any(_says(value.get(name)) for name in names):
+    for field, reason in _BESIDE.items() if beyond else ():
+        if field in beyond and says(beyond[field]):
             raise RowError(reason)
-    if isinstance(content, list | tuple):
-        content, thought = _parts(content)
-    else:
-        thought = ""
+    content, thought = _parts(content) if isinstance(content, list | tuple) else (content, "")
     if role != "assistant":
         return Message(role, text(content, "content"))
-    thought = thought or next((value[field] for field in _THOUGHTS if _says(value.get(field))), "")
+    if beyond:
+        thought = thought or next((beyond[field] for field in _THOUGHTS if says(beyond.get(field))), "")
     thought = text(thought, "reasoning").strip() if thought else ""
-    return Message(role, text(content, name), _is_learnt(value), thought)
-
-
-def _says(value: Any) -> bool:
-    """Tell whether a field says something: Arrow gives every row the fields that any row has, with a null or nothing in them."""
-    if isinstance(value, Mapping):
-        return any(map(_says, value.values()))
-    if isinstance(value, str):
-        return bool(value.strip())
-    return any(map(_says, value)) if isinstance(value, list | tuple) else value not in (None, False)
+    return Message(role, text(content, name), _is_learnt(beyond) if beyond else True, thought)
 
 
 def _parts(parts: list[Any] | tuple[Any, ...]) -> tuple[str, str]:
@@ -274,7 +276,7 @@ def _parts(parts: list[Any] | tuple[Any, ...]) -> tuple[str, str]:
     for part in parts:
         if not isinstance(part, Mapping):
             raise RowError("content_not_text")
-        kind = part.get("type") or ("text" if _says(part.get("text")) else None)
+        kind = part.get("type") or ("text" if says(part.get("text")) else None)
         if kind in ("text", "input_text", "output_text") and isinstance(part.get("text"), str):
             said.append(part["text"])
         elif kind in _THINKING_PARTS and isinstance(words := part.get(kind) or part.get("text"), str):
@@ -294,7 +296,7 @@ def _unthought(value: Any) -> Any:
 
 
 def _is_learnt(turn: Row) -> bool:
-    if any(_says(turn.get(name)) for name in _PARTLY):
+    if any(says(turn.get(name)) for name in _PARTLY):
         raise RowError("weight_of_parts")
     learnt = True
     for name in _WEIGHTS:

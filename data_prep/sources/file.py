@@ -31,7 +31,7 @@ both splits.
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,12 @@ def rows(use: SourceUse) -> Iterator[Row | RowError]:
             yield row
     for ours, theirs in unseen.items() if any_read else ():
         raise UserError(f"{path}: `columns` says that {ours!r} is {theirs!r} in the file, and no row has that column")
+
+
+def reads(use: SourceUse, names: Collection[str]) -> Collection[str]:
+    """Return the names, among those of a file's columns, that `rows` reads."""
+    own = {*COLUMNS[str(use.format)], *OPTIONAL[str(use.format)], *use.columns.values()}
+    return [name for name in names if name in own]
 
 
 def to_record(row: Row, index: int, use: SourceUse) -> Record:
@@ -284,6 +290,7 @@ SOURCE = Source(
     rows=rows,
     to_record=to_record,
     evaluation_only=("heldout",),
+    reads_by_format=reads,
     kind_by_format={
         "messages": "conversation",
         "question_answer": "conversation",

@@ -32,6 +32,8 @@ class Rows:
     found: str
     max_length: int | None
     """Tokens that training reads of a row at most, where a set of the recipe takes rows of this source."""
+    not_used: str = ""
+    """The columns that say something and that nobody reads, as far as the rows were looked at."""
     unfit: str = ""
     """How many of the rows looked at do not fit, and why; "" where all fit, or where the source's stage has counted them."""
 
@@ -54,8 +56,9 @@ def rows(plan: Plan, root: Path, name: str, count: int) -> Rows:
         path = store.folder(root, own) / RECORDS
         return Rows(list(_first(path, None, count)), f"of {own.name}: before filters and mix", longest)
     said = f"read for this preview, since {own.name} is not finished: before filters and mix"
-    taken, unfit = _straight(own, count)
-    return Rows(taken, said, longest, unfit)
+    counts = tally.Tally()
+    taken, unfit = _straight(own, count, counts)
+    return Rows(taken, said, longest, _not_used(own, counts), unfit)
 
 
 def _max_length(plan: Plan, source: Stage) -> int | None:
@@ -88,7 +91,12 @@ def _first(path: Path, source: str | None, count: int) -> Iterator[Record]:
             return
 
 
-def _straight(stage: Stage, count: int) -> tuple[list[Record], str]:
+def _not_used(stage: Stage, counts: tally.Tally) -> str:
+    use = SourceUse.model_validate(stage.params.use.model_dump()) if isinstance(stage.params, SourceParams) else None
+    return ", ".join(sources.load(use.source).not_used(use, counts.unread)) if use else ""
+
+
+def _straight(stage: Stage, count: int, counts: tally.Tally) -> tuple[list[Record], str]:
     """Read the first rows that fit, and treat them as the source's stage would; also say how many of those looked at do not fit."""
     params = stage.params
     assert isinstance(params, SourceParams)
@@ -97,7 +105,7 @@ def _straight(stage: Stage, count: int) -> tuple[list[Record], str]:
     given["path"] = str(asset.path) if isinstance(asset, Asset) else None
     given["revision"] = params.revision or given["revision"]
     use = SourceUse.model_validate(given)
-    origin, counts = sources.load(use.source), tally.Tally()
+    origin = sources.load(use.source)
     where = f"{stage.name}" + (f" ({use.path})" if use.path else "")
     fitting: list[Record] = []
     for record in tally.records(origin, origin.rows(use), use, counts, lambda line: None):

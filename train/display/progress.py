@@ -19,7 +19,7 @@ from rich.progress import (
 from rounds.data_prep import progress
 from rounds.train.engine import claims, store
 from rounds.train.engine.graph import Stage
-from rounds.train.engine.records import Done
+from rounds.train.engine.records import Counts, Done
 from rounds.train.plan.pipeline import Plan
 
 _SECONDS_BETWEEN_LINES = 15.0
@@ -98,6 +98,19 @@ def numbers(state: dict) -> str:
 
 
 def headline(stage: Stage, record: Done) -> str:
+    """Say in a line what a finished stage did, and what it left."""
+    return ", ".join(filter(None, (_figures(stage, record), *_left_out(record.counts))))
+
+
+def _left_out(counts: Counts) -> list[str]:
+    not_used, not_learnt = counts.get("not_used"), counts.get("answers_not_learnt")
+    return [
+        *([f"not used: {', '.join(not_used)}"] if isinstance(not_used, list) else []),
+        *([f"{sum(not_learnt.values()):,} answers not learnt"] if isinstance(not_learnt, dict) else []),
+    ]
+
+
+def _figures(stage: Stage, record: Done) -> str:
     counts = record.counts
     if stage.kind.decides:
         return counts["decision"]
