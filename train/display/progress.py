@@ -103,8 +103,11 @@ def headline(stage: Stage, record: Done) -> str:
 
 
 def _left_out(counts: Counts) -> list[str]:
-    not_used, not_learnt = counts.get("not_used"), counts.get("answers_not_learnt")
+    not_used, not_learnt, limits = (counts.get(name) for name in ("not_used", "answers_not_learnt", "chat_template"))
+    # Few templates write what is thought beside an answer, and only rows that say some are told of it.
+    written = {what: how for what, how in limits.items() if what != "reasoning beside answers"} if isinstance(limits, dict) else {}
     return [
+        *(f"chat template: {what} are {how}" for what, how in written.items()),
         *([f"not used: {', '.join(not_used)}"] if isinstance(not_used, list) else []),
         *([f"{sum(not_learnt.values()):,} answers not learnt"] if isinstance(not_learnt, dict) else []),
     ]
