@@ -41,7 +41,7 @@ from rounds.data_prep.errors import UserError, nearest
 from rounds.data_prep.records import Conversation, Message, Pair, Question, Record, stable_hash
 from rounds.data_prep.schema import SourceUse
 from rounds.data_prep.sources import Row, RowError, Source
-from rounds.data_prep.turns import ask, identity, messages, normalised, preference, required, text, with_system, words
+from rounds.data_prep.turns import ask, identity, messages, normalised, preference, refuse_unlearnt, required, text, with_system, words
 
 COLUMNS = {
     "messages": ("messages",),
@@ -276,6 +276,7 @@ def _graded(answer: Any, use: SourceUse) -> tuple[str, float]:
     if not isinstance(answer, Mapping):
         raise RowError("answer_not_an_object")
     row = _named(answer, use)
+    refuse_unlearnt(row)
     score = required(row, "score")
     if not isinstance(score, int | float) or isinstance(score, bool) or not abs(score) <= sys.float_info.max:
         raise RowError("score_not_a_number")

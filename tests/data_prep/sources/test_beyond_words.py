@@ -25,6 +25,12 @@ def test_a_row_of_weight_0_gives_no_record_in_any_format(one, format: str) -> No
     assert not isinstance(one(format, ROWS[format] | {"weight": 70}), str)
 
 
+def test_a_graded_answer_of_weight_0_stands_in_no_pair(one) -> None:
+    answers = [*ROWS["graded"]["answers"], {"text": "Not this.", "score": 9, "weight": 0}]
+    found = one("graded", ROWS["graded"] | {"answers": answers})
+    assert found == "answer_of_weight_0" or not any("Not this." in (pair.chosen, pair.rejected) for pair in found)
+
+
 @pytest.mark.parametrize(("source", "split"), [("slim_orca", "train"), ("opengpt", "train")])
 def test_a_sharegpt_turn_of_weight_0_is_read_and_not_learnt(source: str, split: str) -> None:
     found = sources.load(source).convert({"conversations": TALK}, 0, SourceUse(source=source, split=split))
