@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import pyarrow.parquet as pq
 
-from rounds.data_prep import progress, sources
+from rounds.data_prep import inventory, progress, sources
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.files import FILE, ID, ROW
 from rounds.data_prep.mix import REPEAT, choose, mix, repeated_id
@@ -64,7 +64,8 @@ def source(params: SourceParams, inputs: dict[str, Path], out: Path, machine: An
     )
     origin = sources.load(use.source)
     kind, tally = origin.kind(use), _Tally()
-    count = write_records(out / RECORDS, _records(origin, use, out, tally), kind)
+    with inventory.noting() as noted:
+        count = write_records(out / RECORDS, _records(origin, use, out, tally), kind)
     progress.write(out, tally.rows, tally.rows, "rows")
     where = f"source {use.source!r}" + (f" ({use.path})" if use.path else "")
     if tally.rows and tally.bad / tally.rows > use.max_bad_share:
@@ -87,6 +88,7 @@ def source(params: SourceParams, inputs: dict[str, Path], out: Path, machine: An
         "dropped": dict(tally.dropped),
         "not_chosen": count - chosen,
         "phi": masked,
+        "files": {"read": noted.read, "not_read": noted.not_read},
         "licence": use.licence or origin.licence or None,
         "repository": params.repository,
         "revision": params.revision,

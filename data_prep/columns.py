@@ -64,7 +64,7 @@ def layout(path: Path) -> Layout:
 
 
 def _rows(path: Path) -> Any:
-    return hub.local(path, split="train") if path.is_dir() else files.read(path)
+    return hub.local(path, split="train")
 
 
 def _recognise(path: Path, theirs: Sequence[str]) -> tuple[str, dict[str, str]]:

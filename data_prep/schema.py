@@ -127,8 +127,15 @@ class RowsUse(Section):
     """`file` only: the shape of a row; see data_prep/sources/file.py for one example row of each."""
     columns: dict[str, str] = Field(default_factory=dict)
     """`file` only: our column name -> the column's name in your file, where they differ."""
-    heldout_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """`file` only: share of questions in split `heldout` instead of `train`, chosen by a hash of the question."""
+    heldout_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """`file` only: share of questions in split `heldout` instead of `train`, chosen by a hash of the question; 1.0 holds all of it out."""
+    from_split: Annotated[str | None, Later(None)] = None
+    """`file` only: which split of a folder, or of a set from `save_to_disk`, is read, by its name there, such as `validation`; None is
+    `train`. `split` and `heldout_fraction` then divide these rows."""
+    config: Annotated[str | None, Later(None)] = None
+    """`file` only: which configuration of a folder is read: one that its README declares, or a folder in it."""
+    encoding: Annotated[str | None, Later(None)] = None
+    """`file` only: encoding of text files that are not UTF-8, by its name in Python, such as `cp1252` or `utf-16`."""
     max_rows: Annotated[int, Field(gt=0)] | None = None
     """Keep this many rows, chosen by a hash of their ids; None keeps all."""
     # Our choice: single rows are bad in many sets; where the columns are others than expected, all rows are.
@@ -194,6 +201,8 @@ class SourceParams(Section):
     """Text that is said first where a row says nothing first."""
     phi: Annotated[FilterUse | None, Later(None)] = None
     """Masks, or drops rows with, what may identify a person."""
+    folder_reader: Annotated[int, Later(1)] = 1
+    """How the files of a local folder are read: raised when its rows come out otherwise; 1 where there is no folder."""
 
 
 class DataParams(Section):

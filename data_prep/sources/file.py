@@ -29,6 +29,7 @@ is on the same side in every file and format, with or without further turns. A r
 both splits.
 """
 
+import codecs
 import json
 import sys
 from collections.abc import Iterator, Mapping
@@ -85,7 +86,15 @@ def check(use: SourceUse) -> None:
         if name not in known:
             raise UserError(f"{use.path}: `columns` names {name!r}, unknown to {use.format}: {nearest(name, known)}")
     if use.split == "heldout" and not use.heldout_fraction:
-        raise UserError(f"{use.path}: split 'heldout' is empty unless `heldout_fraction` is above 0")
+        raise UserError(f"{use.path}: split 'heldout' is empty unless `heldout_fraction` is above 0; 1.0 holds the whole file out")
+    if use.split == "train" and use.heldout_fraction == 1:
+        raise UserError(f"{use.path}: `heldout_fraction: 1.0` holds the whole file out: give it `split: heldout`")
+    if use.encoding is not None:
+        _check_encoding(use)
+    if use.config is not None and Path(use.path).is_file():
+        raise UserError(f"{use.path}: `config` names a configuration of a folder, and this is one file")
+    if use.from_split is not None and Path(use.path).is_file():
+        raise UserError(f"{use.path}: `from_split` names a split of a folder, and this is one file; `split: heldout` with `heldout_fraction` divides it")
 
 
 def rows(use: SourceUse) -> Iterator[Row | RowError]:
@@ -96,7 +105,7 @@ def rows(use: SourceUse) -> Iterator[Row | RowError]:
     # A required column that is not there costs every row; of these nobody would hear.
     unseen = {ours: theirs for ours, theirs in use.columns.items() if ours in ("system", "id", "group", "section")}
     any_read = False
-    for raw in files.read(path) if not path.is_dir() else hub.local(path, split="train"):
+    for raw in raw_rows(use):
         if isinstance(raw, RowError):
             yield raw
             continue
@@ -113,6 +122,18 @@ def rows(use: SourceUse) -> Iterator[Row | RowError]:
             yield row
     for ours, theirs in unseen.items() if any_read else ():
         raise UserError(f"{path}: `columns` says that {ours!r} is {theirs!r} in the file, and no row has that column")
+
+
+def raw_rows(use: SourceUse) -> Iterator[Row | RowError]:
+    """Yield the rows of the file, or of the folder's files, under their own columns."""
+    return hub.local(
+        Path(str(use.path)),
+        split=use.from_split or "train",
+        config=use.config,
+        encoding=use.encoding,
+        name_labels=True,
+        must_have_config=True,
+    )
 
 
 def to_record(row: Row, index: int, use: SourceUse) -> Record:
@@ -134,6 +155,15 @@ def to_record(row: Row, index: int, use: SourceUse) -> Record:
         return Pair(prompt=_question(row), chosen=row["chosen"], rejected=row["rejected"], **named)
     prompt, chosen, rejected = preference(row.get("prompt"), required(row, "chosen"), required(row, "rejected"))
     return Pair(prompt=with_system(prompt, _system(row)), chosen=chosen, rejected=rejected, **named)
+
+
+def _check_encoding(use: SourceUse) -> None:
+    try:
+        known = codecs.lookup(str(use.encoding))
+        "a".encode(known.name)
+    except (LookupError, ValueError):
+        common = ", ".join(("utf-8", "utf-16", "cp1252", "latin-1", "cp1251", "gb18030", "shift_jis"))
+        raise UserError(f"{use.path}: no encoding {use.encoding!r}; expected one by its name in Python, such as {common}") from None
 
 
 def _named(raw: Row, use: SourceUse) -> dict[str, Any]:

@@ -235,7 +235,7 @@ FILES = {
     "object.json": (b'"rows"', "list of rows"),
     "surrogate.jsonl": (b'{"a\\ud800\\nb": 1}', r"found in row 1.*a\\ud800\\nb"),
     "binary.parquet": (parquet([{"question": b"Hot?", "answer": "Fever."}]), "question_not_text"),
-    "rows.xlsx": (b"PK", "files that end in"),
+    "rows.xlsx": (b"PK", "cannot be read as .xlsx|xlsx. is read with openpyxl"),
 }
 
 
