@@ -90,7 +90,14 @@ def _unreadable(column: pa.Array) -> Exception | None:
 
 
 def _naming(names: list[str]) -> Callable[[Any], Any]:
-    return lambda value: names[value] if isinstance(value, int) and 0 <= value < len(names) else value
+    """Return what names a label; -1 is that of a row without one."""
+
+    def named(value: Any) -> Any:
+        if not isinstance(value, int):
+            return value
+        return names[value] if 0 <= value < len(names) else None if value == -1 else value
+
+    return named
 
 
 def _decoder(kind: pa.DataType) -> Callable[[Any], Any] | None:

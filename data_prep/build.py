@@ -68,6 +68,8 @@ def source(params: SourceParams, inputs: dict[str, Path], out: Path, machine: An
         count = write_records(out / RECORDS, _records(origin, use, out, tally), kind)
     progress.write(out, tally.rows, tally.rows, "rows")
     where = f"source {use.source!r}" + (f" ({use.path})" if use.path else "")
+    for name, why in noted.not_read.items():
+        logger.info("%s: not read: %s: %s", where, name, why)
     if tally.rows and tally.bad / tally.rows > use.max_bad_share:
         reason, times = tally.bad_reasons.most_common(1)[0]
         columns = ", ".join(origin.columns_of(use)) or "none"

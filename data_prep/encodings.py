@@ -8,7 +8,8 @@ import re
 
 _SAMPLE = 1 << 16
 _WESTERN = set("äöüÄÖÜßéèêëÉÈàâáãåÀÁÅçÇñÑíìîïóòôõúùûœæøÆØ°µ–—‘’“”…±²³×÷½¼•€£©®™·«»¿¡§´¨ºª\xa0")
-# What people's files are in, the likeliest first: Western and Eastern European Windows, Cyrillic, Greek, Turkish, Chinese, Japanese, Korean.
+# What people's files are in, the likeliest first: Western and Eastern European Windows, Cyrillic, Greek, Turkish, Chinese, Japanese,
+# Korean.
 _CANDIDATES = ["cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "gb18030", "big5", "shift_jis", "euc_jp", "euc_kr", "mac_roman"]
 
 

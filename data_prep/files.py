@@ -90,11 +90,21 @@ def read(
 
 
 def find(root: Path, patterns: Sequence[str]) -> list[Path]:
-    """Return the files of a folder that fit one of the patterns, in the order of their paths, or raise `UserError`."""
-    found = sorted({path for pattern in patterns for path in root.glob(pattern) if path.is_file()})
+    """Return the files of a folder that fit one of the patterns, in the order of their paths, or raise `UserError`.
+
+    A file may be compressed where the pattern says nothing of it; where it is there both ways, the plain one is read.
+    """
+    fitting = (path for pattern in patterns for each in ("", *COMPRESSIONS) for path in root.glob(pattern + each))
+    found = plain_first({path for path in fitting if path.is_file()})
     if not found:
         raise UserError(f"{root}: no file fits {', '.join(patterns[:3])}; expected the layout of the repository")
     return found
+
+
+def plain_first(paths: Iterable[Path]) -> list[Path]:
+    """Return paths in order, without compressed files that are there unpacked too."""
+    found = set(paths)
+    return sorted(path for path in found if not (is_compressed(path) and path.with_suffix("") in found))
 
 
 def _rows(path: Path, header: Sequence[str], encoding: str | None, name_labels: bool) -> Iterator[tuple[int, Any]]:
@@ -271,7 +281,8 @@ def _whole(path: Path, encoding: str | None) -> bytes:
         if (size := len(raw)) <= _JSON_LIMIT:
             return raw
     raise UserError(
-        f"{path}: .json is read as a whole, up to {_JSON_LIMIT >> 20} MiB, and the file has {size >> 20} MiB; save it as .jsonl, one row a line"
+        f"{path}: .json is read as a whole, up to {_JSON_LIMIT >> 20} MiB, and the file has {size >> 20} MiB; save it as .jsonl, "
+        "one row a line"
     )
 
 

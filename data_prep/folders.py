@@ -62,12 +62,14 @@ def split_files(
     note_others(root, found)
     for path in found:
         if path not in wanted:
-            note_not_read(path.relative_to(root).as_posix(), _why_not(path, known, where))
+            note_not_read(path.relative_to(root).as_posix(), _why_not(path, known, where, split))
     if not any(readable.values()):
+        saved = sorted(path.parent.name for path in root.glob("*/state.json"))
         kinds = f"; it has {', '.join(sorted(path.name for path in found)[:5])}" if found else ""
+        kinds += f", and sets from `save_to_disk` in {', '.join(saved[:5])}: give one of them as `path:`" if saved else ""
         raise UserError(f"{called}: the folder has no data files{kinds}. Rows are read from {', '.join(files.SUFFIXES)}, compressed or not")
     if not chosen:
-        splits = [key for key in readable if key]
+        splits = sorted({key or "train" for key, paths in readable.items() if paths})
         raise UserError(
             f"{called}: no split {split!r}{f' in {where}' if where else ''}: {nearest(split, splits)}. With source `file`, "
             f"`from_split: {splits[0]}` reads one of them"
@@ -94,7 +96,7 @@ def _data_files(root: Path) -> list[Path]:
     for folder, inner, names in os.walk(root):
         inner[:] = sorted(each for each in inner if not each.startswith((".", "__")))
         found += [Path(folder, name) for name in names if not name.startswith(".")]
-    return sorted(path for path in found if files.is_data(path) and path.name not in _ABOUT and path.is_file())
+    return files.plain_first(path for path in found if files.is_data(path) and path.name not in _ABOUT and path.is_file())
 
 
 def note_others(root: Path, read: Iterable[Path], why: str = "") -> None:
@@ -109,6 +111,8 @@ def note_others(root: Path, read: Iterable[Path], why: str = "") -> None:
             if path in wanted or path.name.startswith(".") or path.suffix.lower() in _NO_ROWS or path.stem.upper() in ("README", "LICENSE"):
                 continue
             about = "it tells about the set" if path.name in _ABOUT else files.unreadable(path)
+            if about is None and compressed.is_compressed(path) and path.with_suffix("").is_file():
+                about = f"{path.with_suffix('').name} is there, unpacked"
             if about or why:
                 note_not_read(path.relative_to(root).as_posix(), about or why)
 
@@ -178,9 +182,7 @@ def _patterns(config: dict[str, object]) -> dict[str, list[str]]:
     return {split: patterns for split, patterns in by_split.items() if patterns}
 
 
-def _of_readme(
-    root: Path, declared: dict[str, dict[str, list[str]]], config: str | None, called: str
-) -> tuple[dict[str, list[Path]], str]:
+def _of_readme(root: Path, declared: dict[str, dict[str, list[str]]], config: str | None, called: str) -> tuple[dict[str, list[Path]], str]:
     names = [each for each in declared if each]
     key = config or ("" if "" in declared else "default" if "default" in declared else names[0] if len(names) == 1 else None)
     if key is None:
@@ -192,7 +194,8 @@ def _of_readme(
         folder = root / patterns["*"][0]
         return _by_names(folder, [path for path in _data_files(root) if path.is_relative_to(folder)]), f"configuration {key!r}"
     by_split = {
-        split: sorted({path for each in inner for path in _matching(root, each) if files.is_data(path)}) for split, inner in patterns.items()
+        split: sorted({path for each in inner for path in _matching(root, each) if files.is_data(path)})
+        for split, inner in patterns.items()
     }
     return by_split, f"configuration {key!r}" if key else "its README"
 
@@ -204,12 +207,14 @@ def _matching(root: Path, pattern: str) -> list[Path]:
     return [path for path in root.glob(inside) if path.is_file()]
 
 
-def _why_not(path: Path, known: dict[Path, str], where: str) -> str:
+def _why_not(path: Path, known: dict[Path, str], where: str, split: str) -> str:
     if why := files.unreadable(path):
         return why
     if path not in known:
         return f"not of {where}" if where else "not of this split"
-    return f"its name says split {known[path]!r}" if known[path] else "its name says no split, so it is of 'train'"
+    if known[path]:
+        return f"its name says split {known[path]!r}"
+    return "its name says no split, " + ("and those of others do" if _word(split) == "train" else "so it is of 'train'")
 
 
 def _folders(root: Path) -> str:

@@ -42,7 +42,7 @@ def rows(
     split or the files cannot be found or read.
     """
     if use.path is not None:
-        yield from local(Path(use.path), split=split, config=config, patterns=patterns)
+        yield from local(Path(use.path), split=split, config=config, patterns=patterns, only_named=True)
         return
     folder = download(repository, use.revision or revision, patterns)
     yield from local(folder, split=split, config=config, patterns=patterns, name=f"{repository} at {folder.name}", only_named=True)
@@ -71,8 +71,10 @@ def local(
         return
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder; `path:` is a local copy of the set")
-    if is_saved(path):
-        yield from _saved_rows(path, split, name, name_labels)
+    if saved := _saved(path, split, config):
+        if must_have_config and config and not saved.is_relative_to(path / config):
+            raise UserError(f"{name}: no configuration {config!r}: `save_to_disk` wrote one set here")
+        yield from _saved_rows(path, saved, split, name, name_labels)
         return
     if patterns:
         found = files.find(path, patterns)
@@ -139,6 +141,12 @@ def refusal(error: BaseException, repository: str, revision: str, repo_type: str
     return f"{type(error).__name__}: {_first_line(error)}"
 
 
+def _saved(path: Path, split: str, config: str | None) -> Path | None:
+    """Return the folder that `save_to_disk` wrote: a copy's own, or that of its configuration or split."""
+    places = [path, *((path / config, path / config / split) if config else ()), path / split]
+    return next((each for each in places if is_saved(each)), None)
+
+
 def _from_saved(path: Path, split: str) -> Any:
     from datasets import DatasetDict, load_from_disk
 
@@ -147,17 +155,19 @@ def _from_saved(path: Path, split: str) -> Any:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as a saved dataset: {_first_line(error)}") from None
     if not isinstance(dataset, DatasetDict):
+        if split not in ("train", path.name) and dataset.split is not None and str(dataset.split) != split:
+            raise UserError(f"{path}: the saved dataset is split {str(dataset.split)!r}, not {split!r}")
         return dataset
     if split not in dataset:
         raise UserError(f"{path}: the saved dataset has no split {split!r}: {nearest(split, map(str, dataset))}")
     return dataset[split]
 
 
-def _saved_rows(path: Path, split: str, where: str, name_labels: bool) -> Iterator[Row]:
+def _saved_rows(path: Path, saved: Path, split: str, where: str, name_labels: bool) -> Iterator[Row]:
     import pyarrow as pa
     from datasets.exceptions import DatasetsError
 
-    dataset = _from_saved(path, split)
+    dataset = _from_saved(saved, split)
     read = [Path(each["filename"]) for each in dataset.cache_files]
     inside = [each.relative_to(path).as_posix() if each.is_relative_to(path) else each.name for each in read]
     for other in sorted(each for each in path.rglob("*") if files.is_data(each) and each not in read):

@@ -29,11 +29,14 @@ def _of_object(value: dict[str, Any], path: Path) -> list[Any]:
     if _is_columns(value):
         lists = {name: list(column.values()) if isinstance(column, dict) else column for name, column in value.items()}
         return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
-    lists = {name: inner for name, inner in value.items() if isinstance(inner, list) and inner and all(isinstance(row, dict) for row in inner)}
+    lists = {
+        name: inner for name, inner in value.items() if isinstance(inner, list) and inner and all(isinstance(row, dict) for row in inner)
+    }
     if found := next((name for name in _NAMES if name in lists), None):
         return [_unpacked(row) for row in lists[found]]
     objects = [inner for inner in value.values() if isinstance(inner, dict)]
-    if not objects and len(rows_of := [inner for inner in lists.values() if not {"role", "from"} & inner[0].keys()]) == len(value) == 1:
+    rows_of = [inner for inner in lists.values() if not {"role", "from"} & inner[0].keys()]
+    if not objects and len(rows_of) == len(value) == 1:
         return rows_of[0]
     if not objects:
         return [value]

@@ -94,7 +94,9 @@ def check(use: SourceUse) -> None:
     if use.config is not None and Path(use.path).is_file():
         raise UserError(f"{use.path}: `config` names a configuration of a folder, and this is one file")
     if use.from_split is not None and Path(use.path).is_file():
-        raise UserError(f"{use.path}: `from_split` names a split of a folder, and this is one file; `split: heldout` with `heldout_fraction` divides it")
+        raise UserError(
+            f"{use.path}: `from_split` names a split of a folder, and this is one file; `split: heldout` with `heldout_fraction` divides it"
+        )
 
 
 def rows(use: SourceUse) -> Iterator[Row | RowError]:
