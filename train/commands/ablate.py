@@ -63,7 +63,7 @@ def ablate(
         plan = made.as_plan()
         if not dry_run:
             runs.remember_run(root, made.name, str(file), list(made.stages))
-        purpose = jobs.wanted(file, plan, root, cluster, cluster_file)
+        purpose = jobs.wanted(file, plan, root, cluster, cluster_file, ("--jobs", str(lanes)) if lanes else ())
         jobs.submit(made.stages, root, cluster, purpose, dry_run, lanes)
         look = options.command_line("status", file, overrides, cluster_file, root)
         options.console.print(f"look: {look}", highlight=False, markup=False, soft_wrap=True)

@@ -23,6 +23,8 @@ from rounds.train.plan import ablation
 _SECONDS_BETWEEN_LOOKS = 10.0
 _METRICS = re.compile(r"\{'\w+': .*\}$")
 """What the trainer prints of each step: wide, and never why it ended."""
+_WIDE = 110
+"""Columns of a terminal from which on a stage's step and time left have columns of their own."""
 _COLORS = {
     "done": "green",
     "skipped": "green",
@@ -97,13 +99,14 @@ def _page(title: str, now: list[State]) -> RenderableType:
 
 def _table(title: str, now: list[State]) -> Table:
     with_jobs = any(entry.job for entry in now)
+    wide = options.console.width >= _WIDE
     columns = [
         "stage",
         *(["job"] if with_jobs else []),
         "state",
-        *(["restarts", "node"] if with_jobs else []),
-        "step",
-        "left",
+        *(["restarts"] if any(entry.job and entry.job.restarts for entry in now) else []),
+        *(["node"] if with_jobs else []),
+        *(["step", "left"] if wide else []),
         "result",
     ]
     table = Table(title=title, title_justify="left", box=None, header_style="bold")
@@ -122,6 +125,8 @@ def _table(title: str, now: list[State]) -> Table:
             "left": _clock(entry.seconds_left),
             "result": Text(_result(entry)),
         }
+        if at and not wide:
+            cells["result"] = Text("  ".join(part for part in (cells["step"], f"{cells['left']} left", _result(entry)) if part))
         table.add_row(*(cells[heading] for heading in columns))
     return table
 

@@ -152,7 +152,9 @@ def _compute(spec: Spec, inputs: dict[str, Path], job: Job) -> dict[str, Any]:
     where = f", rank {ranks.rank()} of {ranks.world_size()} on {ranks.node()}" if ranks.world_size() > 1 else ""
     logger.info("stage %s (%s) starts%s", spec.name, job.folder.name, where)
     with tracking.job(job.wandb, spec, job.folder):
-        return code_of(spec.kind)(spec.record, inputs, job.folder, job.machine)
+        counts = code_of(spec.kind)(spec.record, inputs, job.folder, job.machine)
+    ranks.barrier()  # what rank 0 removes when it is done, a slower rank may still read
+    return counts
 
 
 def _skip(spec: Spec, inputs: dict[str, Path]) -> dict[str, Any] | None:
@@ -239,7 +241,7 @@ def _exit(code: int) -> None:
 
 def write_to(log: Path) -> None:
     """Send this process's output, its libraries' and its children's to the log file."""
-    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for stream in (1, 2):
         os.dup2(target, stream)
     os.close(target)

@@ -10,10 +10,14 @@ from rounds.train.engine import store
 _FULL_BYTES = 1 << 20
 _ENDED = re.compile(r"host\s+: (\S+)\s+rank\s+: (\d+) .*\s+exitcode\s+: -(\d+) \(pid: (\d+)\)")
 """As torchrun sums up a rank that was ended by a signal; 15 is how it ends the others itself."""
-_TASK = re.compile(
-    r"^srun: error: (\S+): tasks? [\d,-]+: (Killed|Segmentation fault|Bus error|Aborted|Illegal instruction)",
+_TASK = re.compile(r"^srun: error: (\S+): tasks? [\d,-]+: (.+)$", re.MULTILINE)
+"""As srun says how the processes that it started on a node ended; the first is the cause of the others."""
+_WORDS = re.compile(
+    r"^(\S*(?:Error|Exception): .+|.*(?:: No such file or directory|: command not found|: Permission denied|: not found"
+    r"|: Stale file handle))$",
     re.MULTILINE,
 )
+_SIGNALLED = "SignalException"
 _PORT_TAKEN = "EADDRINUSE"
 
 
@@ -56,10 +60,20 @@ def killed_rank(torchrun_output: str) -> tuple[str, str] | None:
     )
 
 
-def killed_task(srun_output: str) -> str | None:
-    """Say how the first process of a step was ended by a signal, by what srun printed; None where none was."""
+def first_task(srun_output: str) -> str | None:
+    """Say how the first of a step's processes to end badly did, and on which node, by what srun printed; None where none did.
+
+    The others are ended by srun, with SIGKILL at last: that is not the kernel's doing, and their nodes are not to blame.
+    """
     found = _TASK.search(srun_output)
-    return found and f"a process on {found[1]} was ended by a signal: {found[2]}{_PERHAPS if found[2] == 'Killed' else ''}"
+    if found is None:
+        return None
+    node, how = found.groups()
+    exited = re.fullmatch(r"Exited with exit code (\d+)", how)
+    if exited is None:
+        return f"a process on {node} was ended by a signal: {how}{_PERHAPS if how == 'Killed' else ''}"
+    words = [line for line in _WORDS.findall(srun_output[: found.start()]) if _SIGNALLED not in line and "ChildFailedError" not in line]
+    return f"a process on {node} ended first, with exit code {exited[1]}" + (f": {words[-1].strip()[:300]}" if words else "")
 
 
 def _cause(folder: Path, exit_code: int | None) -> str:

@@ -26,14 +26,16 @@ _COLUMNS = {
     "RestartCnt": 8,
     "StartTime": 24,
     "TimeLeft": 16,
-    "Comment": 80,
+    "Comment": 240,
+    "Name": 130,
 }
 _TIMEOUT_SECONDS = 120
+_LINES_KEPT = 8
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job as SLURM knows it. `comment` is what ours carry to be told from a stranger's job with a reused id."""
+    """A job as SLURM knows it. By `comment` and `name` ours are told from a stranger's job with a reused id."""
 
     id: str
     state: str
@@ -43,6 +45,12 @@ class Job:
     starts: str = ""
     time_left: str = ""
     comment: str = ""
+    name: str = ""
+
+    def carries(self, comment: str, name: str | None = None) -> bool:
+        """Tell whether this is the job that was submitted with this comment, or name. Some sites write comments of their own over
+        ours or around them; few do so with names."""
+        return comment in self.comment or (bool(name) and name == self.name)
 
     @property
     def live(self) -> bool:
@@ -72,13 +80,20 @@ def submit(script: Path, after_ok: Sequence[str] = (), after_any: Sequence[str] 
     conditions = [f"{kind}:{':'.join(ids)}" for kind, ids in (("afterok", after_ok), ("afterany", after_any)) if ids]
     if conditions:
         command.append(f"--dependency={','.join(conditions)}")
-    return _call([*command, str(script)]).strip().partition(";")[0]
+    printed = _call([*command, str(script)])
+    ids = re.findall(r"^(\d+)(?:;\S*)?$", printed, re.MULTILINE)  # a site's own greetings may stand before it
+    if not ids:
+        raise UserError(
+            f"sbatch took the script, and printed no job id but {printed.strip()[:300]!r}: look with `squeue --me`, and cancel what "
+            "it submitted before running again"
+        )
+    return ids[-1]
 
 
 def test(script: Path) -> str | None:
     """Ask whether SLURM would take a script; None if so, else why not."""
     done = _run(["sbatch", "--test-only", str(script)])
-    return None if done.returncode == 0 else _last_line(done.stderr)
+    return None if done.returncode == 0 else _words(done.stderr)
 
 
 def jobs(ids: Iterable[str] = (), mine: bool = False) -> dict[str, Job]:
@@ -101,7 +116,7 @@ def _job(line: str) -> Job:
     for width in _COLUMNS.values():
         values.append(line[at : at + width].strip())
         at += width
-    number, state, reason, nodes, restarts, starts, left, comment = values
+    number, state, reason, nodes, restarts, starts, left, comment, name = values
     return Job(
         number,
         state.split()[0],
@@ -111,6 +126,7 @@ def _job(line: str) -> Job:
         starts.replace("N/A", ""),
         left,
         comment.replace("(null)", ""),
+        name,
     )
 
 
@@ -157,6 +173,7 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     # SBATCH_PARTITION or SQUEUE_FORMAT would change what a script means and what is printed; and the SLURM_* variables of an
     # interactive job that we may be called from contradict the script's ("mutually exclusive" is what srun says then).
     clean = {name: value for name, value in os.environ.items() if not re.match(r"SBATCH|SQUEUE|SACCT|SLURM_(?!CONF)", name)}
+    clean.setdefault("PATH", os.defpath)  # which a job inherits
     try:
         return subprocess.run(command, capture_output=True, text=True, env=clean, timeout=_TIMEOUT_SECONDS, check=False)
     except FileNotFoundError:
@@ -167,9 +184,11 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 def _check(done: subprocess.CompletedProcess[str], name: str) -> None:
     if done.returncode:
-        raise UserError(f"{name} failed: {_last_line(done.stderr)}")
+        raise UserError(f"{name} failed: {_words(done.stderr)}")
 
 
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+def _words(text: str) -> str:
+    """Return what a command complained of. The last line is SLURM's; those before it are often the site's own, and say why."""
+    said = [re.sub(r"^(sbatch|squeue|scancel|sinfo)?: ?(error: )?", "", line.strip()) for line in text.splitlines()]
+    lines = list(dict.fromkeys(line for line in said if line))
+    return "; ".join(lines[-_LINES_KEPT:]) or "it said nothing"

@@ -83,6 +83,8 @@ class Chain:
     """How many lanes there may be; None sets no bound."""
     jobs: dict[str, str] = field(default_factory=dict)
     submitted: int = 0
+    left: int = 0
+    """Stages that have no job yet."""
     lanes: list[list[str]] = field(default_factory=list)
     before: dict[str, set[str]] = field(default_factory=dict)
     """Every job that must end well before a job may start, by job."""
@@ -142,7 +144,7 @@ def _submit(stages: Sequence[Stage], root: Path, cluster: Cluster, run: Run, lan
     if all(stage.key in known or stage.key in done for stage in stages):
         checks = ()
     claims = _take_back(stages, root, known, done)
-    chain = Chain(lanes)
+    chain = Chain(lanes, left=sum(stage.key not in known and stage.key not in done for stage in (*checks, *stages)))
     for stage in (*checks, *stages):  # all of them first: what is new must keep to what runs already
         if stage.key in known and stage.key not in done:
             _keep_lane(store.folder(root, stage), known[stage.key].id, chain)
@@ -219,8 +221,8 @@ def _submitted(stage: Stage, root: Path, machine: Machine, chain: Chain, run: Ru
         number = queue.submit(written, (), list(chain.jobs.values())) if whatever else queue.submit(written, waits_for, before)
     except UserError as error:
         raise UserError(
-            f"{stage.name}: {error} (script: {written}). {chain.submitted} jobs were submitted before it and stay; the same "
-            "command goes on from here"
+            f"{stage.name}: {error} (script: {written}). {chain.submitted} jobs were submitted before it and stay, {chain.left} are "
+            "left; the same command goes on from here"
         ) from None
     runs = list(dict.fromkeys([*claims, run.id]))
     names = [] if stage in checks else [check.folder_name for check in checks]
@@ -236,6 +238,7 @@ def _submitted(stage: Stage, root: Path, machine: Machine, chain: Chain, run: Ru
     chain.note(stage.key, number, waits_for)
     chain.take_lane(number, behind)
     chain.submitted += 1
+    chain.left -= 1
     return Entry(stage, "submitted", machine, number, waits_for)
 
 
@@ -305,12 +308,19 @@ def live_jobs(stages: Sequence[Stage], root: Path) -> dict[str, Job]:
 
     Also found are jobs of this user whose submission was cut off before their id was written down.
     """
-    folders = {script.comment(store.folder(root, stage)): stage.key for stage in stages}
-    numbers = [known["id"] for stage in stages if (known := record(store.folder(root, stage)))]
+    comments = {stage.key: script.comment(store.folder(root, stage)) for stage in stages}
+    noted = {known["id"]: (stage.key, known.get("name")) for stage in stages if (known := record(store.folder(root, stage)))}
+
+    def key_of(job: Job) -> str | None:
+        key, name = noted.get(job.id, (None, None))
+        if key and job.carries(comments[key], name):
+            return key
+        return next((key for key, comment in comments.items() if job.carries(comment)), None)
+
     deadline = time.monotonic() + _SETTLE_SECONDS
     while True:
-        found = [*queue.jobs(mine=True).values(), *queue.jobs(numbers).values()]
-        ours = {folders[job.comment]: job for job in found if job.live and job.comment in folders}
+        found = [*queue.jobs(mine=True).values(), *queue.jobs(noted).values()]
+        ours = {key: job for job in found if job.live and (key := key_of(job))}
         if time.monotonic() > deadline or not any(job.state == "COMPLETING" for job in ours.values()):
             return ours
         time.sleep(1)
@@ -352,11 +362,11 @@ def other_plans(name: str, stages: Sequence[Stage], root: Path) -> list[str]:
     ours = {stage.folder_name for stage in stages}
     records = [(path.parent.parent, store.read_json(path)) for path in root.glob("*/slurm/job.json")]
     wanted = {
-        known["id"]: script.comment(folder)
+        known["id"]: (script.comment(folder), known.get("name"))
         for folder, known in records
         if known and folder.name not in ours and any(run.rpartition(":")[0] == name for run in known["runs"])
     }
-    return [job.id for job in queue.jobs(wanted).values() if job.live and job.comment == wanted[job.id]]
+    return [job.id for job in queue.jobs(wanted).values() if job.live and job.carries(*wanted[job.id])]
 
 
 def _noted(folder: Path, job: str) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rounds.data_prep import progress
+from rounds.data_prep.errors import UserError
 from rounds.train.engine import claims, store
 from rounds.train.engine.graph import Stage
 from rounds.train.engine.records import Failure
@@ -22,7 +23,7 @@ _FINAL = {
     "BOOT_FAIL": "node failed",
     "NODE_FAIL": "node failed",
     "CANCELLED": "cancelled",
-    "PREEMPTED": "cancelled",
+    "PREEMPTED": "preempted",
     "REVOKED": "cancelled",
     "DEADLINE": "time limit",
     "TIMEOUT": "time limit",
@@ -75,8 +76,16 @@ def _jobs(folders: Sequence[Path]) -> dict[Path, Job]:
     if not known:
         return {}
     silence = queue.silence()  # the accounting may answer where the controller does not
-    queued = {} if silence else queue.jobs(entry["id"] for entry in known.values())
-    now = {folder: job for folder, entry in known.items() if (job := queued.get(entry["id"])) and job.comment == script.comment(folder)}
+    queued: dict[str, Job] = {}
+    try:
+        queued = {} if silence else queue.jobs(entry["id"] for entry in known.values())
+    except UserError as error:
+        silence = str(error)
+    now = {
+        folder: job
+        for folder, entry in known.items()
+        if (job := queued.get(entry["id"])) and job.carries(script.comment(folder), entry.get("name"))
+    }
     gone = queue.past({entry["id"]: (entry.get("name"), script.comment(folder)) for folder, entry in known.items() if folder not in now})
     return {
         folder: now.get(folder) or gone.get(entry["id"]) or Job(entry["id"], "UNKNOWN", silence or "") for folder, entry in known.items()
@@ -135,7 +144,8 @@ def ended(job: Job, folder: Path) -> tuple[str, Job, str]:
         "out of memory": "raise `memory` in the cluster file (this is the node's memory, not the GPU's)",
         "node failed": "the node went away, and the job was not requeued",
         "cancelled": "by scancel" if started(folder, job) else "before it began",
-        "failed": _killed(folder, job.id) or _NOTHING_SAID,
+        "preempted": "a job that goes before it took its node, and its partition does not requeue: the same command goes on from here",
+        "failed": _killed(folder, job.id) or _not_launched(folder, job) or _NOTHING_SAID,
         "ended": f"SLURM no longer knows job {job.id}",
     }.get(state, _NOTHING_SAID)
     return state, job, because
@@ -150,10 +160,18 @@ def _killed(folder: Path, job: str) -> str | None:
     """Say how the latest attempt of which a process was ended by a signal came to that."""
     for printed in reversed(_attempts(folder, job)):
         rank = failures.killed_rank(printed)
-        how = rank[1] if rank else failures.killed_task(printed)
+        how = rank[1] if rank else failures.first_task(printed)
         if how:
             return how
     return None
+
+
+def _not_launched(folder: Path, job: Job) -> str | None:
+    """Say which node could not even begin, where SLURM says so. Its slurmd opens the output before the script runs."""
+    if job.reason != "JobLaunchFailure" and started(folder, job):
+        return None
+    where = f"node {job.nodes}" if job.nodes else "its node"
+    return f"{where} could not start its script ({job.reason or 'no reason given'}): does it see {folder}, and may you write there?"
 
 
 def _given_up(failure: Failure) -> bool:

@@ -42,7 +42,9 @@ def arguments(training: Training, machine: Machine, seed: int, out: Path) -> dic
         "use_liger_kernel": _liger(machine),
         "deepspeed": deepspeed_config(training, machine),
         "average_tokens_across_devices": True,  # SFT's loss is a mean over the tokens of the whole global batch
-        "ddp_find_unused_parameters": False,
+        # Besides experts that no token was sent to, for the sake of its side effect: DDP's buckets stay as they are. Rebuilt after the
+        # first step, as without it, three ranks and more would sum a resumed run's first step in another order.
+        "ddp_find_unused_parameters": True,
         "seed": seed,
         "data_seed": seed,
         "save_strategy": "steps",

@@ -126,7 +126,7 @@ def in_blocks(
     folder: Path,
     progress: Callable[[int], None],
 ) -> list[Scores]:
-    """Score all pairs, on all ranks; every rank returns the scores in the order of `pairs`.
+    """Score all pairs, on all ranks; rank 0 returns the scores in the order of `pairs`, the others none.
 
     `folder` keeps finished blocks. Under ZeRO-3 each forward pass is one of all ranks together, so a rank that has no batch left
     scores one again.
@@ -155,7 +155,7 @@ def in_blocks(
         done += sum(len(batch) for number in turn for batch in blocks[number])
         progress(done)
     ranks.barrier()
-    return _joined(folder, len(blocks), len(order))
+    return _joined(folder, len(blocks), len(order)) if ranks.rank() == 0 else []
 
 
 def in_shards(machine: Machine) -> bool:

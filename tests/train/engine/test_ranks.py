@@ -25,6 +25,7 @@ from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Conversation, Pair
 from rounds.train.config.cluster import Machine
 from rounds.train.config.training import Training
+from rounds.train.engine import worker
 from rounds.train.training import checkpoints
 from tests import staged
 
@@ -114,11 +115,15 @@ def case(shelf: Path, function: str, name: str, row: dict[str, Any], lora: dict 
 def start(cases: list[dict], folder: Path, processes: int = 2) -> str:
     """Run cases as the ranks of one torchrun; returns what they printed."""
     (folder / "cases.json").write_text(json.dumps(cases))
+    return torchrun("tests.train.engine.ranks_driver", folder / "cases.json", processes)
+
+
+def torchrun(module: str, argument: Path, processes: int = 2) -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={processes}",
-               f"--master-port={port}", "-m", "tests.train.engine.ranks_driver", str(folder / "cases.json")]  # fmt: skip
+               f"--master-port={port}", "-m", module, str(argument)]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, cwd=REPOSITORY)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -311,6 +316,19 @@ def test_zero_2_goes_on_with_another_number_of_ranks(shelf: Path):
     assert_same(Path(two["out"]), Path(one["out"]))
 
 
+@pytest.mark.slow
+def test_three_ranks_resume_without_a_trace(shelf: Path):
+    """Of two ranks the order of a sum cannot matter; of three it can."""
+    setting = {"processes": 3, "micro_batch_size": 1, "save_steps": 2}
+    cases = []
+    for function in ("sft", "dpo"):
+        whole = case(shelf, function, f"{function} by three", setting, epochs=2)
+        whole["params"]["training"]["global_batch_size"] = 6
+        cases += [whole, {**whole, "out": f"{whole['out']} cut", "of": whole["out"], "cut_to": 4}]
+    start(cases, shelf, processes=3)
+    assert_resumed_without_a_trace(cases)
+
+
 @pytest.mark.parametrize(
     ("wrote", "here", "says"),
     [
@@ -335,3 +353,16 @@ def test_every_way_to_shard_trains_as_one_process_does_and_resumes_without_a_tra
     start([*sharded(shelf, rest), *cut], shelf)
     assert_as_one_process(shelf, rest)
     assert_resumed_without_a_trace(cut)
+
+
+def test_a_rank_that_is_late_still_finds_what_rank_0_tidies_away(undisturbed: Path, tmp_path: Path):
+    store = shutil.copytree(undisturbed, tmp_path / "store")
+    stage = next(store.glob("reference-*"))
+    before = json.loads((stage / "done.json").read_text())
+    (stage / "done.json").unlink()
+    (stage / "logps.parquet").unlink()
+    job = worker.Job(folder=stage, machine=Machine(device="cpu", threads=1, processes=2))
+    (tmp_path / "job.json").write_text(job.model_dump_json())
+    torchrun("tests.train.engine.late_rank", tmp_path / "job.json")
+    after = json.loads((stage / "done.json").read_text())
+    assert not (stage / "cache").exists() and after["counts"]["mean_chosen"] == pytest.approx(before["counts"]["mean_chosen"])

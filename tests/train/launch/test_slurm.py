@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -91,6 +92,14 @@ class Cluster(Lab):
         doomed = processes(str(self.configuration), self.nodes[1])
         for pid in doomed.keys() | {parent for parent in doomed.values() if "slurmstepd" in slurm_lab.name_of(parent)}:
             os.kill(pid, signal.SIGKILL)
+
+
+    def end_agent(self, node: str) -> None:
+        """End a node's torchrun from outside, as SLURM itself does with what it takes for an earlier attempt."""
+        agents = [pid for pid in processes(str(self.configuration), node) if "torch.distributed.run" in slurm_lab.name_of(pid)]
+        for pid in agents:
+            os.kill(pid, signal.SIGTERM)
+        assert agents
 
 
 def processes(configuration: str, node: str) -> dict[int, int]:
@@ -249,10 +258,14 @@ def test_a_chain_that_is_cancelled_preempted_and_loses_a_node_ends_with_the_same
     lab.lose_node2()
     wait_until(lambda: lab.restarts(job) >= 2, "a job on a lost node was not requeued")
     assert {lab.state(lab.job(only(store, name))) for name in ("export", "report")} == {"PENDING"}
-    # slurmctld repeats what the lost node did not hear; a node that is back within seconds would end the new attempt by it.
-    wait_until(lambda: "DOWN" in lab.call("squeue", "-h", "-j", job, "-o", "%r"), "SLURM does not wait for the node")
-    time.sleep(10)
+    lab.mend()  # slurmctld repeats what the lost node did not hear, which ends the new attempt where it is back within seconds
+    wait_for_step(dpo, 160)
+    before = lab.restarts(job)
+    lab.stop_controller()  # away while the job wants to requeue itself
+    lab.end_agent(lab.nodes[1])
+    time.sleep(8)
     lab.mend()
+    wait_until(lambda: lab.restarts(job) > before, "a step that was ended from outside is not started again")
     wait_until(lambda: not lab.queued(), lambda: lab.rounds("status", RECIPE, "--store", store))
     assert (only(store, "report") / "done.json").exists(), lab.rounds("status", RECIPE, "--store", store)
 
@@ -375,6 +388,19 @@ def test_a_check_that_fails_is_the_cause_of_all_that_waited_for_it(lab, before_d
     assert "torch sees no GPU" in lab.rounds("logs", RECIPE, "preflight.train", "--store", before_dpo)
     lab.rounds("run", RECIPE, "--cluster", cluster, "--store", before_dpo)
     assert "still queued" not in lab.rounds("cancel", RECIPE, "--store", before_dpo)
+
+
+def test_a_node_without_python_is_named_and_no_other_is_blamed(lab, before_dpo, cluster, tmp_path):
+    cluster, python = Path(shutil.copy(cluster, tmp_path)), tmp_path / "python"
+    python.write_text(f'#!/bin/sh\n[ "$SLURMD_NODENAME" != {lab.nodes[1]} ] || exec /nowhere/python\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    with cluster.open("a") as file:
+        file.write(f"  preflight.train: {{slurm: {{environment: {{python: {python}}}}}}}\npreflight: true\n")
+    lab.rounds("run", RECIPE, "--cluster", cluster, "--store", before_dpo)
+    wait_until(lambda: not lab.queued(), "what waits for a check that failed stays")
+    status = " ".join(lab.rounds("status", RECIPE, "--store", before_dpo).split())
+    assert f"preflight.train: failed: a process on {lab.nodes[1]} ended first, with exit code 127" in status
+    assert "/nowhere/python" in status and "memory" not in status
 
 
 def test_a_stage_that_needs_more_memory_than_its_job_has_is_called_out_of_memory(lab, before_dpo, tmp_path):

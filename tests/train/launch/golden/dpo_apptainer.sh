@@ -35,7 +35,15 @@ again() { # start this same job anew; what waits for it keeps waiting
     echo "$(date +%T) again: $1"
     state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) || state=RUNNING
     if [ "$state" = RUNNING ]; then # else it is being cancelled, or requeued by SLURM itself
-        scontrol requeue "$SLURM_JOB_ID" || give_up failed "$1, and SLURM refuses to requeue the job: the same command goes on from its last checkpoint"
+        for seconds in 5 10 20 40 80 160 0; do # a controller that is away for minutes, as for an update, ends no run
+            said=$(scontrol requeue "$SLURM_JOB_ID" 2>&1) && break
+            echo "$said"
+            if [ "$seconds" = 0 ] || ! grep -qiE 'contact|connect|timed out' <<<"$said"; then
+                give_up failed "$1, and SLURM refuses to requeue the job: the same command goes on from its last checkpoint"
+                break
+            fi
+            sleep "$seconds"
+        done
     fi
     exit 75 # never 0: what waits for this stage would start on an unfinished one
 }
@@ -92,7 +100,7 @@ while kill -0 "$step" 2>/dev/null; do # a signal ends `wait`, not the step
     code=0
     wait "$step" || code=$?
 done
-if [ "$code" -eq 0 ] && [ -e "$STAGE/done.json" ]; then
+if [ -e "$STAGE/done.json" ]; then # written last of all: how a rank ended behind it changes nothing
     rm -f "$STAGE/failed.json"
     exit 0
 fi
@@ -109,6 +117,16 @@ printed() { # by this attempt
 # Ranks that lost each other are no mistake of the programme's: a node, a network. One that the kernel killed for its memory is.
 if grep -qs '"lost_contact": true' "$STAGE/failed.json" && ! grep -qsi 'oom.kill' < <(printed); then
     again "ranks lost"
+fi
+# Whoever exits by itself, a rank or an agent, is the first cause; where all were ended by a signal, it came from outside: SLURM
+# repeats to a node that comes back what it did not hear of an earlier attempt. An operator's signal is bounded as restarts are.
+ended_from_outside() {
+    ! grep -qE 'ChildFailedError|oom.kill' < <(printed) &&
+        printed | awk '/SignalException: .*got signal: 15/ { left++ } /^srun: error: .*: Exited with exit code/ { left-- }
+            /SignalException|^srun: error: .*: Terminated$/ { ended = 1 } END { exit !(ended && left >= 0) }'
+}
+if [ ! -e "$STAGE/failed.json" ] && ended_from_outside; then
+    again "ended from outside"
 fi
 if [ ! -e "$STAGE/failed.json" ] && grep -qs EADDRINUSE < <(printed); then # by a stranger on the head node
     again "port taken"

@@ -81,7 +81,7 @@ while kill -0 "$step" 2>/dev/null; do # a signal ends `wait`, not the step
     code=0
     wait "$step" || code=$?
 done
-if [ "$code" -eq 0 ] && [ -e "$STAGE/done.json" ]; then
+if [ -e "$STAGE/done.json" ]; then # written last of all: how a rank ended behind it changes nothing
     rm -f "$STAGE/failed.json"
     exit 0
 fi
@@ -91,5 +91,15 @@ printed() { # by this attempt
 # Ranks that lost each other are no mistake of the programme's: a node, a network. One that the kernel killed for its memory is.
 if grep -qs '"lost_contact": true' "$STAGE/failed.json" && ! grep -qsi 'oom.kill' < <(printed); then
     again "ranks lost"
+fi
+# Whoever exits by itself, a rank or an agent, is the first cause; where all were ended by a signal, it came from outside: SLURM
+# repeats to a node that comes back what it did not hear of an earlier attempt. An operator's signal is bounded as restarts are.
+ended_from_outside() {
+    ! grep -qE 'ChildFailedError|oom.kill' < <(printed) &&
+        printed | awk '/SignalException: .*got signal: 15/ { left++ } /^srun: error: .*: Exited with exit code/ { left-- }
+            /SignalException|^srun: error: .*: Terminated$/ { ended = 1 } END { exit !(ended && left >= 0) }'
+}
+if [ ! -e "$STAGE/failed.json" ] && ended_from_outside; then
+    again "ended from outside"
 fi
 exit 1
