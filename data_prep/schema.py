@@ -114,6 +114,8 @@ class RowsUse(Section):
     format: (
         Literal[
             "messages",
+            "sharegpt",
+            "alpaca",
             "question_answer",
             "summary",
             "dialogue",
@@ -134,6 +136,8 @@ class RowsUse(Section):
     `train`. `split` and `heldout_fraction` then divide these rows."""
     config: Annotated[str | None, Later(None)] = None
     """`file` only: which configuration of a folder is read: one that its README declares, or a folder in it."""
+    answer_base: Annotated[Literal[0, 1] | None, Later(None)] = None
+    """`file`, `multiple_choice` only: what the first choice's index is; None is 0, questioned where no row's answer is 0."""
     encoding: Annotated[str | None, Later(None)] = None
     """`file` only: encoding of text files that are not UTF-8, by its name in Python, such as `cp1252` or `utf-16`."""
     max_rows: Annotated[int, Field(gt=0)] | None = None

@@ -6,15 +6,21 @@ yours to state (`licence:`). One row of each format, with our names for the colu
     messages          {"messages": [{"role": "user", "content": "What is an ECG?"},
                                     {"role": "assistant", "content": "A recording of the heart's electricity."}]}
     question_answer   {"question": "What is an ECG?", "answer": "A recording of the heart's electricity."}
+    sharegpt          {"conversations": [{"from": "human", "value": "What is an ECG?"},
+                                         {"from": "gpt", "value": "A recording of the heart's electricity."}]}
+    alpaca            {"instruction": "Say what this is.", "input": "ECG", "output": "A recording of the heart's electricity."}
+                                                        (`input` and `history`, a list of [question, answer], are optional)
     summary           {"text": "A long report on sleep and shift work.", "summary": "Shift work shortens sleep."}
     dialogue          {"dialogue": "Doctor: What brings you?\\nPatient: A cough.", "note": "Cough.", "section": "Complaint"}
                                                         (`section` is optional: the part of the note that is asked for)
     classification    {"question": "Is this urgent or routine?", "text": "Chest pain since an hour.", "label": "urgent"}
     multiple_choice   {"question": "Which vessel brings blood to the heart?", "choices": ["vena cava", "aorta"],
-                       "answer": 0}                     (the index of the right choice, or its text)
+                       "answer": 0}                     (the index of the right choice, counted from 0 unless `answer_base: 1`,
+                                                        its letter or its text; choices may be an object letter -> text)
     preference        {"prompt": "Is this mole harmless?", "chosen": "Have it seen by a doctor.", "rejected": "Yes."}
                                                         (each a text or a list of messages; a side may be the whole
-                                                        conversation, and `prompt` is then not needed)
+                                                        conversation, and `prompt` is then not needed; also the texts of
+                                                        hh-rlhf, and the rows of OpenAI and LLaMA-Factory)
     graded            {"question": "Is this mole harmless?",
                        "answers": [{"text": "Have it seen by a doctor.", "score": 4}, {"text": "Yes.", "score": 1}]}
 
@@ -33,6 +39,7 @@ import codecs
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -41,11 +48,14 @@ from rounds.data_prep import files, hub, render
 from rounds.data_prep.errors import UserError, nearest
 from rounds.data_prep.records import Conversation, Message, Pair, Question, Record, stable_hash
 from rounds.data_prep.schema import SourceUse
-from rounds.data_prep.sources import Row, RowError, Source
+from rounds.data_prep.sources import Row, RowError, Source, _exam, _forms
+from rounds.data_prep.sources._plain import label, numbered, said
 from rounds.data_prep.turns import ask, identity, messages, normalised, preference, required, text, with_system
 
 COLUMNS = {
     "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "alpaca": ("instruction", "output"),
     "question_answer": ("question", "answer"),
     "summary": ("text", "summary"),
     "dialogue": ("dialogue", "note"),
@@ -56,6 +66,8 @@ COLUMNS = {
 }
 OPTIONAL = {
     "messages": ("system", "id", "group"),
+    "sharegpt": ("system", "id", "group"),
+    "alpaca": ("input", "history", "system", "id", "group"),
     "question_answer": ("system", "id", "group"),
     "summary": ("system", "id", "group"),
     "dialogue": ("section", "system", "id", "group"),
@@ -66,6 +78,8 @@ OPTIONAL = {
 }
 ASKED_IN = {
     "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "alpaca": ("turns",),
     "preference": ("chosen", "rejected", "prompt"),  # beside a whole conversation some sets keep but the last question
     "summary": ("text",),
     "dialogue": ("dialogue",),
@@ -105,7 +119,7 @@ def rows(use: SourceUse) -> Iterator[Row | RowError]:
     path = Path(str(use.path))
     seen: dict[str, int] = {}
     # A required column that is not there costs every row; of these nobody would hear.
-    unseen = {ours: theirs for ours, theirs in use.columns.items() if ours in ("system", "id", "group", "section")}
+    unseen = {ours: theirs for ours, theirs in use.columns.items() if ours in (*OPTIONAL["alpaca"], "section")}
     any_read = False
     for raw in raw_rows(use):
         if isinstance(raw, RowError):
@@ -113,11 +127,11 @@ def rows(use: SourceUse) -> Iterator[Row | RowError]:
             continue
         any_read = True
         unseen = {ours: theirs for ours, theirs in unseen.items() if theirs not in raw}
-        row = _named(raw, use)
+        row = _formed(_named(raw, use), use)
         key = _first_question(row, use)
         if key is not None and use.heldout_fraction and _is_heldout(key, use) != (use.split == "heldout"):
             continue
-        row[files.ID] = row["id"] if row.get("id") is not None else _content_id(row, use, seen)
+        row[files.ID] = numbered(row["id"]) if row.get("id") is not None else _content_id(row, use, seen)
         if use.format == "graded":
             yield from _pairs(row, use)
         else:
@@ -128,7 +142,7 @@ def rows(use: SourceUse) -> Iterator[Row | RowError]:
 
 def raw_rows(use: SourceUse) -> Iterator[Row | RowError]:
     """Yield the rows of the file, or of the folder's files, under their own columns."""
-    return hub.local(
+    found = hub.local(
         Path(str(use.path)),
         split=use.from_split or "train",
         config=use.config,
@@ -136,6 +150,9 @@ def raw_rows(use: SourceUse) -> Iterator[Row | RowError]:
         name_labels=True,
         must_have_config=True,
     )
+    if use.format == "multiple_choice" and use.answer_base is None:
+        return _exam.questioned(found, str(use.path), use.columns)
+    return found
 
 
 def to_record(row: Row, index: int, use: SourceUse) -> Record:
@@ -144,15 +161,23 @@ def to_record(row: Row, index: int, use: SourceUse) -> Record:
     if use.format == "messages":
         turns = messages(required(row, "messages"), "assistant")
         return Conversation(messages=with_system(turns, _system(row)), **named)
+    if use.format == "sharegpt":
+        turns = messages(required(row, "conversations"), "assistant")
+        return Conversation(messages=with_system(turns, _system(row)), **named)
+    if use.format == "alpaca":
+        text(required(row, "instruction"), "instruction")
+        text(said(required(row, "output")), "output")
+        return Conversation(messages=with_system(messages(row["turns"], "assistant"), _system(row)), **named)
     if use.format == "question_answer":
-        answer = Message("assistant", text(required(row, "answer"), "answer"))
+        answer = Message("assistant", text(said(required(row, "answer")), "answer"))
         return Conversation(messages=(*_question(row), answer), **named)
     if use.format in _REQUESTS:
         asked, answer = _REQUESTS[use.format](row, named["id"], use.seed)
         return render.exchange("file", named["id"], asked, answer, system=_system(row), group=named["group"])
     if use.format == "multiple_choice":
-        choices = _choices(row)
-        return Question(prompt=_question(row, choices), choices=choices, answer=_right(row, choices), **named)
+        labels, choices = _exam.choices(row)
+        answer = _exam.right(row, labels, choices, use.answer_base or 0)
+        return Question(prompt=_question(row, choices), choices=choices, answer=answer, **named)
     if use.format == "graded":  # `_pairs` has made and checked the sides
         return Pair(prompt=_question(row), chosen=row["chosen"], rejected=row["rejected"], **named)
     prompt, chosen, rejected = preference(row.get("prompt"), required(row, "chosen"), required(row, "rejected"))
@@ -177,6 +202,16 @@ def _named(raw: Row, use: SourceUse) -> dict[str, Any]:
     return row
 
 
+def _formed(row: dict[str, Any], use: SourceUse) -> dict[str, Any]:
+    """Return a row with its turns as `rounds.data_prep.turns` takes them."""
+    if use.format in ("messages", "sharegpt"):
+        column = COLUMNS[use.format][0]
+        return {**row, column: _forms.turns(row[column])} if column in row else row
+    if use.format == "alpaca":
+        return {**row, "turns": _forms.alpaca(row)}
+    return dict(_forms.pair(row)) if use.format == "preference" else row
+
+
 def _is_heldout(question: str, use: SourceUse) -> bool:
     return stable_hash("heldout", normalised(question)) / 2**64 < use.heldout_fraction
 
@@ -194,7 +229,8 @@ def _first_question(row: Row, use: SourceUse) -> str | None:
 
 
 def _content_id(row: Row, use: SourceUse, seen: dict[str, int]) -> str:
-    content = [row.get(column) for column in (*COLUMNS[str(use.format)], "system")]
+    columns = (*COLUMNS[str(use.format)], *(("input", "history") if use.format == "alpaca" else ()), "system")
+    content = [row.get(column) for column in columns]
     name = f"{stable_hash(json.dumps(content, sort_keys=True, default=str)):016x}"
     seen[name] = seen.get(name, 0) + 1
     return name if seen[name] == 1 else f"{name}#{seen[name]}"
@@ -208,7 +244,7 @@ def _given(row: Row, column: str) -> Any:
 
 def _group(row: Row) -> str:
     group = _given(row, "group")
-    return "" if group is None else identity(group, "group")
+    return "" if group is None else identity(numbered(group), "group")
 
 
 def _question(row: Row, choices: tuple[str, ...] = ()) -> tuple[Message, ...]:
@@ -237,53 +273,32 @@ def _dialogue(row: Row, name: str, seed: int) -> tuple[str, str]:
 def _classification(row: Row, name: str, seed: int) -> tuple[str, str]:
     question, whole = text(required(row, "question"), "question"), text(required(row, "text"), "text")
     asked = render.request("classification", name, seed=seed, question=question, text=whole)
-    return asked, text(required(row, "label"), "label")
+    return asked, text(label(required(row, "label")), "label")
 
 
 _REQUESTS = {"summary": _summary, "dialogue": _dialogue, "classification": _classification}
-
-
-def _choices(row: Row) -> tuple[str, ...]:
-    value = required(row, "choices")
-    if not isinstance(value, list):
-        raise RowError("choices_not_a_list")
-    choices = tuple(text(choice, "choice") for choice in value)
-    if len(choices) < 2:
-        raise RowError("fewer_than_two_choices")
-    if len({normalised(choice) for choice in choices}) < len(choices):
-        raise RowError("repeated_choices")
-    return choices
-
-
-def _right(row: Row, choices: tuple[str, ...]) -> int:
-    answer = required(row, "answer")
-    if isinstance(answer, str):
-        places = [place for place, choice in enumerate(choices) if normalised(choice) == normalised(answer)]
-        if not places:
-            raise RowError("answer_not_among_choices")
-        return places[0]
-    if not isinstance(answer, int) or isinstance(answer, bool):
-        raise RowError("answer_not_index_or_text")
-    if not 0 <= answer < len(choices):
-        raise RowError("answer_out_of_range")
-    return answer
 
 
 def _pairs(row: dict[str, Any], use: SourceUse) -> Iterator[Row | RowError]:
     try:
         name = identity(row[files.ID])
         _question(row)
-        answers = [_graded(answer, use) for answer in _answers(row)]
+        answers, dropped = _graded_answers(row, use)
         pairs = [
             (a, b) if answers[a][1] > answers[b][1] else (b, a)
-            for a, b in combinations(range(len(answers)), 2)
+            for a, b in combinations(answers, 2)
             if answers[a][1] != answers[b][1] and answers[a][0].strip() != answers[b][0].strip()
         ]
+        if not pairs and dropped:
+            raise dropped[0]
         if not pairs:
             raise RowError("no_differing_scores", bad=False)
     except RowError as error:
         yield RowError(str(error), bad=error.bad, row=row.get(files.ROW), file=row.get(files.FILE))
         return
+    # One answer that cannot be used costs itself, not the question: it is counted, and not held against the file.
+    for error in dropped:
+        yield RowError(str(error), bad=False, row=row.get(files.ROW), file=row.get(files.FILE))
     pairs.sort(key=lambda pair: (answers[pair[1]][1] - answers[pair[0]][1], pair))
     for better, worse in pairs[:MAX_PAIRS]:
         chosen, rejected = answers[better][0], answers[worse][0]
@@ -292,10 +307,22 @@ def _pairs(row: dict[str, Any], use: SourceUse) -> Iterator[Row | RowError]:
 
 
 def _answers(row: Row) -> list[Any]:
-    answers = required(row, "answers")
+    answers = _forms.from_text(required(row, "answers"))
     if not isinstance(answers, list):
         raise RowError("answers_not_a_list")
     return answers
+
+
+def _graded_answers(row: Row, use: SourceUse) -> tuple[dict[int, tuple[str, float]], list[RowError]]:
+    """Return place -> text and score of the answers that have both, and the reasons of the others."""
+    answers: dict[int, tuple[str, float]] = {}
+    dropped: list[RowError] = []
+    for place, answer in enumerate(_answers(row)):
+        try:
+            answers[place] = _graded(answer, use)
+        except RowError as error:
+            dropped.append(error)
+    return answers, dropped
 
 
 def _graded(answer: Any, use: SourceUse) -> tuple[str, float]:
@@ -303,6 +330,8 @@ def _graded(answer: Any, use: SourceUse) -> tuple[str, float]:
         raise RowError("answer_not_an_object")
     row = _named(answer, use)
     score = required(row, "score")
+    if isinstance(score, Decimal):
+        score = float(score)
     if not isinstance(score, int | float) or isinstance(score, bool) or not abs(score) <= sys.float_info.max:
         raise RowError("score_not_a_number")
     return text(required(row, "text"), "text"), float(score)
@@ -310,7 +339,7 @@ def _graded(answer: Any, use: SourceUse) -> tuple[str, float]:
 
 SOURCE = Source(
     name="file",
-    description="your own rows: JSONL, JSON, CSV or parquet, in one of eight formats",
+    description="your own rows: JSONL, JSON, CSV, parquet or xlsx, in one of ten formats",
     licence="",
     splits={"train": "conversation", "heldout": "conversation"},
     rows=rows,
@@ -318,6 +347,8 @@ SOURCE = Source(
     evaluation_only=("heldout",),
     kind_by_format={
         "messages": "conversation",
+        "sharegpt": "conversation",
+        "alpaca": "conversation",
         "question_answer": "conversation",
         "summary": "conversation",
         "dialogue": "conversation",
@@ -328,5 +359,5 @@ SOURCE = Source(
     },
     columns_by_format=COLUMNS,
     check_use=check,
-    version=3,
+    version=4,
 )

@@ -15,6 +15,8 @@ from rounds.data_prep.sources import RowError, file
 
 ROWS: dict[str, dict[str, Any]] = {
     "messages": {"messages": [{"role": "user", "content": "Hot?"}, {"role": "assistant", "content": "Measure it."}]},
+    "sharegpt": {"conversations": [{"from": "human", "value": "Hot?"}, {"from": "gpt", "value": "Measure it."}]},
+    "alpaca": {"instruction": "Hot?", "output": "Measure it."},
     "question_answer": {"question": "Hot?", "answer": "Measure it."},
     "summary": {"text": "Measure it twice a day, they say.", "summary": "Measure it."},
     "dialogue": {"dialogue": "Doctor: Hot?\nPatient: Since Monday.", "note": "Fever since Monday."},
@@ -54,7 +56,7 @@ def one(tmp_path: Path, convert):
 
 def test_each_format_becomes_its_record(one) -> None:
     asked = (Message("user", "Hot?"),)
-    for format in ("messages", "question_answer"):
+    for format in ("messages", "sharegpt", "alpaca", "question_answer"):
         (found,) = one(format, ROWS[format] | {"id": 7, "group": "heat"})
         assert found == Conversation("7", "file", (*asked, Message("assistant", "Measure it.")), "heat")
     (found,) = one("multiple_choice", ROWS["multiple_choice"] | {"id": "7"})
@@ -114,8 +116,95 @@ def test_a_system_text_comes_first(one) -> None:
     assert [turn.role for turn in found.messages] == ["system", "user", "assistant"]
 
 
-def test_the_right_choice_may_be_its_text(one) -> None:
-    assert one("multiple_choice", ROWS["multiple_choice"] | {"answer": "Steam"})[0].answer == 1
+@pytest.mark.parametrize(
+    ("choices", "answer", "base"),
+    [
+        (["ice", "steam"], "Steam", 0),
+        (["ice", "steam"], "B", None),
+        (["ice", "steam"], "(b)", None),
+        (["ice", "steam"], "B. steam", None),
+        (["ice", "steam"], "1", 0),
+        (["ice", "steam"], 1.0, 0),
+        (["ice", "steam"], 2, 1),
+        (["ice", "steam"], "2", 1),
+        ([3, 4], "4", None),
+        ({"A": "ice", "B": "steam", "C": None}, "b", None),
+        ({"1": "ice", "2": "steam"}, 2, None),
+        ({"label": ["A", "B"], "text": ["ice", "steam"]}, "B", None),
+        ([{"label": "A", "text": "ice"}, {"label": "B", "text": "steam"}], "B", None),
+        ('["ice", "steam"]', "steam", None),
+    ],
+)
+def test_the_right_choice_may_be_told_in_many_ways(one, choices: Any, answer: Any, base: int | None) -> None:
+    row = {"question": "Which is hotter?", "choices": choices, "answer": answer}
+    (found,) = one("multiple_choice", row, **({} if base is None else {"answer_base": base}))
+    assert found.answer == 1 and len(found.choices) == 2
+
+
+@pytest.mark.parametrize(("answers", "said"), [([1, 2, 3, 4], "1 are the number of choices"), ([1, 2] * 10, "first 20 none is 0")])
+def test_answers_that_seem_to_count_from_1_are_questioned(tmp_path: Path, convert, answers: list[int], said: str) -> None:
+    rows = [{"question": f"Which, {n}?", "choices": list("wxyz"), "answer": answer} for n, answer in enumerate(answers)]
+    path = write(tmp_path / "rows.jsonl", *rows)
+    with pytest.raises(UserError, match=f"{said}.*`answer_base: 1`"):
+        next(iter(file.rows(use(path, "multiple_choice"))))
+    found, reasons = convert(use(path, "multiple_choice", answer_base=1))
+    assert [each.answer + 1 for each in found] == answers and not reasons
+    assert convert(use(path, "multiple_choice", answer_base=0))[1].total() == answers.count(4)
+    write(path, *rows, rows[0] | {"answer": 0})
+    if len(answers) < 20:
+        assert len(convert(use(path, "multiple_choice"))[0]) == len(answers)
+
+
+def test_turns_come_in_many_forms(one) -> None:
+    turns = ROWS["messages"]["messages"]
+    columns = {name: [turn[name] for turn in turns] for name in ("role", "content")}
+    for value in (json.dumps(turns), columns, ROWS["sharegpt"]["conversations"]):
+        assert one("messages", {"messages": value, "id": "7"}) == one("messages", {"messages": turns, "id": "7"})
+    (found,) = one("sharegpt", {"conversations": [{"from": "system", "value": "Be brief."}, *ROWS["sharegpt"]["conversations"]]})
+    assert [turn.role for turn in found.messages] == ["system", "user", "assistant"]
+
+
+def test_alpaca_asks_with_its_input_after_its_history(one) -> None:
+    row = {"instruction": "Explain.", "input": "ECG", "output": 4, "history": [["Hi?", "Hello."]], "system": "Be brief."}
+    (found,) = one("alpaca", row)
+    assert [turn.content for turn in found.messages] == ["Be brief.", "Hi?", "Hello.", "Explain.\n\nECG", "4"]
+
+
+ASKED, BETTER, WORSE = ({"role": role, "content": said} for role, said in (("user", "Hot?"), ("assistant", "No."), ("assistant", "Yes.")))
+PAIRS: dict[str, dict[str, Any]] = {
+    "openai": {"input": {"messages": [ASKED]}, "preferred_output": [BETTER], "non_preferred_output": [WORSE]},
+    "llama_factory": {
+        "conversations": [{"from": "human", "value": "Hot?"}],
+        "chosen": {"from": "gpt", "value": "No."},
+        "rejected": {"from": "gpt", "value": "Yes."},
+    },
+    "alpaca": {"instruction": "Hot?", "input": "", "chosen": "No.", "rejected": "Yes."},
+    "hh_rlhf": {"chosen": "\n\nHuman: Hot?\n\nAssistant: No.", "rejected": "\n\nHuman: Hot?\n\nAssistant: Yes."},
+    "hh_prompt": {"prompt": "\n\nHuman: Hot?\n\nAssistant:", "chosen": " No.", "rejected": " Yes."},
+    "cells": {"prompt": json.dumps([ASKED]), "chosen": json.dumps([BETTER]), "rejected": json.dumps([WORSE])},
+}
+
+
+@pytest.mark.parametrize("form", PAIRS)
+def test_pairs_come_in_the_forms_of_other_programmes(one, form: str) -> None:
+    (found,) = one("preference", PAIRS[form])
+    assert [(turn.role, turn.content) for turn in found.prompt] == [("user", "Hot?")]
+    assert (found.chosen.strip(), found.rejected.strip()) == ("No.", "Yes.")
+
+
+def test_numbers_are_the_text_that_they_are(one) -> None:
+    assert (
+        one("question_answer", {"question": "How many?", "answer": 7, "id": 3.0})[0]
+        == one("question_answer", {"question": "How many?", "answer": "7", "id": "3"})[0]
+    )
+    assert one("classification", ROWS["classification"] | {"label": 1.0})[0].messages[-1].content == "1"
+
+
+def test_one_answer_that_cannot_be_used_costs_itself_alone(tmp_path: Path, convert) -> None:
+    bad = [{"text": "Blow on it.", "score": None}, {"text": " ", "score": 3}, {"text": "Hm."}]
+    row = {"question": "Hot?", "answers": [*ROWS["graded"]["answers"], *bad]}
+    found, reasons = convert(use(write(tmp_path / "rows.jsonl", row), "graded"))
+    assert len(found) == 3 and reasons == {"empty_score": 1, "empty_text": 1, "missing_column_score": 1}
 
 
 def test_graded_answers_become_ordered_pairs_widest_first(one) -> None:
@@ -150,7 +239,12 @@ def test_columns_are_mapped_also_inside_answers(one) -> None:
         ("question_answer", {"answer": ...}, "missing_column_answer"),
         ("question_answer", {"answer": None}, "empty_answer"),
         ("question_answer", {"answer": "\t"}, "empty_answer"),
-        ("question_answer", {"answer": 5}, "answer_not_text"),
+        ("question_answer", {"answer": ["5"]}, "answer_not_text"),
+        ("question_answer", {"answer": float("nan")}, "answer_not_text"),
+        ("alpaca", {"instruction": ...}, "missing_column_instruction"),
+        ("alpaca", {"history": [["Hot?"]]}, "empty_content"),
+        ("sharegpt", {"conversations": [{"from": "function_call", "value": "f()"}]}, "calls_a_tool"),
+        ("sharegpt", {"conversations": [{"from": "observation", "value": "7"}]}, "unknown_role"),
         ("question_answer", {"question": "a\x07"}, "control_characters"),
         ("question_answer", {"question": "\ud83d"}, "not_utf8"),
         ("question_answer", {"system": 3}, "system_not_text"),
@@ -164,10 +258,11 @@ def test_columns_are_mapped_also_inside_answers(one) -> None:
         ("multiple_choice", {"choices": ["ice"]}, "fewer_than_two_choices"),
         ("multiple_choice", {"choices": ["ice", None]}, "empty_choice"),
         ("multiple_choice", {"choices": ["ice", "Ice "]}, "repeated_choices"),
-        ("multiple_choice", {"answer": 2}, "answer_out_of_range"),
+        ("multiple_choice", {"answer": 2, "answer_base": 0}, "answer_out_of_range"),
         ("multiple_choice", {"answer": -1}, "answer_out_of_range"),
         ("multiple_choice", {"answer": True}, "answer_not_index_or_text"),
-        ("multiple_choice", {"answer": "B"}, "answer_not_among_choices"),
+        ("multiple_choice", {"answer": "C"}, "answer_not_among_choices"),
+        ("multiple_choice", {"choices": ["b", "a"], "answer": "A"}, "answer_is_a_label_and_another_text"),
         ("preference", {"rejected": ...}, "missing_column_rejected"),
         ("preference", {"prompt": ...}, "missing_column_prompt"),
         ("preference", {"rejected": "Measure it."}, "identical_answers"),
@@ -182,7 +277,7 @@ def test_columns_are_mapped_also_inside_answers(one) -> None:
 )
 def test_what_is_wrong_with_a_row_is_named(one, format: str, change: dict[str, Any], reason: str) -> None:
     row = {name: value for name, value in (ROWS[format] | change).items() if value is not ...}
-    assert one(format, row) == reason
+    assert one(format, row, **({"answer_base": 0} if format == "multiple_choice" else {})) == reason
 
 
 @pytest.mark.parametrize(
