@@ -12,32 +12,22 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow.parquet as pq
 
 from rounds.data_prep import inventory, progress, sources
 from rounds.data_prep.errors import UserError
-from rounds.data_prep.files import FILE, ID, ROW
 from rounds.data_prep.mix import REPEAT, choose, mix, repeated_id
 from rounds.data_prep.records import RECORDS, Kind, Record, read_kind, read_records, schemas, write_records
 from rounds.data_prep.rewrite import rewrite
 from rounds.data_prep.schema import DataParams, SourceParams, SourceUse
 from rounds.data_prep.sieve import Sieve, Sifted, sift
 from rounds.data_prep.spool import Spool
+from rounds.data_prep.tally import Tally, records
 
 DROPPED, MASKED = "dropped.jsonl", "masked.jsonl"
-_SHOWN, _SHOWN_COLUMNS = 80, 20  # A file under the wrong suffix can have a column whose name is a page long.
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class _Tally:
-    rows: int = 0
-    bad: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    bad_reasons: Counter[str] = field(default_factory=Counter)
-    first_bad: str = ""
 
 
 @dataclass
@@ -63,20 +53,15 @@ def source(params: SourceParams, inputs: dict[str, Path], out: Path, machine: An
         }
     )
     origin = sources.load(use.source)
-    kind, tally = origin.kind(use), _Tally()
+    kind, tally = origin.kind(use), Tally()
     with inventory.noting() as noted:
         count = write_records(out / RECORDS, _records(origin, use, out, tally), kind)
     progress.write(out, tally.rows, tally.rows, "rows")
     where = f"source {use.source!r}" + (f" ({use.path})" if use.path else "")
     for name, why in noted.not_read.items():
         logger.info("%s: not read: %s: %s", where, name, why)
-    if tally.rows and tally.bad / tally.rows > use.max_bad_share:
-        reason, times = tally.bad_reasons.most_common(1)[0]
-        columns = ", ".join(origin.columns_of(use)) or "none"
-        raise UserError(
-            f"{where}: {tally.bad} of {tally.rows} rows do not fit, more than max_bad_share {use.max_bad_share:g}; "
-            f"most often {reason} ({times}). Columns expected: {columns}; {tally.first_bad}"
-        )
+    if tally.too_many_bad(use):
+        raise UserError(f"{where}: {tally.complaint(origin, use)}")
     if not count:
         raise UserError(f"{where}: none of {tally.rows} rows of split {use.split!r} became a record {dict(tally.dropped)}")
     chosen = _keep(out / RECORDS, use, kind, count)
@@ -138,46 +123,14 @@ def data(params: DataParams, inputs: dict[str, Path], out: Path, machine: Any) -
     }
 
 
-def _records(origin: sources.Source, use: SourceUse, out: Path, tally: _Tally) -> Iterator[Record]:
-    """Yield a set's records and count the rest; ids are remembered, so that each comes once."""
-    seen: set[str] = set()
-    with (out / DROPPED).open("w", encoding="utf-8") as dropped:
-        for index, row in enumerate(origin.rows(use)):
-            tally.rows += 1
+def _records(origin: sources.Source, use: SourceUse, out: Path, tally: Tally) -> Iterator[Record]:
+    def read() -> Iterator[Any]:
+        for row in origin.rows(use):
+            yield row
             progress.write(out, tally.rows, None, "rows")
-            try:
-                record = origin.convert(row, index, use)
-                if record.id in seen:
-                    raise sources.RowError("duplicate_id")
-            except sources.RowError as error:
-                _drop(error, row, index, tally, dropped)
-            else:
-                seen.add(record.id)
-                yield record
 
-
-def _drop(error: sources.RowError, row: Any, index: int, tally: _Tally, dropped: IO[str]) -> None:
-    reason = str(error)
-    fields: Mapping[str, Any] = row if isinstance(row, Mapping) else {}
-    tally.dropped[reason] += 1
-    line = {"row": error.row or fields.get(ROW, index + 1), "reason": reason}
-    if file := error.file or fields.get(FILE):
-        line["file"] = file
-    if error.bad:
-        tally.bad += 1
-        tally.bad_reasons[reason] += 1
-        found = f"found in row {line['row']}, the first ({reason}): {_columns(fields)}"
-        unread = f"row {line['row']}, the first, cannot be read" + ("; save the file as UTF-8" * (reason == "not_utf8"))
-        tally.first_bad = tally.first_bad or (found if fields else unread)
-    if isinstance(name := fields.get(ID, fields.get("id")), str | int):
-        line["id"] = str(name)[:_SHOWN]
-    dropped.write(json.dumps(line) + "\n")
-
-
-def _columns(row: Mapping[str, Any]) -> str:
-    """Name a row's columns in one line that any terminal can show, whatever somebody called them."""
-    names = [ascii(str(name)[:_SHOWN])[1:-1] for name in row if name not in (ROW, FILE, ID)]
-    return ", ".join(names[:_SHOWN_COLUMNS]) + (", ..." if len(names) > _SHOWN_COLUMNS else "")
+    with (out / DROPPED).open("w", encoding="utf-8") as dropped:
+        yield from records(origin, read(), use, tally, lambda line: dropped.write(json.dumps(line) + "\n"))
 
 
 def _keep(path: Path, use: SourceUse, kind: Kind, count: int) -> int:
@@ -188,7 +141,7 @@ def _keep(path: Path, use: SourceUse, kind: Kind, count: int) -> int:
     return write_records(path, (each for place, each in enumerate(read_records(path)) if place in places), kind)
 
 
-def _rewritten(params: SourceParams, kind: Kind, count: int, tally: _Tally, out: Path) -> tuple[int, dict[str, Any] | None]:
+def _rewritten(params: SourceParams, kind: Kind, count: int, tally: Tally, out: Path) -> tuple[int, dict[str, Any] | None]:
     """Apply what is done to every row of the source; return how many are left, and the counts of `phi` where it is on."""
     phi, system_prompt = params.phi, params.system_prompt
     if not (phi or system_prompt):

@@ -19,20 +19,26 @@ from rounds.data_prep.sources import Row, RowError, file
 
 # Our column -> names that files have for it, the likeliest first. Those of Alpaca, ShareGPT, TRL, UltraFeedback, OpenAI, and plain words.
 _QUESTION = ("question", "prompt", "instruction", "query", "input", "user", "q")
-_NAMES: dict[str, dict[str, Sequence[str]]] = {
+NAMES: dict[str, dict[str, Sequence[str]]] = {
     "preference": {
         "chosen": ("chosen", "preferred", "better", "accepted"),
         "rejected": ("rejected", "dispreferred", "worse"),
         "prompt": ("prompt", "question", "instruction", "query", "input"),
     },
     "messages": {"messages": ("messages", "conversation", "conversations", "turns")},
+    "alpaca": {
+        "instruction": ("instruction",),
+        "input": ("input",),
+        "output": ("output", "response", "answer"),
+        "history": ("history",),
+    },
     "question_answer": {
         "question": _QUESTION,
         "answer": ("answer", "response", "output", "completion", "reply", "assistant", "a"),
     },
 }
 _OPTIONAL = {"system": ("system", "system_prompt", "system_message"), "id": ("id",), "group": ("group",)}
-_NOT_NEEDED = ("prompt",)
+_NOT_NEEDED = ("prompt", "history")
 """A pair whose sides are whole conversations has its prompt in them."""
 _ROWS_READ = 200
 # Rows that are held out measure little when they are fewer; a larger part than a third is missed in training.
@@ -67,9 +73,10 @@ def _rows(path: Path) -> Any:
     return hub.local(path, split="train")
 
 
-def _recognise(path: Path, theirs: Sequence[str]) -> tuple[str, dict[str, str]]:
+def recognised(theirs: Sequence[str]) -> tuple[str, dict[str, str]] | None:
+    """Return the format whose columns are among these names, and our column -> theirs; None where there is none."""
     plain = {re.sub(r"\W+", "_", name.strip().lower()): name for name in reversed(theirs)}
-    for format, names in _NAMES.items():
+    for format, names in NAMES.items():
         found = {
             ours: plain[name]
             for ours, known in {**names, **_OPTIONAL}.items()
@@ -77,6 +84,12 @@ def _recognise(path: Path, theirs: Sequence[str]) -> tuple[str, dict[str, str]]:
         }
         if all(ours in found for ours in names if ours not in _NOT_NEEDED):
             return format, found
+    return None
+
+
+def _recognise(path: Path, theirs: Sequence[str]) -> tuple[str, dict[str, str]]:
+    if layout := recognised(theirs):
+        return layout
     formats = "; ".join(f"{name} ({', '.join(columns)})" for name, columns in file.COLUMNS.items())
     raise UserError(
         f"{path}: its columns are {', '.join(theirs) or 'none'}, and no question and answer, messages, or chosen and rejected answer "

@@ -5,6 +5,10 @@ is wrong changes letters in silence.
 """
 
 import re
+from itertools import islice
+from pathlib import Path
+
+from rounds.data_prep.compressed import opened
 
 _SAMPLE = 1 << 16
 _WESTERN = set("äöüÄÖÜßéèêëÉÈàâáãåÀÁÅçÇñÑíìîïóòôõúùûœæøÆØ°µ–—‘’“”…±²³×÷½¼•€£©®™·«»¿¡§´¨ºª\xa0")
@@ -47,6 +51,20 @@ def _is_western(lines: bytes) -> bool:
     letters = sum(letter.isalpha() for letter in text)
     is_rare = sum(letter.isalpha() for letter in other) <= 0.34 * letters or letters < 8
     return is_rare and set(other) <= _WESTERN and not re.search(r"[^\W\d_][°±²³×÷¼½¿¡§¨´·][^\W\d_]", text)
+
+
+def sample(path: Path) -> bytes:
+    """Return the first lines of a file that are not UTF-8, unpacked."""
+    with opened(path) as file:
+        return b"".join(islice((line for line in iter(lambda: file.readline(_SAMPLE), b"") if not _is_utf8(line)), 100))
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def advice(raw: bytes) -> str:

@@ -25,6 +25,7 @@ from rounds.data_prep.pool import in_order
 from rounds.data_prep.records import Kind, Question, Record
 from rounds.data_prep.render import to_conversation
 from rounds.data_prep.schema import FilterUse
+from rounds.data_prep.words import Texts
 
 Rules = Sequence[tuple[str, filters.Filter]]
 # What is done here takes about an eighth of the time that the rest takes, so more processes would wait for it.
@@ -106,9 +107,9 @@ def sift(paths: Mapping[str, Path], sieve: Sieve, processes: int = 1) -> Iterato
 
 def prepare(rules: Rules, table: pa.Table, rows: Sequence[Record], kind: Kind) -> Prepared:
     """Ask each filter about the records that those before it keep, as they leave them; put off what needs memory."""
-    current, standing, steps = list(rows), list(range(len(rows))), []
+    current, standing, steps, texts = list(rows), list(range(len(rows))), [], Texts()
     for name, rule in rules:
-        asked = [current[place] for place in standing]
+        asked = filters.Batch([current[place] for place in standing], texts)
         if isinstance(rule, filters.Remembering):
             steps.append(_Step(name, places=standing, prepared=rule.prepare(asked)))
             continue

@@ -26,10 +26,12 @@ COMMANDS = {
     "cancel": "Cancel exactly this run's jobs. What is done stays done; `rounds run` goes on from the last checkpoints.",
     "preflight": "Check the nodes of each cluster row: store, disk, clocks, versions, GPUs, all-reduce, the recipe's files.",
     "show": "Show one stage: its params, inputs, counts, scores, files and log.",
+    "verify": "Read every file that a run has made again, and compare its digest with the one that was written when it was made.",
+    "clean": "List what the store holds by run and what no run wants any more; remove the stages that are named.",
     "report": "Say where the run's report is: one HTML page with scores, curves, gates, data and lineage.",
     "sources": "List the registered sets of rows: splits with their published sizes, kind, licence, hub repository and commit.",
     "fetch": "Download every dataset, model and evaluation set of a recipe (or ablation) into one folder, with a list of digests.",
-    "data": "Look at the rows of a recipe.",
+    "data": "Make the training sets of a recipe, and look at their rows.",
 }
 """Each command with the first paragraph of its help; a test holds the two together."""
 

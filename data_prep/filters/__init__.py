@@ -2,7 +2,8 @@
 
 A filter's file holds `Settings` (a frozen pydantic section: the fields a recipe may set) and
 `build(settings, heldout) -> Filter`. A `Filter` is called with a list of records and answers, for each, None to keep it,
-a stable reason to drop it, or `Changed` to keep another record in its place. Batches go to several processes, so its
+a stable reason to drop it, or `Changed` to keep another record in its place. In a run the list is a `Batch`, by which the filters
+share what they cut of its texts (`texts_of`). Batches go to several processes, so its
 answer may depend on nothing but the record; a filter that must know the rows before is a `Remembering`. `heldout` are
 the run's own evaluation records, for the filter that needs them. A filter that needs an optional package has `check(settings)` too,
 which raises `UserError` where that is not installed; it is called while planning, so it imports none of it.
@@ -11,13 +12,14 @@ which raises `UserError` where that is not installed; it is called while plannin
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rounds.data_prep.errors import UserError, nearest
 from rounds.data_prep.records import Record
 from rounds.data_prep.schema import FilterUse, Section
+from rounds.data_prep.words import Texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,30 @@ class Remembering:
 
 
 Filter = Callable[[Sequence[Record]], Sequence[Verdict]]
+
+
+class Batch(Sequence[Record]):
+    """Records that one filter after the other is asked about, with what was cut of their texts."""
+
+    def __init__(self, records: Sequence[Record], texts: Texts) -> None:
+        self._records, self.texts = records, texts
+
+    def __getitem__(self, place: Any) -> Any:
+        """Return a record, or a list of them."""
+        return self._records[place]
+
+    def __len__(self) -> int:
+        """Return how many records there are."""
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[Record]:
+        """Yield the records."""
+        return iter(self._records)
+
+
+def texts_of(records: Sequence[Record]) -> Texts:
+    """Return what remembers how the texts of these records were cut: the batch's, or a new one."""
+    return records.texts if isinstance(records, Batch) else Texts()
 
 
 def names() -> list[str]:

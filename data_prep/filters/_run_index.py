@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from rounds.data_prep.words import Words
 
 if TYPE_CHECKING:
     from rounds.data_prep.filters.decontaminate import Settings
@@ -80,14 +83,11 @@ class RunIndex:
             own,
         )
 
-    def search(self, texts: Sequence[int], starts: Sequence[int]) -> Iterator[tuple[int, float, str]]:
-        """Yield a text's number, the share in common and the source, for each held-out text that is told again.
-
-        `texts` are the vocabulary's numbers of all texts' words, each text followed by a 0; `starts` are their places.
-        """
-        if not starts:
+    def search(self, words: Words[bytes], chosen: Sequence[int]) -> Iterator[tuple[int, float, str]]:
+        """Yield a text's number, the share in common and the source, for each held-out text that one of the chosen tells again."""
+        if not chosen:
             return
-        codes, bounds = np.array(texts, np.uint64), np.array([*starts, len(texts)])
+        codes, bounds = self._coded(words, np.array(chosen))
         at, run = self._hits(codes)
         text = np.searchsorted(bounds, at, side="right") - 1
         counts = (self.starts[1] - self.starts[0])[run]
@@ -104,7 +104,23 @@ class RunIndex:
             one, other = int(text[first[pair]]), int(holder[first[pair]])
             near = self._near(at[first[pair] : last[pair]], self.lengths[other], bounds[one], bounds[one + 1] - 1)
             if share := self._shared(codes[near], other):
-                yield one, share, self.sources[other]
+                yield chosen[one], share, self.sources[other]
+
+    def _coded(self, words: Words[bytes], chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the vocabulary's numbers of the chosen texts' words, and where each text's begin.
+
+        0 is a word that no held-out text has; one after each text keeps runs from crossing its end.
+        """
+        number = np.fromiter(map(self.vocabulary.get, words.distinct, repeat(0)), np.uint64, len(words.distinct))
+        lengths = np.diff(words.starts)[chosen]
+        before = np.cumsum(lengths) - lengths
+        bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths + 1)])
+        every = np.arange(lengths.sum())
+        codes = np.zeros(bounds[-1], np.uint64)
+        codes[every + np.repeat(bounds[:-1] - before, lengths)] = number[
+            words.numbers[every + np.repeat(words.starts[chosen] - before, lengths)]
+        ]
+        return codes, bounds
 
     def _hits(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the places at which a run of held-out words starts, and the run's number."""
@@ -144,6 +160,7 @@ def _runs(codes: np.ndarray, size: int) -> np.ndarray:
     """Hash each run of `size` words to 64 bits (a polynomial, then mixed so that the high bits depend on all words)."""
     found = np.zeros(max(0, len(codes) - size + 1), np.uint64)
     for place in range(size):
-        found = (found + codes[place : len(codes) - size + 1 + place]) * _FACTOR
+        found += codes[place : len(codes) - size + 1 + place]
+        found *= _FACTOR
         found ^= found >> np.uint64(29)
     return found

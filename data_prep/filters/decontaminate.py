@@ -17,16 +17,16 @@ held-out records are left out: many records share them.
 
 import re
 from collections.abc import Sequence
-from itertools import repeat
 from typing import Annotated
 
 from pydantic import Field
 
-from rounds.data_prep.filters import Filter
+from rounds.data_prep.filters import Filter, texts_of
 from rounds.data_prep.records import Message, Question, Record, answers_of, prompt_id, prompt_of
 from rounds.data_prep.render import phrasings
 from rounds.data_prep.schema import Section
 from rounds.data_prep.turns import folded, normalised
+from rounds.data_prep.words import Words
 
 _WORD = re.compile(r"\w+")
 _MARKS = re.compile(r"[^\w\x00-\x7f]+")
@@ -81,51 +81,76 @@ def build(settings: Section, heldout: Sequence[Record]) -> Filter:
 
     index = RunIndex.build(texts, settings) if texts else None
 
-    def known(record: Record, words: Sequence[list[bytes]]) -> str | None:
-        """Tell what the record is by id or as a whole."""
+    shapes = {_shape(key.split()) for key in prompts}
+
+    def known(record: Record, turns: Sequence[list[bytes]]) -> str | None:
+        """Tell what the record is by id or, with the words of its turns, as a whole."""
         if source := ids.get(_prompt_id(record)):
             return f"heldout_prompt_{source}"
-        prompt = prompt_of(record)
-        turns = _turns(prompt)
-        asked = [place for place, turn in enumerate(_spoken(prompt)) if turn.role == "user"]
-        keys = [_key(each) for each in words[: len(turns)]]
+        spoken = _spoken(prompt_of(record))
+        asked = [place for place, turn in enumerate(spoken) if turn.role == "user"]
+        keys = [_key(each) for each in turns]
         for place, key in [(-1, _key(keys)), *((place, keys[place]) for place in asked if len(turns) > 1)]:
             if found := prompts.get(key):
-                source, is_short = found.get(_form(" ".join(turns) if place < 0 else turns[place]), ("", False))
+                text = " ".join(turn.content for turn in spoken) if place < 0 else spoken[place].content
+                source, is_short = found.get(_form(text), ("", False))
                 if source and (is_short or place < 0):
                     return f"overlaps_{source}" if is_short else f"heldout_prompt_{source}"
         return None
 
     def verdicts(records: Sequence[Record]) -> list[str | None]:
+        texts, begins, spoken = list[str](), [0], list[int]()
+        for record in records:
+            turns = _turns(prompt_of(record))
+            system = [turn.content for turn in prompt_of(record) if turn.role == "system"]
+            texts += map(_without_options, (*turns, *answers_of(record), *system))
+            spoken.append(len(turns))
+            begins.append(len(texts))
+        words = texts_of(records).words(texts, _words_of_piece)
         found: list[str | None] = []
-        rows: list[int] = []
-        codes: list[int] = []
-        starts: list[int] = []
-        for row, record in enumerate(records):
-            prompt = prompt_of(record)
-            system = [turn.content for turn in prompt if turn.role == "system"]
-            words = [_words(text) for text in (*_turns(prompt), *answers_of(record), *system)]
-            found.append(known(record, words))
-            for each in words:
-                if index and found[-1] is None and len(each) >= size:
-                    rows.append(row)
-                    starts.append(len(codes))
-                    # 0 is a word that no held-out text has; one after each text keeps runs from crossing its end.
-                    codes.extend(map(index.vocabulary.get, each, repeat(0)))
-                    codes.append(0)
-        best: dict[int, tuple[float, str]] = {}
-        for text, share, source in index.search(codes, starts) if index else ():
-            best[rows[text]] = max(best.get(rows[text], (0.0, "")), (share, source))
-        for row, (_, source) in best.items():
-            found[row] = f"overlaps_{source}"
+        for record, start, count, is_likely in zip(records, begins, spoken, _likely(words, begins, spoken, shapes), strict=False):
+            is_asked = is_likely or (ids and _prompt_id(record) in ids)
+            found.append(known(record, [words.of(text) for text in range(start, start + count)]) if is_asked else None)
+        if index:
+            rows = [row for row, verdict in enumerate(found) for _ in range(begins[row], begins[row + 1])]
+            chosen = [text for text, row in enumerate(rows) if found[row] is None and words.length(text) >= size]
+            best: dict[int, tuple[float, str]] = {}
+            for text, share, source in index.search(words, chosen):
+                best[rows[text]] = max(best.get(rows[text], (0.0, "")), (share, source))
+            for row, (_, source) in best.items():
+                found[row] = f"overlaps_{source}"
         return found
 
     return verdicts if heldout else lambda records: [None] * len(records)
 
 
+def _likely(words: Words[bytes], begins: Sequence[int], spoken: Sequence[int], shapes: set[tuple]) -> list[bool]:
+    """Tell of which records the prompt or a turn may be one of these shapes; a record's turns come first among its texts."""
+    own = words.shapes()
+    found = []
+    for start, count in zip(begins, spoken, strict=False):
+        turns = own[start : start + count]
+        whole = (sum(each[0] for each in turns), turns[0][1], turns[-1][2]) if turns else _shape(())
+        found.append(whole in shapes or (count > 1 and any(each in shapes or not each[0] for each in turns)))
+    return found
+
+
+def _shape(words: Sequence[bytes]) -> tuple[int, bytes | None, bytes | None]:
+    """Return what is quickly told of words: how many, the first, and the last."""
+    return (len(words), words[0], words[-1]) if words else (0, None, None)
+
+
+def _without_options(text: str) -> str:
+    return _OPTION.sub("\n", text) if "\n" in text else text
+
+
 def _words(text: str) -> list[bytes]:
     """Return a text's words in lower case without punctuation and with 0 for each digit, in a few passes in C."""
-    text = folded(_OPTION.sub("\n", text))
+    return _words_of_piece(_without_options(text))
+
+
+def _words_of_piece(text: str) -> list[bytes]:
+    text = folded(text)
     if not text.isascii():
         text = _MARKS.sub(" ", text)
     return text.encode("utf-8", "surrogatepass").translate(_TO_WORDS).split()

@@ -13,7 +13,7 @@ nameless temporary file (set TMPDIR to choose the disk).
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import chain
 from typing import Annotated
 from zlib import crc32
 
@@ -21,10 +21,11 @@ import numpy as np
 from pydantic import Field
 from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  # a compiled module without stubs
 
-from rounds.data_prep.filters import Filter, Remembering
+from rounds.data_prep.filters import Filter, Remembering, texts_of
 from rounds.data_prep.records import Record, answers_of, prompt_of
 from rounds.data_prep.schema import Section
 from rounds.data_prep.turns import folded
+from rounds.data_prep.words import Words
 
 # Lower-case letters, digits and the bytes of longer characters make words; the rest stands between them.
 _TO_WORDS = bytes(code if code >= 128 or chr(code).isdigit() or chr(code).islower() else 32 for code in range(256))
@@ -55,11 +56,12 @@ def build(settings: Section, heldout: Sequence[Record]) -> Filter:
 
     def decide(prepared: _Prepared, places: Sequence[int]) -> list[str | None]:
         bands = prepared.bands[list(places)]
-        earlier = seen.find(bands)
+        earlier, again = seen.find(bands), _repeated(bands)
         batch: dict[int, list[int]] = {}
         found: list[str | None] = []
-        for row, (place, keys) in enumerate(zip(places, bands.tolist(), strict=True)):
+        for row, place in enumerate(places):
             mine = prepared.runs[prepared.offsets[place] : prepared.offsets[place + 1]]
+            keys = again.get(row, ())
             near = dict.fromkeys(chain(earlier.get(row, ()), *(batch.get(key, ()) for key in keys)))
             if any(kept.alike(mine, other, settings.jaccard) for other in near):
                 found.append("near_duplicate")
@@ -96,28 +98,56 @@ def _prepare(records: Sequence[Record], run_words: int) -> _Prepared:
 
 def _hashed(records: Sequence[Record], size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the hashed runs of all records, and where each record's begin. A short part is one run."""
-    codes: list[int] = []
-    ends: list[int] = []
-    parts = [0]
+    texts: list[str] = []
+    ends, kinds, owned = [0], list[int](), [0]
     for record in records:
-        prompt = " ".join(turn.content for turn in prompt_of(record) if turn.role != "system")
-        for part, text in enumerate((prompt, *answers_of(record))):
-            words = folded(text).encode("utf-8", "surrogatepass").translate(_TO_WORDS).split()
-            codes.extend(map(crc32, words, repeat(part)))
-            codes.extend(repeat(part, size - len(words)))
-            ends.append(len(codes))
-        parts.append(len(ends))
-    flat = np.array(codes, np.uint64)
+        texts += [turn.content for turn in prompt_of(record) if turn.role != "system"]
+        ends.append(len(texts))
+        answers = answers_of(record)
+        texts += answers
+        ends += range(len(texts) - len(answers) + 1, len(texts) + 1)
+        kinds += range(len(answers) + 1)
+        owned.append(len(kinds))
+    words = texts_of(records).words(texts, words_of)
+    flat, bounds = _padded(_codes(words, kinds, ends), words.starts[ends], np.array(kinds, np.uint64), size)
     runs = np.zeros(max(0, len(flat) - size + 1), np.uint64)
     for place in range(size):
-        runs = (runs + flat[place : len(flat) - size + 1 + place]) * _FACTOR
+        runs += flat[place : len(flat) - size + 1 + place]
+        runs *= _FACTOR
         runs ^= runs >> np.uint64(29)
     inside = np.ones(len(runs), bool)
-    crossing = np.array(ends[:-1], int)[:, None] - np.arange(1, size)
+    crossing = bounds[1:-1, None] - np.arange(1, size)
     inside[crossing[crossing >= 0]] = False
     before = np.concatenate([[0], np.cumsum(inside)])
-    starts = np.minimum(np.array([0, *ends]), len(runs))
-    return runs[inside], before[starts][parts]
+    return runs[inside], before[np.minimum(bounds, len(runs))][owned]
+
+
+def words_of(text: str) -> list[bytes]:
+    """Return a text's words in lower case without punctuation."""
+    return folded(text).encode("utf-8", "surrogatepass").translate(_TO_WORDS).split()
+
+
+def _codes(words: Words[bytes], kinds: Sequence[int], ends: Sequence[int]) -> np.ndarray:
+    """Hash each word by the part that it stands in, 0 the prompt, from 1 the answers; `ends` are the parts', in texts."""
+    part = np.repeat(np.array(kinds, np.int32), np.diff(words.starts[ends]))
+    used = np.zeros((max(kinds, default=0) + 1, len(words.distinct)), bool)
+    used[part, words.numbers] = True
+    codes = np.zeros(used.shape, np.uint32)
+    where = np.nonzero(used)
+    codes[where] = [crc32(words.distinct[number], kind) for kind, number in zip(*(each.tolist() for each in where), strict=True)]
+    return codes[part, words.numbers].astype(np.uint64)
+
+
+def _padded(codes: np.ndarray, starts: np.ndarray, fill: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return codes of parts, filled up where a part is shorter than `size`, and where the parts start then."""
+    lengths = np.diff(starts)
+    full = np.maximum(lengths, size)
+    bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(full)])
+    if (lengths == full).all():
+        return codes, bounds
+    flat = np.repeat(fill, full)
+    flat[np.arange(len(codes)) + np.repeat(bounds[:-1] - starts[:-1], lengths)] = codes
+    return flat, bounds
 
 
 def _bands(runs: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -133,22 +163,37 @@ def _bands(runs: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     return keys
 
 
+def _repeated(bands: np.ndarray) -> dict[int, list[int]]:
+    """Return for each row its keys that stand in these bands more than once; rows that have none are left out."""
+    ordered = np.sort(bands, axis=None)
+    again = ordered[1:][ordered[1:] == ordered[:-1]]
+    if not len(again):
+        return {}
+    rows, columns = np.nonzero(again[np.minimum(np.searchsorted(again, bands), len(again) - 1)] == bands)
+    found: dict[int, list[int]] = {}
+    for row, key in zip(rows.tolist(), bands[rows, columns].tolist(), strict=True):
+        found.setdefault(row, []).append(key)
+    return found
+
+
 class _Runs:
     """The runs of kept records, in a file: read back only for a record that may be a duplicate."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the filter
         self._ends = np.zeros(1 << 12, np.int64)
-        self._count = 0
+        self._count, self._is_at_end = 0, True
 
     def add(self, runs: np.ndarray) -> int:
         """Keep a record's runs and return its place."""
         if self._count + 1 == len(self._ends):
             self._ends = np.concatenate([self._ends, np.zeros_like(self._ends)])
-        self._file.seek(0, 2)
+        if not self._is_at_end:
+            self._file.seek(0, 2)
+            self._is_at_end = True
         self._file.write(runs.tobytes())
         self._count += 1
-        self._ends[self._count] = self._file.tell()
+        self._ends[self._count] = self._ends[self._count - 1] + runs.nbytes
         return self._count - 1
 
     def alike(self, runs: np.ndarray, place: int, jaccard: float) -> bool:
@@ -158,6 +203,7 @@ class _Runs:
         if min(sizes) < jaccard * max(sizes):
             return False
         self._file.seek(start)
+        self._is_at_end = False
         other = np.frombuffer(self._file.read(end - start), np.uint32)
         common = np.count_nonzero(other[np.minimum(np.searchsorted(other, runs), len(other) - 1)] == runs)
         return bool(common >= jaccard * (sum(sizes) - common))

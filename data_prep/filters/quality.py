@@ -13,15 +13,16 @@ short notes of MTS-Dialog such as "None." another language, and is one more depe
 import re
 from collections import Counter
 from collections.abc import Sequence
-from itertools import count
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
-from rounds.data_prep.filters import Filter
+from rounds.data_prep.filters import Filter, texts_of
 from rounds.data_prep.records import Conversation, Pair, Record
 from rounds.data_prep.schema import Section
+from rounds.data_prep.words import Texts, Words
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -71,15 +72,86 @@ class Settings(Section):
 def build(settings: Section, heldout: Sequence[Record]) -> Filter:
     """Return the filter for these settings."""
     assert isinstance(settings, Settings)
-    return lambda records: [_verdict(record, settings) for record in records]
+
+    def verdicts(records: Sequence[Record]) -> list[str | None]:
+        learned = [_learned(record) for record in records]
+        answers = [answer for each in learned for answer in each]
+        seen = _look(answers, texts_of(records))
+        found: list[str | None] = []
+        start = 0
+        for record, own in zip(records, learned, strict=True):
+            found.append(_verdict(record, own, range(start, start + len(own)), seen, settings))
+            start += len(own)
+        return found
+
+    return verdicts
 
 
-def _verdict(record: Record, settings: Settings) -> str | None:
-    answers = _learned(record)
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What was counted in all answers of a batch, by place: words, those that English and others use, and what may repeat.
+
+    `noise`, `letters` and `foreign` count characters, the last ones letters of other scripts; all ASCII has none.
+    """
+
+    words: Words[str]
+    lengths: list[int]
+    english: list[int]
+    other: list[int]
+    frequent: set[int]
+    """Answers in which some pair of words may stand 6 times or more."""
+    repeating: set[int]
+    """Answers in which some run of ten words may stand twice."""
+    noise: list[int]
+    letters: list[int]
+    foreign: list[int]
+
+
+def _look(answers: Sequence[str], texts: Texts) -> _Seen:
+    words = texts.words(answers, _words_of)
+    english, other = (_count_known(words, known) for known in (_ENGLISH, _OTHER))
+    pairs, tens = _repeats(words)
+    odd = [text for text in answers if not text.isascii()]
+    counts = ([dict(zip(odd, texts.sums(odd, each), strict=True)) for each in (_noise, _letters, _foreign)]) if odd else [{}, {}, {}]
+    noise, letters, foreign = ([each.get(answer, 0) for answer in answers] for each in counts)
+    return _Seen(words, np.diff(words.starts).tolist(), english, other, pairs, tens, noise, letters, foreign)
+
+
+def _count_known(words: Words[str], known: frozenset[str]) -> list[int]:
+    """Count the words of each text that are among the known ones."""
+    flags = np.fromiter(map(known.__contains__, words.distinct), np.int32, len(words.distinct))
+    return np.diff(np.concatenate([np.zeros(1, np.int32), np.cumsum(flags[words.numbers])])[words.starts]).tolist()
+
+
+def _repeats(words: Words[str]) -> tuple[set[int], set[int]]:
+    """Return the texts in which some pair of words stands 6 times or more, and those in which a run of ten stands twice.
+
+    Equal hashes only say where something may repeat, and what does is counted by its words; where none are equal, nothing does. The
+    number of the text is in the upper bits, so one sort is enough for all.
+    """
+    codes = words.numbers.astype(np.uint64)
+    owner = np.repeat(np.arange(len(words.starts) - 1, dtype=np.uint64), np.diff(words.starts))
+    bits = np.uint64(64 - max(1, (len(words.starts) - 1).bit_length()))
+    pairs = codes[:-1] * _FACTOR + codes[1:]
+    fours = pairs[:-2] * _FACTOR * _FACTOR + pairs[2:]
+    tens = (fours[:-6] * _FACTOR + fours[4:-2]) * _FACTOR + pairs[8:]
+    found = []
+    for hashes, size, times in ((pairs, 2, 6), (tens, 10, 2)):
+        inside = owner[: len(hashes)] == owner[size - 1 :][: len(hashes)]
+        mixed = hashes[inside] * _FACTOR
+        mixed >>= np.uint64(64) - bits
+        mixed |= owner[: len(hashes)][inside] << bits
+        mixed.sort()
+        again = mixed[times - 1 :][mixed[times - 1 :] == mixed[: max(0, len(mixed) - times + 1)]]
+        found.append(set(np.unique(again >> bits).tolist()))
+    return found[0], found[1]
+
+
+def _verdict(record: Record, answers: Sequence[str], places: Sequence[int], seen: _Seen, settings: Settings) -> str | None:
     if any(not _WORD.search(answer) for answer in (*answers, *([record.rejected] if isinstance(record, Pair) else ()))):
         return "empty_answer"
-    for answer in answers:
-        if reason := _reason(answer, settings):
+    for answer, place in zip(answers, places, strict=True):
+        if reason := _reason(answer, place, seen, settings):
             return reason
     return None
 
@@ -90,19 +162,34 @@ def _learned(record: Record) -> list[str]:
     return [record.chosen if isinstance(record, Pair) else record.choices[record.answer]]
 
 
-def _reason(answer: str, settings: Settings) -> str | None:
-    if not answer.isascii() and sum(map(len, _NOISE.findall(answer))) > settings.max_noise_share * len(answer):
+def _reason(answer: str, place: int, seen: _Seen, settings: Settings) -> str | None:
+    if seen.noise[place] > settings.max_noise_share * len(answer):
         return "symbol_noise"
     if settings.drop_refusals and len(answer) <= settings.max_refusal_characters and _REFUSAL.match(answer.replace("’", "'")):
         return "refusal"
-    words = _words(answer.lower())
-    if settings.english_only and not _is_english(answer, words, settings):
+    if settings.english_only and not _is_english(place, seen, settings):
         return "not_english"
-    if _repeats_lines(answer, settings):
+    if answer.count("\n") >= 3 and _repeats_lines(answer, settings):
         return "repeated_lines"
-    if len(words) >= settings.min_repetition_words and _repeats_words(words, settings):
+    if seen.lengths[place] >= settings.min_repetition_words and _repeats_words(place, seen, settings):
         return "repeated_words"
     return "truncated" if settings.drop_truncated and _is_truncated(answer, settings) else None
+
+
+def _words_of(text: str) -> list[str]:
+    return _words(text.lower())
+
+
+def _noise(text: str) -> int:
+    return 0 if text.isascii() else sum(map(len, _NOISE.findall(text)))
+
+
+def _letters(text: str) -> int:
+    return sum(map(str.isalpha, text))
+
+
+def _foreign(text: str) -> int:
+    return 0 if text.isascii() else sum(character > "\u024f" and character.isalpha() for character in text)
 
 
 def _words(text: str) -> list[str]:
@@ -158,17 +245,15 @@ _OTHER = frozenset(
                 "di", "de", "en", "ne", "em", "os", "na", "se", "lo", "van", "von", "met", "sin", "hay", "non", "af"}  # fmt: skip
 
 
-def _is_english(answer: str, words: Sequence[str], settings: Settings) -> bool:
-    letters = [character for character in answer if character.isalpha()] if not answer.isascii() else []
+def _is_english(place: int, seen: _Seen, settings: Settings) -> bool:
     # Greek letters of formulas and names in their own script are few beside the Latin letters around them. 20 letters and, below,
     # 20 words are our choice: of fewer, one formula, one name or one drug's name is a large share.
-    if len(letters) >= 20 and sum(character > "\u024f" for character in letters) > len(letters) / 2:
+    if seen.letters[place] >= 20 and seen.foreign[place] > seen.letters[place] / 2:
         return False
-    if len(words) < 20:
+    words = seen.lengths[place]
+    if words < 20 or seen.english[place] >= settings.min_english_share * words:
         return True
-    if sum(map(_ENGLISH.__contains__, words)) >= settings.min_english_share * len(words):
-        return True
-    return sum(map(_OTHER.__contains__, words)) < settings.min_other_share * len(words)
+    return seen.other[place] < settings.min_other_share * words
 
 
 def _repeats_lines(answer: str, settings: Settings) -> bool:
@@ -182,33 +267,20 @@ def _repeats_lines(answer: str, settings: Settings) -> bool:
     return again > settings.max_repeated_lines * len(lines) or characters > settings.max_repeated_line_characters * sum(map(len, lines))
 
 
-def _repeats_words(words: Sequence[str], settings: Settings) -> bool:
-    # A word's number is the place where it first stands. Hashes of runs of them only say where nothing repeats, which
-    # is so in most answers and seven times as fast to see; what may repeat is counted by its words.
-    first: dict[str, int] = {}
-    codes = np.fromiter(map(first.setdefault, words, count()), np.uint64, len(words))
-    pairs = codes[:-1] * _FACTOR + codes[1:]
+def _repeats_words(place: int, seen: _Seen, settings: Settings) -> bool:
+    if place not in seen.frequent and place not in seen.repeating:
+        return False
+    words = seen.words.of(place)
     total = sum(map(len, words))
     # Five times is how often a short answer says the name of its disease; no longer gram is as frequent as its pairs.
-    for size in (2, 3, 4) if _most_frequent(pairs) > 5 else ():
+    for size in (2, 3, 4) if place in seen.frequent else ():
         gram, times = Counter(zip(*(words[start:] for start in range(size)), strict=False)).most_common(1)[0]
         if times > 5 and times * sum(map(len, gram)) > settings.max_top_ngram * total:
             return True
-    fours = pairs[:-2] * _FACTOR * _FACTOR + pairs[2:]
-    tens = (fours[:-6] * _FACTOR + fours[4:-2]) * _FACTOR + pairs[8:]
-    return _most_frequent(tens) > 1 and _repeated_words(words, 10) > settings.max_repeated_ngrams * len(words)
+    return place in seen.repeating and _repeated_words(words, 10) > settings.max_repeated_ngrams * len(words)
 
 
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
-
-
-def _most_frequent(hashes: np.ndarray) -> int:
-    """Tell whether the most frequent value stands there 6 times or more (6), 2 or more (2), or once (1)."""
-    ordered = np.sort(hashes)
-    for times in (6, 2):
-        if len(ordered) >= times and (ordered[times - 1 :] == ordered[: len(ordered) - times + 1]).any():
-            return times
-    return 1
 
 
 def _repeated_words(words: Sequence[str], size: int) -> int:

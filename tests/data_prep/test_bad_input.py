@@ -300,7 +300,7 @@ def test_json_too_large_to_be_read_as_a_whole_is_refused(tmp_path: Path, monkeyp
 
 
 def test_the_columns_found_are_the_file_s_own(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"found in row 1, the first .*: frage, antwort$"):
+    with pytest.raises(UserError, match=r"found in row 1, the first .*: frage, antwort\. .*`columns: {answer: antwort}`$"):
         run(tmp_path, "rows.jsonl", jsonl([{"frage": "Heiß?", "antwort": "Ja."}]), "question_answer")
 
 

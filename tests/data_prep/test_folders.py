@@ -247,3 +247,32 @@ def test_the_readme_of_a_folder_says_which_files_are_a_split(tmp_path: Path) -> 
     (tmp_path / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: one.*\n---\n")
     found, not_read = names(tmp_path)
     assert found == ["one.jsonl"] and list(not_read) == ["two.jsonl"]
+
+
+CYRILLIC = "Какая температура тела считается нормальной? Ответ: около тридцати шести градусов. Пациент жалуется на кашель."
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"), [("Größe über 40 °C?", "cp1252"), ("Température élevée, fièvre à 39 °C ?", "cp1252"), (CYRILLIC, "cp1251")]
+)
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "set/rows.jsonl"])
+def test_the_encoding_that_fits_is_named_and_reads_the_file(tmp_path: Path, name: str, text: str, encoding: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    rows = [{"question": f"{text} {number}", "answer": text} for number in range(30)]
+    lines = {".jsonl": [json.dumps(row, ensure_ascii=False) for row in rows], ".json": [json.dumps(rows, ensure_ascii=False)]}
+    cells = ["question,answer", *(f'"{row["question"]}","{row["answer"]}"' for row in rows)]
+    path.write_bytes("\n".join(lines.get(path.suffix, cells)).encode(encoding))
+    asked = path if path.parent == tmp_path else path.parent
+    with pytest.raises(UserError, match=f"it reads as {encoding}: with source `file`, `encoding: {encoding}`"):
+        run(asked)
+    assert read(asked, encoding=encoding) == rows
+
+
+def test_a_sheet_is_read_under_its_first_row(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in ((None, None), ("question", "answer"), ("Hot?", "Yes."), (None, None), ("How many?", 7)):
+        book.active.append(row)
+    book.save(tmp_path / "rows.xlsx")
+    assert read(tmp_path / "rows.xlsx") == [{"question": "Hot?", "answer": "Yes."}, {"question": "How many?", "answer": 7}]

@@ -66,7 +66,7 @@ def test_the_version_is_that_of_the_package():
 
 @pytest.mark.parametrize(
     ("line", "expected"),
-    [("rounds st", {"status"}), ("rounds data ", {"preview", "stats"}), ("rounds plan --k", {"--keys"})],
+    [("rounds st", {"status"}), ("rounds data ", {"build", "preview", "stats"}), ("rounds plan --k", {"--keys"})],
 )
 def test_a_shell_completes_commands_and_options(line, expected):
     words = line.split(" ")

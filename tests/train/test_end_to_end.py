@@ -287,6 +287,21 @@ def test_a_result_that_is_gone_is_made_again_and_nothing_else(copied):
     assert {name for name, at in finished(copied).items() if before[name] != at} == {found["dpo.first"].name}
 
 
+def test_weights_with_a_flipped_bit_are_told_of_and_never_trained_on(copied):
+    found = stages(copied)
+    wanted, file = weights(found["sft"]), found["sft"] / "model" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+    shutil.rmtree(found["dpo.first"])
+    told = run_mini(copied, expect=1)
+    assert f"sft ({found['sft'].name}) is damaged: model/model.safetensors" in told and "reference" not in told
+    assert not found["dpo.first"].exists()
+    rounds("clean", found["sft"].name, store=copied)
+    run_mini(copied)
+    assert weights(found["sft"]) == wanted and "are whole" in rounds("verify", RECIPE, store=copied)
+
+
 def test_a_base_model_that_moved_is_found_where_it_is_now(undisturbed, copied, tmp_path):
     old, new = tmp_path / "a b" / "model", tmp_path / "moved"
     shutil.copytree(stages(undisturbed)["export"] / "model", old)

@@ -1,4 +1,4 @@
-"""`rounds data`: look at the rows of a recipe, as a model will read them and in numbers."""
+"""`rounds data`: make the training sets of a recipe, and look at their rows, as a model will read them and in numbers."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,10 +6,17 @@ from typing import Annotated
 import typer
 
 from rounds.train.commands import options
-from rounds.train.commands.options import Overrides, RecipeFile, StoreRoot, plan_of, told
+from rounds.train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
+from rounds.train.config.cluster import load as load_cluster
 from rounds.train.engine import store
+from rounds.train.plan.pipeline import Plan
 
-app = typer.Typer(help="Look at the rows of a recipe.", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown")
+app = typer.Typer(
+    help="Make the training sets of a recipe, and look at their rows.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+)
 
 
 @app.command("preview")
@@ -23,25 +30,59 @@ def preview(
 ) -> None:
     """Show rows of a source as a model will read them, what it learns from in green.
 
-    Shows what is left after filters and mix where that stage is finished, else rows as they come from the source. Where
+    Shows what is left after filters and mix where that stage is finished, else rows as they come from the source, with
+    the reasons of those among the first that do not fit. Where no row fits, says why, and which column may be meant. Where
     no colours are to be had, what is learnt stands between « and ».
 
         rounds data preview recipes/quickstart.yaml --source facts
     """
     root = root or store.default_root()
     plan = plan_of(file, overrides, root)
-    from rounds.train.display import rows as rendered
+    from rounds.train.display import first_rows
 
-    found = rendered.rows(plan, root, source, count)
+    found = first_rows.rows(plan, root, source, count)
+    from rounds.train.display import rows as rendered  # brings torch, for which a mistyped name does not wait
+
     using = rendered.tokenizer(plan, root)
     console = options.console
     console.print(f"{len(found.records)} rows {found.found}", style="bold", highlight=False)
+    if found.unfit:
+        console.print(found.unfit, style="yellow", highlight=False, markup=False, soft_wrap=True)
     if isinstance(using, str):
         console.print(f"roles instead of tokens: {using}", style="yellow", highlight=False)
     for record in found.records:
         console.print()
         text = rendered.shown(record, using, not console.is_terminal, found.max_length)
         console.print(text, highlight=False, soft_wrap=True)
+
+
+@app.command("build")
+@told
+def build(
+    file: RecipeFile,
+    overrides: Overrides = None,
+    cluster_file: ClusterFile = None,
+    root: StoreRoot = None,
+    fetched: Annotated[Path | None, typer.Option("--offline", metavar="FOLDER", help="Use only what `rounds fetch` put there")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would run")] = False,
+) -> None:
+    """Make all training sets of a recipe, rows and tokens, and stop before anything is trained.
+
+    `rounds run` goes on from there. For one set, or another stage: `rounds run RECIPE --until data.sft`.
+
+        rounds data build recipes/quickstart.yaml
+    """
+    from rounds.train.commands import run
+
+    run.carry_out(file, overrides, cluster_file, root, _sets, fetched=fetched, dry_run=dry_run)
+    if not dry_run and load_cluster(cluster_file).kind != "slurm":
+        from rounds.train.display import training_sets
+
+        options.console.print(training_sets.table(plan_of(file, overrides, store_of(root, cluster_file)), store_of(root, cluster_file)))
+
+
+def _sets(plan: Plan) -> Plan:
+    return plan.until([stage.name for stage in plan.stages if stage.kind.mixes or stage.kind.makes_tokens])
 
 
 @app.command("stats")
@@ -69,7 +110,7 @@ def stats(
     made = training_sets.sets(plan, root)
     if lacking := [name for name in training_sets.names(plan) if name not in made]:
         options.console.print(
-            f"not made yet, so at most as many rows as are published: {', '.join(lacking)}. rounds run {file} makes them",
+            f"not made yet, so at most as many rows as are published: {', '.join(lacking)}. rounds data build {file} makes them",
             style="yellow",
             highlight=False,
         )

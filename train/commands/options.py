@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
 from typing import Annotated
@@ -13,8 +13,8 @@ from rich.console import Console
 
 from rounds.data_prep.errors import UserError
 from rounds.train.config import cluster, recipe, shipped
-from rounds.train.engine import store
-from rounds.train.engine.graph import Asset
+from rounds.train.engine import damage, store
+from rounds.train.engine.graph import Asset, Stage
 from rounds.train.offline import folder, needs
 from rounds.train.plan import ablation, pipeline
 from rounds.train.plan.pipeline import Plan
@@ -94,11 +94,20 @@ def store_of(root: Path | None, cluster_file: Path | None = None) -> Path:
 
 def command_line(command: str, file: Path, overrides: list[str] | None, cluster_file: Path | str | None, root: Path, *more: str) -> str:
     """Write a command for a person to repeat, with the options that make it mean the same run."""
-    words = ["rounds", command, shipped.name_of(file), *more]
+    words = ["rounds", *command.split(), shipped.name_of(file), *more]
     words += [word for override in overrides or () for word in ("--set", override)]
     words += ["--cluster", shipped.name_of(cluster_file)] if cluster_file else []
     words += ["--store", str(root)] if root.resolve() != store_of(None, Path(cluster_file) if cluster_file else None).resolve() else []
     return shlex.join(words)
+
+
+def refuse_damaged(
+    command: str, file: Path, overrides: list[str] | None, cluster_file: Path | None, root: Path, stages: Iterable[Stage]
+) -> None:
+    """Raise one `UserError` that names the results of a run that are not what was written, and the command that mends them."""
+    damages = damage.of_run(root, stages)
+    if damages:
+        raise damage.told(damages, command_line(command, file, overrides, cluster_file, root))
 
 
 def plan_of(file: Path, overrides: list[str] | None, root: Path, *, read_files: bool = True) -> Plan:
@@ -115,19 +124,26 @@ def plan_of(file: Path, overrides: list[str] | None, root: Path, *, read_files: 
         raise UserError(f"{file}: {error}") from None
 
 
-def go_offline(file: Path, overrides: list[str] | None, cluster: cluster.Cluster, root: Path, fresh: bool = False) -> None:
+def whole(plan: Plan) -> Plan:
+    """Return all of a plan."""
+    return plan
+
+
+def go_offline(
+    file: Path, overrides: list[str] | None, cluster: cluster.Cluster, root: Path, fresh: bool = False, part: Callable[[Plan], Plan] = whole
+) -> None:
     """Refuse to start unless all that is still to do has its files; then let the libraries use nothing but `fetched`.
 
-    Does nothing where the cluster is not offline. `fresh` reads every file again. Raises one `UserError` that names all
-    that is missing or altered, the recipe's own files among it.
+    Does nothing where the cluster is not offline. `fresh` reads every file again; `part` says which stages are to run. Raises
+    one `UserError` that names all that is missing or altered, the recipe's own files among it.
     """
     if not cluster.offline:
         return
-    stages = plan_of(file, overrides, root, read_files=False).stages
+    stages = part(plan_of(file, overrides, root, read_files=False)).stages
     own = {source.path for stage in stages for source in stage.inputs.values() if isinstance(source, Asset)}
     missing = sorted(str(path) for path in own if not path.exists())
     if not missing:
-        stages = store.unfinished(root, plan_of(file, overrides, root).stages)
+        stages = store.unfinished(root, part(plan_of(file, overrides, root)).stages)
     words = [word for override in overrides or () for word in ("--set", override)]
     command = shlex.join(["rounds", "fetch", shipped.name_of(file), *words, "--to", str(cluster.fetched or "FOLDER")])
     folder.check(needs.of(stages), cluster.fetched, root, command, missing_paths=missing, fresh=fresh, watch=console.print)

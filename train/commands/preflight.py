@@ -79,8 +79,8 @@ def _table(made: list[Stage], root: Path) -> Table:
     for heading in ("row", "check", "", "found"):
         table.add_column(heading, overflow="fold")
     for stage in made:
-        for entry in store.read_json(store.folder(root, stage) / "checks.json") or []:
-            fine = not entry["wrong"]
-            said = "; ".join([entry["found"], *entry["wrong"]])
-            table.add_row(stage.row, entry["check"], Text("ok" if fine else "WRONG", "green" if fine else "red"), Text(said))
+        for check in checks.results(store.folder(root, stage)):
+            fine = not check.wrong
+            said = "; ".join([check.found, *check.wrong])
+            table.add_row(stage.row, check.check, Text("ok" if fine else "WRONG", "green" if fine else "red"), Text(said))
     return table

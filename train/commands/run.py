@@ -1,6 +1,8 @@
 """`rounds run`: run what is not done yet, here or on a SLURM cluster."""
 
+import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +14,8 @@ from rounds.train.commands.options import ClusterFile, Overrides, RecipeFile, St
 from rounds.train.config.cluster import Cluster
 from rounds.train.config.cluster import load as load_cluster
 from rounds.train.display import forecast as forecast_display
-from rounds.train.display import plan, progress
+from rounds.train.display import plan as plan_display
+from rounds.train.display import progress
 from rounds.train.display import scores as display
 from rounds.train.engine import batches, runs, store, tracking
 from rounds.train.plan import ablation
@@ -27,6 +30,10 @@ def run(
     root: StoreRoot = None,
     fetched: Annotated[Path | None, typer.Option("--offline", metavar="FOLDER", help="Use only what `rounds fetch` put there")] = None,
     check: Annotated[bool, typer.Option("--check", help="Offline: read every fetched file again")] = False,
+    until: Annotated[
+        list[str] | None,
+        typer.Option("--until", metavar="STAGE", help="Make this stage and what it needs, such as `data.sft`, and stop; may be repeated"),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="List what would run; for SLURM also write each script and ask sbatch about it"),
@@ -42,51 +49,92 @@ def run(
 
         rounds run recipes/quickstart.yaml --set sft.num_train_epochs=4 --store /scratch/store
 
+        rounds run recipes/quickstart.yaml --until sft
+
         rounds run recipes/med42-v2-8b.yaml --offline /scratch/fetched
 
         rounds run recipes/quickstart.yaml --cluster recipes/clusters/slurm.yaml --dry-run
     """
+    part = (lambda plan: plan.until(until)) if until else options.whole
+    more = tuple(word for name in until or () for word in ("--until", name))
+    carry_out(file, overrides, cluster_file, root, part, more, fetched, check, dry_run)
+
+
+def carry_out(
+    file: Path,
+    overrides: list[str] | None,
+    cluster_file: Path | None,
+    root: Path | None,
+    part: Callable[[Plan], Plan],
+    more: tuple[str, ...] = (),
+    fetched: Path | None = None,
+    check: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Run what is not done yet of a part of a recipe's plan; `more` are the options that ask for that part."""
     root = store_of(root, cluster_file)
     if ablation.is_ablation(file):
         raise UserError(f"{file} is an ablation: `rounds ablate {file}` runs it")
     cluster = load_cluster(cluster_file)
     if fetched:
         cluster = cluster.model_copy(update={"offline": True, "fetched": fetched})
-    options.go_offline(file, overrides, cluster, root, check)
-    made = plan_of(file, overrides, root)
-    todo = store.unfinished(root, made.stages)
+    options.go_offline(file, overrides, cluster, root, check, part)
+    plan = plan_of(file, overrides, root)
+    wanted = part(plan)
+    options.refuse_damaged("run", file, overrides, cluster_file, root, wanted.stages)
+    todo = store.unfinished(root, wanted.stages)
     batches.check(todo, cluster)  # what is done may have run on a cluster of another size
     if cluster.kind == "slurm":
         assert cluster_file
         if not dry_run:
-            runs.remember_run(root, made.recipe.name, str(file), list(made.stages))
+            runs.remember_run(root, plan.recipe.name, str(file), list(plan.stages))
         if dry_run:
-            _forecast(made, cluster, root)
-        more = ("--offline", str(fetched.resolve())) if fetched else ()
-        jobs.submit(made.stages, root, cluster, jobs.wanted(file, made, root, cluster, cluster_file, more), dry_run)
+            _forecast(plan, cluster, root)
+        more += ("--offline", str(fetched.resolve())) if fetched else ()
+        jobs.submit(wanted.stages, root, cluster, jobs.wanted(file, plan, root, cluster, cluster_file, more), dry_run)
         if not dry_run:
             look = options.command_line("status", file, overrides, cluster_file, root)
             options.console.print(f"look: {look}", highlight=False, markup=False, soft_wrap=True)
     elif dry_run:
-        options.console.print(plan.plan_table(made, root))
+        options.console.print(plan_display.plan_table(plan, root, wanted.stages))
     else:
-        _here(file, made, root, cluster, len(todo))
+        seconds = _here(file, plan, wanted, root, cluster, len(todo))
+        if wanted == plan:
+            display.summary(options.console, plan, root, ran=len(todo), seconds=seconds)
+        else:
+            _stopped(file, overrides, cluster_file, root, plan, wanted, len(todo), seconds)
 
 
-def _forecast(made: Plan, cluster: Cluster, root: Path) -> None:
+def _forecast(plan: Plan, cluster: Cluster, root: Path) -> None:
     try:
-        forecast_display.plan(options.console, made, cluster, root)
+        forecast_display.plan(options.console, plan, cluster, root)
     except UserError as error:  # nothing of the model is here yet, which a run would fetch
         options.console.print(f"no forecast of memory and hours: {error}", style="yellow", markup=False, soft_wrap=True)
 
 
-def _here(file: Path, made: Plan, root: Path, cluster: Cluster, todo: int) -> None:
+def _here(file: Path, plan: Plan, wanted: Plan, root: Path, cluster: Cluster, todo: int) -> float:
+    """Run a part of a plan on this machine and return how many seconds that took."""
     began = time.monotonic()
     if todo:
-        runs.remember_run(root, made.recipe.name, str(file), list(made.stages))
+        runs.remember_run(root, plan.recipe.name, str(file), list(plan.stages))
         from rounds.train.launch import local
 
-        settings = tracking.settings(made.recipe.wandb, made.recipe.name)
-        with progress.Live(options.console, made, root) as live:
-            local.run(made.stages, root, cluster, settings, live)
-    display.summary(options.console, made, root, ran=todo, seconds=time.monotonic() - began)
+        settings = tracking.settings(plan.recipe.wandb, plan.recipe.name)
+        with progress.Live(options.console, wanted, root) as live:
+            local.run(wanted.stages, root, cluster, settings, live)
+    return time.monotonic() - began
+
+
+def _stopped(
+    file: Path, overrides: list[str] | None, cluster_file: Path | None, root: Path, plan: Plan, wanted: Plan, ran: int, seconds: float
+) -> None:
+    """Say what is made, where, and how to go on."""
+    done = "nothing was left to do" if not ran else f"{ran} stages run in {seconds:.1f} s"
+    last = [stage for stage in wanted.stages if not any(stage in each.parents for each in wanted.stages)]
+    left = len(store.unfinished(root, plan.stages))
+    say = functools.partial(options.console.print, highlight=False, markup=False, soft_wrap=True)
+    say(f"{done}; stopped as asked, with {left} of {len(plan.stages)} stages to do")
+    for stage in last:
+        say(f"{stage.name}: {store.folder(root, stage)}")
+    say(f"look:  {options.command_line('data stats', file, overrides, None, root)}")
+    say(f"go on: {options.command_line('run', file, overrides, cluster_file, root)}")

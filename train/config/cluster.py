@@ -124,6 +124,9 @@ class Machine(Section):
         return self
 
 
+StoreAccess = Literal["owner", "group", "umask"]
+
+
 class Cluster(Section):
     """The three rows. A row that is left out takes the defaults."""
 
@@ -142,6 +145,9 @@ class Cluster(Section):
     """What every job asks of SLURM, unless its row or stage says otherwise."""
     store: AbsolutePath | None = None
     """The store that all nodes see; `--store` goes before it."""
+    store_access: StoreAccess = "owner"
+    """Who may open the stages that hold what rows of your own files say: `owner` (mode 0700), `group` (0770), or whoever the `umask`
+    lets in, as for all other stages. Counts when such a stage's folder is made; later `chmod` does it."""
     preflight: bool = False
     """Begin each run with a job that checks the nodes, as `rounds preflight` does, and runs nothing if they fail."""
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from rounds.data_prep.schema import Filters, Mix, Name, Positive, Section, listed
+from rounds.data_prep.schema import Filters, Later, Mix, Name, Positive, Section, listed
 from rounds.train.config.evaluation import Gate
 
 LossType = Literal[
@@ -99,6 +99,9 @@ class Training(Section):
     """Gradients are clipped to this norm."""
     lora: Lora | None = None
     """Train an adapter instead of all weights."""
+    router_aux_loss_coef: Annotated[float | None, Field(ge=0, le=1), Later(None)] = None
+    """Mixtures of experts: weight of the loss that keeps the router's load balanced, added to that of SFT and DPO. None is the one of
+    the model's own config, 0 trains without."""
     stop_on_loss_above: float | None = None
     """The run has diverged when the loss, in nats, stays above this: the stage stops, keeps its last good checkpoint and says
     why. None stops only for a loss or gradient that is no number. Set it well above the first loss."""

@@ -1,28 +1,35 @@
 """`rounds plan`: every stage with its key, whether it is done, why not, and how large it is."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from rounds.train.engine import runs, store
+from rounds.train.engine import damage, runs, store
+from rounds.train.engine.digests import Memory
 from rounds.train.engine.graph import Stage
 from rounds.train.engine.params import DpoParams, SftParams
 from rounds.train.forecast import row_counts
 from rounds.train.plan.pipeline import Plan
 
 
-def plan_table(plan: Plan, root: Path) -> Table:
-    """List stages with key, state and size, done or expected. Reads the store; computes nothing."""
-    table = Table(title=f"{plan.recipe.name}: {len(plan.stages)} stages", title_justify="left", box=None, header_style="bold")
+def plan_table(plan: Plan, root: Path, part: Sequence[Stage] = ()) -> Table:
+    """List stages, all or a part of the plan's, with key, state and size, done or expected. Reads the store; computes nothing."""
+    stages = part or plan.stages
+    table = Table(title=f"{plan.recipe.name}: {len(stages)} stages", title_justify="left", box=None, header_style="bold")
     for heading in ("stage", "key", "state", "size"):
         table.add_column(heading, overflow="fold")
+    memory = Memory(root)
     before, sizes = runs.last_run(root, plan.recipe.name), row_counts.sizes(plan, root)
-    for stage in plan.stages:
+    for stage in stages:
         record = store.done(store.folder(root, stage))
-        if record:
+        wrong = damage.quick(store.folder(root, stage), memory, stage.name)
+        if wrong:
+            state = Text(f"damaged: {', '.join(each.file for each in wrong)}; `rounds verify` says more", "red")
+        elif record:
             state = Text("skipped" if record.skipped else "done", "green")
         else:
             state = Text("to do" + _why(stage, before.get(stage.name)), "yellow")

@@ -69,7 +69,7 @@ class Live:
             self._ends(stage, folder)
 
     def _moves(self, stage: Stage, folder: Path) -> None:
-        now = store.read_json(folder / "progress.json")
+        now = progress.read(folder)
         if now is None or self.current is None:
             return
         shown = numbers(now)

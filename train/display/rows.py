@@ -1,79 +1,24 @@
 """Rows as a model will read them, with what it learns from marked: for `rounds data preview`.
 
-In: a plan, and a name under its sources. Out: texts for a terminal. Rows come from the furthest finished stage that holds
-them; where none is finished they are read from the source itself, and treated as its stage would treat them.
+In: records that `first_rows` found. Out: texts for a terminal.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import pyarrow.parquet as pq
 from rich.text import Text
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from rounds.data_prep import records, rewrite, sources
-from rounds.data_prep.errors import UserError
-from rounds.data_prep.records import RECORDS, Conversation, Message, Pair, Record
+from rounds.data_prep.records import Conversation, Message, Pair, Record
 from rounds.data_prep.render import to_conversation
-from rounds.data_prep.schema import SourceParams, SourceUse
 from rounds.train.config.recipe import Hub, Local
 from rounds.train.engine import policy, store
-from rounds.train.engine.graph import Asset, Stage
-from rounds.train.engine.params import PackParams, TokenizeParams
 from rounds.train.plan.pipeline import Plan
 from rounds.train.tokens import chat, pair_budget
 from rounds.train.weights import models
 
 LEARNT, READ, WORSE = "bold green", "dim", "red"
 _ROLES = {"system": "magenta", "user": "cyan", "assistant": LEARNT}
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Some rows of a source, and where they were found."""
-
-    records: list[Record]
-    found: str
-    max_length: int | None
-    """Tokens that training reads of a row at most, where a set of the recipe takes rows of this source."""
-
-
-def rows(plan: Plan, root: Path, name: str, count: int) -> Rows:
-    """Return the first rows of a source. Raises `UserError` where the recipe has none of that name, or no row fits."""
-    own = next((stage for stage in plan.stages if stage.name == f"source.{name}"), None)
-    if own is None:
-        names = ", ".join(stage.name.removeprefix("source.") for stage in plan.stages if stage.kind.reads_source)
-        raise UserError(f"no stage of this recipe reads a source {name!r}; it reads {names}")
-    longest = _max_length(plan, own)
-    for stage in plan.stages:
-        read = [key.removeprefix("source.") for key, parent in stage.inputs.items() if parent.key == own.key]
-        if stage.kind.mixes and read and store.done(store.folder(root, stage)):
-            path = store.folder(root, stage) / RECORDS
-            taken = list(_first(path, read[0], count))
-            if taken:
-                return Rows(taken, f"of {stage.name}: after filters and mix", longest)
-    if store.done(store.folder(root, own)):
-        path = store.folder(root, own) / RECORDS
-        return Rows(list(_first(path, None, count)), f"of {own.name}: before filters and mix", longest)
-    said = f"read for this preview, since {own.name} is not finished: before filters and mix"
-    return Rows(_straight(own, count), said, longest)
-
-
-def _max_length(plan: Plan, source: Stage) -> int | None:
-    """Return the `max_length` of the sets that take rows of a source, the largest of several."""
-    sets = {stage.key for stage in plan.stages if stage.kind.mixes and source.key in _keys(stage)}
-    readers = [(stage.params, stage.inputs["data"]) for stage in plan.stages if stage.kind.makes_tokens]
-    return max(
-        (params.max_length for params, data in readers if isinstance(params, PackParams | TokenizeParams) and data.key in sets),
-        default=None,
-    )
-
-
-def _keys(data: Stage) -> set[str]:
-    return {parent.key for key, parent in data.inputs.items() if key.startswith("source.")}
 
 
 def tokenizer(plan: Plan, root: Path) -> PreTrainedTokenizerBase | str:
@@ -164,43 +109,3 @@ def _runs(encoded: chat.Encoded) -> Iterator[tuple[list[int], bool]]:
         if place + 1 == len(encoded.input_ids) or encoded.answer_mask[place + 1] != encoded.answer_mask[place]:
             yield ids, encoded.answer_mask[place]
             ids = []
-
-
-def _first(path: Path, source: str | None, count: int) -> Iterator[Record]:
-    """Yield the first rows of a file, of one source or of all."""
-    left = count
-    for number in range(records.batches_in(path)):
-        batch = pq.ParquetFile(path).read_row_group(number, columns=["source"]).column("source").to_pylist()
-        if source is not None and source not in batch:
-            continue
-        _, found = records.read_batch(path, number)
-        for name, record in zip(batch, found, strict=True):
-            if left and (source is None or name == source):
-                left -= 1
-                yield record
-        if not left:
-            return
-
-
-def _straight(stage: Stage, count: int) -> list[Record]:
-    """Read the first rows that fit, and treat them as the source's stage would."""
-    params = stage.params
-    assert isinstance(params, SourceParams)
-    given: dict[str, Any] = params.use.model_dump()
-    asset = stage.inputs.get("path")
-    given["path"] = str(asset.path) if isinstance(asset, Asset) else None
-    given["revision"] = params.revision or given["revision"]
-    use = SourceUse.model_validate(given)
-    origin = sources.load(use.source)
-
-    def fitting() -> Iterator[Record]:
-        for index, row in enumerate(origin.rows(use)):
-            try:
-                yield origin.convert(row, index, use)
-            except sources.RowError:
-                continue
-
-    found = list(islice(fitting(), count))
-    if not found:
-        raise UserError(f"{stage.name}: no row of split {use.split!r} fits; `rounds run` counts the reasons")
-    return rewrite.rewritten(found, system_prompt=params.system_prompt, phi=params.phi)

@@ -6,16 +6,24 @@ from rich.console import Console
 from rich.text import Text
 
 from rounds.train.display.scores import scores_table
-from rounds.train.engine import claims, store
+from rounds.train.engine import claims, damage, store
+from rounds.train.engine.digests import Memory
 
 
 def stage(console: Console, folder: Path, whole_log: bool) -> None:
     """Print everything that a stage's folder tells."""
     spec, record = store.spec(folder), store.done(folder)
     state = record.status if record else "running" if claims.is_held(folder) else "not finished"
+    damages = damage.quick(folder, Memory(folder.parent), spec.name)
+    if damages:
+        state = "damaged"
     console.print(Text.assemble((spec.name, "bold"), f" ({spec.function}, version {spec.version}): {state}"))
     console.print(f"folder  {folder}", highlight=False, soft_wrap=True)
     console.print(f"commit  {spec.git_commit}", highlight=False)
+    for each in damages:
+        console.print(f"damaged: {each.file} {each.says}", style="red", markup=False, highlight=False, soft_wrap=True)
+    if damages:
+        console.print(f"to mend it: {damage.remedy([folder])}, and run the recipe again", style="bold", highlight=False, soft_wrap=True)
     console.print("inputs", style="bold")
     for name, entry in spec.inputs.items():
         console.print(f"  {name}: {entry.stage or entry.path}", highlight=False, markup=False, soft_wrap=True)
@@ -27,7 +35,7 @@ def stage(console: Console, folder: Path, whole_log: bool) -> None:
         console.print(f"files ({record.seconds:.1f} s of work)", style="bold")
         for name in record.digests:
             console.print(f"  {name}  {(folder / name).stat().st_size:,} bytes", highlight=False, markup=False)
-    scores = store.scores(folder)
+    scores = {} if damages else store.scores(folder)
     if scores:
         console.print(scores_table(spec.name, {"score": scores}))
     failure = store.failure(folder)

@@ -8,10 +8,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 
 from rounds.data_prep.errors import UserError
-from rounds.train.engine.store import read_json, write_json
+from rounds.train.engine.store import read_fields, write_json
 
 logger = logging.getLogger("rounds")
 
@@ -76,8 +77,20 @@ def is_held(stage_folder: Path) -> bool:
 
 def holder(stage_folder: Path) -> str:
     """Say who holds, or last held, a stage."""
-    record = read_json(stage_folder / "holder.json")
-    if record is None:
+    record = read_fields(stage_folder / "holder.json")
+    process, host, since = record.get("pid"), record.get("host"), record.get("since")
+    if not isinstance(process, int) or not isinstance(host, str) or not isinstance(since, int | float):
         return "another run"
-    since = time.strftime("%H:%M:%S", time.localtime(record["since"]))
-    return f"process {record['pid']} on {record['host']}, since {since}"
+    with contextlib.suppress(OverflowError, ValueError, OSError):  # a time that no clock shows
+        return f"process {process} on {host}, since {time.strftime('%H:%M:%S', time.localtime(since))}"
+    return f"process {process} on {host}"
+
+
+def holding_process(stage_folder: Path) -> int | None:
+    """Return the process that says it holds a stage; None where nobody says so, or a process of this machine that is gone."""
+    record = read_fields(stage_folder / "holder.json")
+    process = record.get("pid")
+    if not isinstance(process, int) or isinstance(process, bool) or process <= 0:
+        return None
+    here = record.get("host") == socket.gethostname()
+    return process if not here or psutil.pid_exists(process) else None

@@ -1,17 +1,23 @@
-"""What a file holds, as a digest: remembered by size and time, so that a large model is read once."""
+"""What a file holds, as a digest: remembered by machine, size, times and inode, so that a large model is read once.
+
+`digests.json` of the store is only a memory: one that is damaged, or lost, costs reading again.
+"""
 
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rounds.data_prep.errors import UserError
 from rounds.train.engine.graph import Asset
-from rounds.train.engine.store import read_json, write_json
+from rounds.train.engine.store import read_fields, write_json
 
+_MEMORY = "digests.json"
 _LONG_READ = 4 << 30  # bytes; some seconds, at the speed of a disk
+_HEX = 64
 
 
 def file_digest(path: Path) -> str:
@@ -25,8 +31,8 @@ def asset(root: Path, path: Path, patterns: tuple[str, ...] = ("*",)) -> Asset:
 
     Hidden files and folders do not count: downloaders keep their bookkeeping, with times in it, there.
 
-    Digests are remembered in the store by size and modification time, so that planning with a large model is quick the
-    second time. Raises `UserError` when there is nothing at `path`.
+    Digests are remembered in the store, so that planning with a large model is quick the second time. Raises `UserError` when
+    there is nothing at `path`.
     """
     try:
         exists = path.exists()
@@ -48,21 +54,63 @@ def asset(root: Path, path: Path, patterns: tuple[str, ...] = ("*",)) -> Asset:
 
 
 def digests(root: Path, files: Sequence[Path], fresh: bool = False, watch: Callable[[str], None] = lambda line: None) -> list[str]:
-    """Return the SHA-256 of each file. They are remembered in the store by size and modification time, so that a large
-    model is read once; `fresh` reads everything again. `watch` is told what is read where that may take a while.
+    """Return the SHA-256 of each file. They are remembered in the store, so that a large model is read once on a machine; `fresh`
+    reads everything again. `watch` is told what is read where that may take a while.
     """
-    memory = read_json(root / "digests.json") or {}
-    stats = [file.stat() for file in files]
-    stamps = [f"{file.resolve()}:{s.st_size}:{s.st_mtime_ns}" for file, s in zip(files, stats, strict=True)]
-    unknown = {stamp: place for place, stamp in enumerate(stamps) if fresh or stamp not in memory}
-    size = sum(stats[place].st_size for place in unknown.values())
+    memory = Memory(root)
+    known = [None if fresh else memory.known(file) for file in files]
+    unread = [file for file, digest in zip(files, known, strict=True) if digest is None]
+    size = sum(file.stat().st_size for file in unread)
     if size > _LONG_READ:
-        watch(f"reading {len(unknown)} files, {size / 2**30:.1f} GiB, to check their digests")
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:  # hashing leaves the interpreter to the others
-        read = threads.map(file_digest, [files[place] for place in unknown.values()])
-        known = {**memory, **dict(zip(unknown, read, strict=True))}
-    if known != memory:
+        watch(f"reading {len(unread)} files, {size / 2**30:.1f} GiB, to check their digests")
+    read = memory.read(unread)
+    return [digest or read[file] for file, digest in zip(files, known, strict=True)]
+
+
+class Memory:
+    """What the files of a store, and those that it reads, held when they were last read on this machine.
+
+    A digest counts as long as size, inode and both times are the same: ctime changes with every write, and cannot be set back.
+    Another machine reads for itself: what one has written, it may only have in its own cache.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.host = root, socket.gethostname()
+        self.entries = self._stored()
+
+    def _stored(self) -> dict[str, str]:
+        plain = read_fields(self.root / _MEMORY)
+        return {name: value for name, value in plain.items() if isinstance(value, str) and len(value.split(" ")) == 2}
+
+    def known(self, file: Path) -> str | None:
+        """Return a file's digest, if it was read here as it is now."""
+        stamp, _, digest = self.entries.get(self._name(file), "").partition(" ")
+        return digest if len(digest) == _HEX and stamp == _stamp(file) else None
+
+    def changed(self, file: Path) -> bool:
+        """Tell whether a file was read here, and has been written since."""
+        return self._name(file) in self.entries and self.known(file) is None
+
+    def read(self, files: Iterable[Path]) -> dict[Path, str]:
+        """Read files anew and remember them; returns the digest of each."""
+        files = list(files)
+        if not files:
+            return {}
+        stamps = [_stamp(file) for file in files]
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:  # hashing leaves the interpreter to the others
+            found = dict(zip(files, threads.map(file_digest, files), strict=True))
+        # One that is written while it is read is not remembered.
+        fresh = {self._name(file): f"{stamp} {found[file]}" for file, stamp in zip(files, stamps, strict=True) if stamp == _stamp(file)}
+        self.entries = {**self._stored(), **fresh}
         with contextlib.suppress(OSError):  # a store that cannot be written only costs the memory
-            root.mkdir(exist_ok=True)  # planning for a cluster makes no folder of its here
-            write_json(root / "digests.json", known)
-    return [known[stamp] for stamp in stamps]
+            self.root.mkdir(exist_ok=True)  # planning for a cluster makes no folder of its here
+            write_json(self.root / _MEMORY, self.entries)
+        return found
+
+    def _name(self, file: Path) -> str:
+        return f"{self.host}:{file.resolve()}"
+
+
+def _stamp(file: Path) -> str:
+    stat = file.stat()
+    return f"{stat.st_size}:{stat.st_ino}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"

@@ -39,6 +39,8 @@ class Kind:
     """Several conversations share one of its rows."""
     of_pairs: bool = False
     """Its rows are pairs."""
+    holds_text: bool = False
+    """Its result holds what rows say, as text or as tokens."""
     about_rows: bool = False
     """The manifest tells it: what the rows are, and what became of them."""
     starts: bool = False
@@ -81,23 +83,24 @@ def _kind(name: str, version: int, row: Literal["cpu", "train", "infer"] = "cpu"
 
 # fmt: off
 SOURCE = Kind("source", "rounds.data_prep.build:source", "rounds.data_prep.schema:SourceParams", 7,
-              column=0, reads_source=True, about_rows=True, light=True)
+              column=0, reads_source=True, holds_text=True, about_rows=True, light=True)
 DATA = Kind("data", "rounds.data_prep.build:data", "rounds.data_prep.schema:DataParams", 8,
-            column=1, arrows=("source.",), mixes=True, about_rows=True, light=True)
+            column=1, arrows=("source.",), mixes=True, holds_text=True, about_rows=True, light=True)
 BASE = _kind("base", 1, column=4, starts=True, reads_weights=True)
-PACK = _kind("pack", 3, column=2, arrows=("data",), makes_tokens=True, packs=True, about_rows=True)
-TOKENIZE = _kind("tokenize", 2, column=2, arrows=("data",), makes_tokens=True, of_pairs=True, about_rows=True)
+PACK = _kind("pack", 3, column=2, arrows=("data",), makes_tokens=True, packs=True, holds_text=True, about_rows=True)
+TOKENIZE = _kind("tokenize", 2, column=2, arrows=("data",), makes_tokens=True, of_pairs=True, holds_text=True, about_rows=True)
 SFT = _kind("sft", 2, "train", column=4, arrows=("policy", "rows"),
             reads_weights=True, loads_policy=True, trains=True, spread=True, tracked=True)
 REFERENCE = _kind("reference", 3, "train", column=3, arrows=("pairs", "policy"),
                   of_pairs=True, reads_weights=True, loads_policy=True, scores_pairs=True, spread=True)
 DPO = _kind("dpo", 2, "train", column=4, arrows=("policy", "reference"),
             reads_weights=True, loads_policy=True, trains=True, is_round=True, spread=True, tracked=True)
-EVALUATE = _kind("evaluate", 2, "infer", column=5, arrows=("policy",), reads_weights=True, loads_policy=True, measures=True, tracked=True)
+EVALUATE = _kind("evaluate", 2, "infer", column=5, arrows=("policy",),
+                 reads_weights=True, loads_policy=True, measures=True, holds_text=True, tracked=True)
 GATE = _kind("gate", 2, column=6, arrows=("candidate_scores",), decides=True, tracked=True, light=True, after_stop=True)
 MANIFEST = _kind("manifest", 3, after_stop=True)
 EXPORT = _kind("export", 4, column=7, arrows=("policy",), reads_weights=True, exports=True, after_stop=True)
-REPORT = _kind("report", 1, page="report.html", after_stop=True)
+REPORT = _kind("report", 1, page="report.html", holds_text=True, after_stop=True)
 ABLATION_REPORT = _kind("ablation_report", 3, page="ablation.html", compares=True, after_stop=True)
 PREFLIGHT = _kind("preflight", 1, spread=True, checks=True)
 # fmt: on

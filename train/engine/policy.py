@@ -4,10 +4,11 @@ A stage that yields a policy writes `policy.json` beside its result. It may refe
 folder name, so an adapter knows what it sits on and a gate can point at the policy that it let through, without copies.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from rounds.data_prep.errors import UserError
 from rounds.train.engine import store
 from rounds.train.engine.records import POLICY
 
@@ -50,23 +51,55 @@ def write_same(folder: Path, as_folder: Path) -> None:
 
 
 def chain(folder: Path) -> list[Path]:
-    """Return the folders of the stages that made a policy's weights, base first: gates and skipped stages only point."""
-    record = json.loads((folder / POLICY).read_text())
-    if record["kind"] == "base":
-        return [folder]
-    before = chain(folder.parent / record["start"])
-    return before if record["kind"] == "same" else [*before, folder]
+    """Return the folders of the stages that made a policy's weights, base first: gates and skipped stages only point.
+
+    Raises `UserError` for a description that is damaged.
+    """
+    found: list[Path] = []
+    seen: set[Path] = set()
+    while folder not in seen:
+        seen.add(folder)
+        record = _described(folder)
+        if record["kind"] != "same":
+            found.insert(0, folder)
+        if record["kind"] == "base":
+            return found
+        folder = folder.parent / record["start"]
+    raise _damaged(folder)
+
+
+def parts(folder: Path) -> list[Path]:
+    """Return the stage folders that a policy's files lie in: not those whose weights were trained on to the end."""
+    described = read(folder)
+    needed = [Path(described.weights), *described.adapters, described.tokenizer]
+    return [stage for stage in chain(folder) if any(path.is_relative_to(stage) for path in needed)]
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    record = store.read_json(folder / POLICY)
+    if not isinstance(record, dict):
+        raise _damaged(folder)
+    weights, start = record.get("weights"), record.get("start")
+    if record.get("kind") == "base" and isinstance(weights, str | None) and isinstance(record.get("revision"), str | None):
+        return record
+    if record.get("kind") in ("weights", "adapter", "continued", "same") and isinstance(start, str) and Path(start).name == start:
+        return record
+    raise _damaged(folder)
+
+
+def _damaged(folder: Path) -> UserError:
+    return UserError(f"{folder / POLICY} is damaged, or not there: `rounds verify RECIPE` says what mends it")
 
 
 def read(folder: Path) -> Policy:
     """Resolve the policy of a finished stage."""
     base, *trained = chain(folder)
-    record = json.loads((base / POLICY).read_text())
+    record = _described(base)
     weights = record["weights"] or str(store.inputs(base)["model"])
     local = base / weights
     found = Policy(str(local) if local.is_dir() else weights, record["revision"], (), base / "tokenizer")
     for stage in trained:
-        kind = json.loads((stage / POLICY).read_text())["kind"]
+        kind = _described(stage)["kind"]
         if kind == "weights":
             found = Policy(str(stage / "model"), None, (), found.tokenizer)
         else:

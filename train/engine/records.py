@@ -97,6 +97,10 @@ class Done(Record):
     """The folder whose answer it took over: the same work behind other gates."""
     digests: dict[str, str] = {}
     """SHA-256 of each file of its result."""
+    sizes: dict[str, int] = {}
+    """Bytes of each; results of before releases that checked them have none."""
+    seal: str | None = None
+    """SHA-256 of all the rest, as canonical JSON."""
 
     @property
     def skipped(self) -> bool:

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 from rounds.data_prep.errors import UserError
 from rounds.train.engine.graph import Stage
@@ -21,7 +22,20 @@ def remember_run(root: Path, name: str, recipe: str, stages: list[Stage]) -> Non
 
 def last_run(root: Path, name: str) -> dict[str, dict]:
     """Return the stages of a recipe as last run, by name; empty when it never was."""
-    return (read_json(root / "runs" / f"{name}.json") or {"stages": {}})["stages"]
+    plain = read_json(root / "runs" / f"{name}.json")
+    stages = plain.get("stages") if isinstance(plain, dict) else None
+    entries = stages if isinstance(stages, dict) else {}
+    return {stage: entry for stage, entry in entries.items() if _is_entry(entry)}
+
+
+def _is_entry(entry: Any) -> bool:
+    """Tell whether a line of a run is one: the file may be damaged, and is only a memory."""
+    fields = {"folder": str, "params": dict, "version": int, "inputs": dict}
+    return (
+        isinstance(entry, dict)
+        and all(isinstance(entry.get(name), kind) for name, kind in fields.items())
+        and (Path(entry["folder"]).name == entry["folder"])
+    )
 
 
 def find(root: Path, wanted: str) -> Path:

@@ -23,9 +23,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from rounds.data_prep.errors import UserError
+from rounds.data_prep.schema import SourceParams
 from rounds.data_prep.whole import whole
+from rounds.train.config.cluster import StoreAccess
 from rounds.train.engine import records
-from rounds.train.engine.graph import Asset, Stage
+from rounds.train.engine.graph import Asset, Stage, parents_first
 from rounds.train.engine.records import Counts, Decision, Done, Failure, Score, Spec
 
 logger = logging.getLogger("rounds")
@@ -35,6 +37,13 @@ SIDE_FILES = {records.SPEC, records.LOG, records.PROGRESS, records.FAILED, recor
               records.STOP}  # fmt: skip
 SIDE_FOLDERS = {"checkpoints", "wandb", "cache", "logs", "slurm"}
 """What a stage folder holds besides its result: not digested, not the business of later stages."""
+
+
+_LINKING = {"wandb"}
+"""Entries that hold links of their own."""
+_MODES = {"owner": 0o700, "group": 0o770}
+OWN_FILE = "file"
+"""The source that reads the user's own rows."""
 
 
 def default_root() -> Path:
@@ -48,11 +57,25 @@ def folder(root: Path, stage: Stage) -> Path:
 
 
 def read_json(path: Path) -> Any | None:
-    """Read a JSON file; None where there is none, or where it was being written when the machine died."""
+    """Read a JSON file; None where there is none, or none that can be read: it was being written when the machine died, perhaps.
+
+    Raises `UserError` for a file of somebody else's that this user may not read.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None  # reading a pipe would never end
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):  # the last for deep nesting
         return None
+    except PermissionError:
+        raise UserError(
+            f"{path}: you may not read it. A stage with rows of somebody's own files is its owner's alone, unless the cluster file "
+            "that makes it says store_access: group; its owner may also chmod the folder"
+        ) from None
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object; empty where there is none, or another kind of value."""
+    plain = read_json(path)
+    return plain if isinstance(plain, dict) else {}
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -113,10 +136,17 @@ def unfinished(root: Path, stages: Iterable[Stage]) -> list[Stage]:
     return [stage for stage in stages if not done(folder(root, stage))]
 
 
-def prepare(root: Path, stage: Stage) -> Path:
-    """Make the stage's folder and say in `stage.json` what will run there. Repeating it refreshes local paths."""
+def prepare(root: Path, stage: Stage, access: StoreAccess = "owner") -> Path:
+    """Make the stage's folder and say in `stage.json` what will run there. Repeating it refreshes local paths.
+
+    A folder that will hold what rows of the user's own files say is made for whom `access` names. Raises `UserError` for a link.
+    """
     path = folder(root, stage)
-    path.mkdir(parents=True, exist_ok=True)
+    refuse_links(path)
+    if not path.exists():
+        path.mkdir(parents=True)
+        if access != "umask" and stage.kind.holds_text and _reads_own_file(stage):
+            path.chmod(_MODES[access])
     wanted = {
         "name": stage.name,
         "function": stage.kind.name,
@@ -134,6 +164,20 @@ def prepare(root: Path, stage: Stage) -> Path:
     if not isinstance(old, dict) or any(old.get(field) != value for field, value in wanted.items() if field != "name"):
         write_json(path / records.SPEC, {**wanted, "git_commit": _git_commit()})
     return path
+
+
+def refuse_links(path: Path) -> None:
+    """Raise `UserError` where a stage's folder, or a thing in it, is a link: what is written there would land elsewhere."""
+    inside = [entry for entry in path.iterdir() if entry.name not in _LINKING] if path.is_dir() and not path.is_symlink() else []
+    for entry in (path, *inside):
+        if entry.is_symlink():
+            raise UserError(f"{entry} is a link, which a store does not follow: remove the link and run the recipe again")
+
+
+def _reads_own_file(stage: Stage) -> bool:
+    return any(
+        isinstance(each.params, SourceParams) and each.params.use.source == OWN_FILE for each in (stage, *parents_first(stage.parents))
+    )
 
 
 def planned(stage_folder: Path) -> Stage:
@@ -162,12 +206,14 @@ def inputs(stage_folder: Path) -> dict[str, Path]:
 
 
 def result_files(stage_folder: Path) -> list[Path]:
-    """List the files that are a stage's result, in a stable order."""
+    """List the files that are a stage's result, in a stable order. Links are none: they would lead out of the store."""
     found = []
     for entry in sorted(stage_folder.iterdir()):
+        if entry.is_symlink() or entry.name.endswith(".partial"):
+            continue
         if entry.is_dir() and entry.name not in SIDE_FOLDERS:
-            found += [path for path in sorted(entry.rglob("*")) if path.is_file()]
-        elif entry.is_file() and entry.name not in SIDE_FILES and not entry.name.endswith(".partial"):
+            found += [path for path in sorted(entry.rglob("*")) if path.is_file() and not path.is_symlink()]
+        elif entry.is_file() and entry.name not in SIDE_FILES:
             found.append(entry)
     return found
 

@@ -12,7 +12,8 @@ import os
 import shutil
 from pathlib import Path
 
-from rounds.train.engine import policy, records, store
+from rounds.train.engine import damage, policy, records, store
+from rounds.train.engine.digests import Memory
 from rounds.train.engine.graph import KEY_LENGTH, identity
 
 _POLICIES = ("policy", "reference_policy", "current", "candidate")
@@ -46,7 +47,11 @@ def find(folder: Path) -> Path | None:
     name = f"{spec.function}-{identity_of(folder)}"
     pointer = store.read_json(_pointer(folder.parent, name))
     places = [name, *([pointer] if isinstance(pointer, str) else [])]
-    return next((path for place in places if (path := folder.parent / place) != folder and store.done(path)), None)
+    memory = Memory(folder.parent)
+    return next(
+        (path for place in places if (path := folder.parent / place) != folder and store.done(path) and not damage.full(path, memory)),
+        None,
+    )
 
 
 def remember(folder: Path) -> None:

@@ -16,17 +16,17 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.schema import Section
 from rounds.train.config.cluster import Machine
-from rounds.train.engine import claims, policy, ranks, store, tracking, twins
+from rounds.train.engine import claims, damage, policy, ranks, store, tracking, twins
 from rounds.train.engine import digests as file_digests
 from rounds.train.engine.kinds import Kind
-from rounds.train.engine.records import Spec
+from rounds.train.engine.records import POLICY, Input, Spec
 
 logger = logging.getLogger("rounds")
 
@@ -67,8 +67,13 @@ def run(job: Job) -> None:
         _remove_side_folders(job.folder)
         files = store.result_files(job.folder)
         _share(files, job.folder / "stage.json")
-        digests = {str(path.relative_to(job.folder)): file_digests.file_digest(path) for path in files}
-        store.write_json(job.folder / "done.json", {**record, "finished": time.time(), "digests": digests})
+        digests = file_digests.Memory(job.folder.parent).read(files)
+        record |= {
+            "finished": time.time(),
+            "digests": {str(path.relative_to(job.folder)): digests[path] for path in files},
+            "sizes": {str(path.relative_to(job.folder)): path.stat().st_size for path in files},
+        }
+        store.write_json(job.folder / "done.json", {**record, "seal": damage.seal(record)})
         twins.remember(job.folder)
         logger.info("done in %.1f s: %s", record["seconds"], json.dumps(record.get("counts", {}))[:2000])
 
@@ -84,19 +89,24 @@ def _share(files: list[Path], like: Path) -> None:
 
 def _claimed(job: Job, others: ranks.Others | None) -> dict[str, Any]:
     """Compute a stage that this process holds, and return what `done.json` will say."""
-    for name in ("failed.json", "progress.json"):
-        (job.folder / name).unlink(missing_ok=True)
+    store.refuse_links(job.folder)
+    for leftover in (job.folder / "failed.json", job.folder / "progress.json", *job.folder.glob("*.partial")):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)
     spec = store.spec(job.folder)
     inputs = store.inputs(job.folder)
-    started, worked = time.time(), _processor_seconds()
+    started, worked = time.monotonic(), _processor_seconds()
     try:
         record = _skip(spec, inputs) or _taken_over(job.folder)
+        if record is None:
+            _check_inputs(spec, inputs, job)  # before the others are told: reading them may take a while
         if others:
             others.tell(go=record is None)
         if record and record.get("status") == "skipped" and spec.kind.trains:
             policy.write_same(job.folder, inputs["policy"])  # what follows, a gate or the export, goes on with that
         if record is None:
-            _check_inputs(spec, inputs, job)
             if others:
                 others.join(job.machine)
             elif spec.kind.spread:
@@ -107,7 +117,7 @@ def _claimed(job: Job, others: ranks.Others | None) -> dict[str, Any]:
     except Exception as error:  # not an interruption: that is no failure, and the next run goes on
         _record_failure(job, error)
         raise
-    seconds = {"seconds": round(time.time() - started, 3), "cpu_seconds": round(_processor_seconds() - worked, 3)}
+    seconds = {"seconds": round(time.monotonic() - started, 3), "cpu_seconds": round(_processor_seconds() - worked, 3)}
     return {"status": "done", **record, **seconds}
 
 
@@ -140,12 +150,37 @@ def _compute_along(job: Job, others: ranks.Others) -> None:
 
 
 def _check_inputs(spec: Spec, inputs: dict[str, Path], job: Job) -> None:
-    for name, folder in inputs.items():
-        entry = spec.inputs[name]
-        if entry.stage and not store.done(folder):
+    """Refuse to begin on what is not finished, was edited, or is damaged: all bytes, once on this machine.
+
+    A policy is read with all that it is made of, down to the model folder of the user's that it began with.
+    """
+    memory = file_digests.Memory(job.folder.parent)
+    stages = {name: folder for name, folder in inputs.items() if spec.inputs[name].stage}
+    for name, folder in stages.items():
+        if not store.done(folder):
             raise UserError(f"input {name} ({folder.name}) is not finished; run the recipe again")
-        if entry.path and file_digests.asset(job.folder.parent, folder, entry.patterns).digest != entry.digest:
-            raise UserError(f"input {name}: {folder} has changed since the run was planned; run the recipe again")
+    _refuse_damaged(stages.values(), memory)
+    for name, path in inputs.items():
+        if name not in stages:
+            _check_own(f"input {name}", path, spec.inputs[name], job)
+    policies = [folder for folder in stages.values() if (folder / POLICY).is_file()]
+    _refuse_damaged({part: None for folder in policies for part in policy.parts(folder)}, memory)
+    for folder in policies:
+        base = policy.chain(folder)[0]
+        for name, entry in store.spec(base).inputs.items():
+            if entry.path and policy.read(folder).weights == entry.path:
+                _check_own(f"input {name} of {base.name}", Path(entry.path), entry, job)
+
+
+def _refuse_damaged(folders: Iterable[Path], memory: file_digests.Memory) -> None:
+    damages = [each for folder in folders for each in damage.full(folder, memory, store.spec(folder).name)]
+    if damages:
+        raise damage.told(damages)
+
+
+def _check_own(name: str, path: Path, entry: Input, job: Job) -> None:
+    if file_digests.asset(job.folder.parent, path, entry.patterns).digest != entry.digest:
+        raise UserError(f"{name}: {path} has changed since the run was planned; run the recipe again")
 
 
 def _compute(spec: Spec, inputs: dict[str, Path], job: Job) -> dict[str, Any]:
@@ -241,7 +276,7 @@ def _exit(code: int) -> None:
 
 def write_to(log: Path) -> None:
     """Send this process's output, its libraries' and its children's to the log file."""
-    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
     for stream in (1, 2):
         os.dup2(target, stream)
     os.close(target)

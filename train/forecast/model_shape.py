@@ -63,12 +63,13 @@ def of(base: Base, root: Path) -> tuple[Shape, str]:
     """
     config, origin = model_config.read(base)
     digest = hashlib.sha256(canonical_json(config).encode()).hexdigest()[:16]
-    memory = store.read_json(root / "shapes.json") or {}
-    if digest not in memory:
-        memory[digest] = _count(config, origin)
-        with contextlib.suppress(OSError):  # the store of a cluster that is planned for is not on this machine: counted again
-            root.mkdir(exist_ok=True)
-            store.write_json(root / "shapes.json", memory)
+    memory = store.read_fields(root / "shapes.json")
+    with contextlib.suppress(KeyError, TypeError, ValueError):  # not counted yet, or a memory that is damaged
+        return from_counts(memory[digest]), origin
+    memory[digest] = _count(config, origin)
+    with contextlib.suppress(OSError):  # the store of a cluster that is planned for is not on this machine: counted again
+        root.mkdir(exist_ok=True)
+        store.write_json(root / "shapes.json", memory)
     return from_counts(memory[digest]), origin
 
 

@@ -17,6 +17,11 @@ _WORDS = re.compile(
     r"|: Stale file handle))$",
     re.MULTILINE,
 )
+_SHELL = {
+    "126": "its shell may not run what it was to run",
+    "127": "its shell found no such program. Are Python, and the image if there is one, at the same place on that node?",
+}
+"""What a shell means by these exit codes; its own words are lost where srun ends the step at once."""
 _SIGNALLED = "SignalException"
 _PORT_TAKEN = "EADDRINUSE"
 
@@ -73,7 +78,8 @@ def first_task(srun_output: str) -> str | None:
     if exited is None:
         return f"a process on {node} was ended by a signal: {how}{_PERHAPS if how == 'Killed' else ''}"
     words = [line for line in _WORDS.findall(srun_output[: found.start()]) if _SIGNALLED not in line and "ChildFailedError" not in line]
-    return f"a process on {node} ended first, with exit code {exited[1]}" + (f": {words[-1].strip()[:300]}" if words else "")
+    says = words[-1].strip()[:300] if words else _SHELL.get(exited[1], "")
+    return f"a process on {node} ended first, with exit code {exited[1]}{f': {says}' if says else ''}"
 
 
 def _cause(folder: Path, exit_code: int | None) -> str:

@@ -20,7 +20,7 @@ import psutil
 
 from rounds.data_prep.errors import UserError
 from rounds.train.config.cluster import Cluster
-from rounds.train.engine import ranks, store, worker
+from rounds.train.engine import claims, ranks, store, worker
 from rounds.train.engine.graph import Asset, Stage
 from rounds.train.engine.params import Requirement
 from rounds.train.launch import failures
@@ -73,9 +73,9 @@ def _run(
     context = multiprocessing.get_context("forkserver")
     for stage in stages:
         if any(isinstance(source, Asset) for source in stage.inputs.values()):
-            store.prepare(root, stage)  # done or not: where the user's files are now is read from here
+            store.prepare(root, stage, cluster.store_access)  # done or not: where the user's files are now is read from here
     for stage in todo:
-        folder = store.prepare(root, stage)
+        folder = store.prepare(root, stage, cluster.store_access)
         machine = cluster.machine(stage.row, stage.name)
         (folder / "stop").unlink(missing_ok=True)
         watch(Event("starts", stage, folder))
@@ -180,7 +180,7 @@ def _follow(process: BaseProcess, stage: Stage, folder: Path, watch: Callable[[E
     holder, waiting = None, False
     while process.is_alive():
         process.join(POLL_SECONDS)
-        pid = (store.read_json(folder / "holder.json") or {}).get("pid")
+        pid = claims.holding_process(folder)
         if pid != holder:
             holder, waiting = pid, pid is not None and not _is_ours(pid, process.pid)
             if waiting:

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from pydantic import TypeAdapter, ValidationError
+
 from rounds.train.config.cluster import Cluster, RowName
 from rounds.train.config.slurm import Resources
 from rounds.train.engine import kinds, store
 from rounds.train.engine.graph import Asset, Stage
 from rounds.train.engine.params import PreflightParams, Requirement
+from rounds.train.engine.records import Record
 from rounds.train.forecast import disk
 from rounds.train.weights import requirements
 
@@ -54,6 +57,22 @@ def _without_slurm(ask: Requirement) -> Requirement:
 def _alike(one: Resources, other: Resources) -> bool:
     """Tell whether two rows ask for the same kind of node: what one that `stages:` sends elsewhere has is not seen from here."""
     return all(getattr(one, name) == getattr(other, name) for name in ("partition", "gpus", "gpu_type", "constraint"))
+
+
+class Check(Record):
+    """One entry of `checks.json`."""
+
+    check: str
+    found: str
+    wrong: tuple[str, ...] = ()
+
+
+def results(folder: Path) -> tuple[Check, ...]:
+    """Return what the checks of a row found; nothing where they have not ended, or their file is damaged."""
+    try:
+        return TypeAdapter(tuple[Check, ...]).validate_python(store.read_json(folder / "checks.json") or ())
+    except ValidationError:
+        return ()
 
 
 def reset(folder: Path) -> None:

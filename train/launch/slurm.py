@@ -151,8 +151,8 @@ def _submit(stages: Sequence[Stage], root: Path, cluster: Cluster, run: Run, lan
     chain.narrow()
 
     def entry(stage: Stage) -> Entry:
-        if any(isinstance(source, Asset) for source in stage.inputs.values()):
-            store.prepare(root, stage)  # done or not: where the user's files are now is read from here
+        if stage.key not in done or any(isinstance(source, Asset) for source in stage.inputs.values()):
+            store.prepare(root, stage, cluster.store_access)  # done or not: where the user's files are now is read from here
         machine = row_of(stage, cluster)
         if stage.key in done:
             return Entry(stage, "done", machine)
@@ -300,7 +300,16 @@ def write_script(stage: Stage, root: Path, machine: Machine, run: Run) -> Path:
 def record(folder: Path) -> dict[str, Any] | None:
     """Return what is known of a stage's last submission: the job's id and name, the runs that want it, recipe and cluster
     file, when, its checks, the jobs of the lane that it was put behind, and its cluster row."""
-    return store.read_json(folder / "slurm" / "job.json")
+    plain = store.read_json(folder / "slurm" / "job.json")
+    lists = ("runs", "checks", "behind", "more")
+    sound = (
+        isinstance(plain, dict)
+        and isinstance(plain.get("id"), str)
+        and isinstance(plain.get("runs"), list)
+        and isinstance(plain.get("submitted", 0), int | float)
+        and all(isinstance(each, str) for name in lists for each in (plain.get(name, []) if isinstance(plain.get(name, []), list) else [0]))
+    )
+    return plain if sound else None  # what is known of a job is lost with it; SLURM still knows the job
 
 
 def live_jobs(stages: Sequence[Stage], root: Path) -> dict[str, Job]:
@@ -360,7 +369,7 @@ def _cancel(stages: Sequence[Stage], root: Path, run: str, shared: bool) -> tupl
 def other_plans(name: str, stages: Sequence[Stage], root: Path) -> list[str]:
     """Return jobs in the queue that a plan of the same recipe with other settings wants, and this one does not."""
     ours = {stage.folder_name for stage in stages}
-    records = [(path.parent.parent, store.read_json(path)) for path in root.glob("*/slurm/job.json")]
+    records = [(path.parent.parent, record(path.parent.parent)) for path in root.glob("*/slurm/job.json")]
     wanted = {
         known["id"]: (script.comment(folder), known.get("name"))
         for folder, known in records

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from rounds.data_prep import progress
 from rounds.data_prep.errors import UserError
-from rounds.train.engine import claims, store
+from rounds.train.engine import claims, damage, store
+from rounds.train.engine.digests import Memory
 from rounds.train.engine.graph import Stage
 from rounds.train.engine.records import Failure
 from rounds.train.launch import failures, queue, script, slurm
 from rounds.train.launch.queue import Job
 
-ENDED_BADLY = ("failed", "cancelled", "time limit", "preempted", "out of memory", "node failed", "port taken", "ended")
+ENDED_BADLY = ("failed", "cancelled", "time limit", "preempted", "out of memory", "node failed", "port taken", "ended", "damaged")
 _FINAL = {
     "FAILED": "failed",
     "BOOT_FAIL": "node failed",
@@ -48,7 +49,7 @@ class State:
     @property
     def progress(self) -> dict | None:
         """How far a stage at work is."""
-        return store.read_json(self.folder / "progress.json") if self.state == "running" else None
+        return progress.read(self.folder) if self.state == "running" else None
 
     @property
     def seconds_left(self) -> float | None:
@@ -62,11 +63,17 @@ def states(stages: Sequence[Stage], root: Path) -> list[State]:
     stages = [*checks, *stages]
     jobs = _jobs([store.folder(root, stage) for stage in stages])
     found: dict[str, State] = {}
+    memory = Memory(root)
     for stage in stages:
         folder = store.folder(root, stage)
         # Where all its parents were done, a stage waited for the checks alone.
         before = [] if stage in checks else [each.key for each in (*stage.parents, *checks)]
-        found[stage.key] = _state(stage, folder, jobs.get(folder), [found[key] for key in before if key in found])
+        wrong = damage.quick(folder, memory, stage.name)
+        found[stage.key] = (
+            State(stage, folder, "damaged", None, f"{wrong[0].file} {wrong[0].says}; `rounds verify` says what mends it")
+            if wrong
+            else _state(stage, folder, jobs.get(folder), [found[key] for key in before if key in found])
+        )
     return list(found.values())
 
 

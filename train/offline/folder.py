@@ -54,7 +54,19 @@ def _linked(datasets: Path, root: Path) -> Path:
 
 def assets(folder: Path) -> list[dict[str, Any]]:
     """Return what the folder's list names; nothing where there is no list."""
-    return (store.read_json(folder / LIST) or {"assets": []})["assets"]
+    listed = store.read_fields(folder / LIST).get("assets")
+    return [asset for asset in listed if _is_asset(asset)] if isinstance(listed, list) else []
+
+
+def _is_asset(asset: Any) -> bool:
+    """Tell whether an entry of the list is one: a damaged one is fetched again."""
+    if not isinstance(asset, dict) or {"kind", "name", "revision"} - asset.keys():
+        return False
+    files, patterns = asset.get("files"), asset.get("patterns")
+    if not isinstance(files, dict) or not isinstance(patterns, list) or not all(isinstance(each, str) for each in patterns):
+        return False
+    entries = files.values()
+    return all(isinstance(each, dict) and isinstance(each.get("size"), int) and isinstance(each.get("sha256"), str) for each in entries)
 
 
 def find(listed: Sequence[dict[str, Any]], need: Need) -> dict[str, Any] | None:

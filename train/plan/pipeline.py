@@ -9,14 +9,15 @@
 What is made of rows is in `rows.py`, what is refused in `checks.py`.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
 from rounds.data_prep import sources
+from rounds.data_prep.errors import UserError, nearest
 from rounds.data_prep.schema import Section
 from rounds.train.config.evaluation import Evaluate
 from rounds.train.config.recipe import Base, Hub, Local, Recipe, Start, Tiny
@@ -44,6 +45,15 @@ class Plan:
     def stage(self, name: str) -> Stage:
         """Return the stage of that name."""
         return next(stage for stage in self.stages if stage.name == name)
+
+    def until(self, names: Sequence[str]) -> "Plan":
+        """Return the part of it that makes the stages of these names. Raises `UserError` for a name that is none's, with the nearest."""
+        known = [stage.name for stage in self.stages]
+        for name in names:
+            if name not in known:
+                raise UserError(f"the recipe has no stage {name!r}: {nearest(name, known)}")
+        wanted = {stage.key for stage in parents_first([self.stage(name) for name in names])}
+        return replace(self, stages=tuple(stage for stage in self.stages if stage.key in wanted))
 
 
 def build_plan(recipe: Recipe, root: Path, recipe_folder: Path, *, read_files: bool = True) -> Plan:

@@ -7,7 +7,7 @@ In: numbers. Out: an `<svg>` element as text, without prolog or metadata. Colour
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -122,18 +122,18 @@ def curves(label: str, stages: Sequence[Curve], second: bool = False, named: boo
     """Draw a training curve, stage after stage: the raw values faint, their moving average strong."""
     with mpl.rc_context({**_STYLE, "svg.hashsalt": f"curves {label}"}):
         figure, axes = _panel()
-        colour, step = _SECOND if second else _FIRST, 0
-        everything = [value for stage in stages for value in stage.values]
-        if min(everything) > 0 and max(everything) > 50 * min(everything):
+        colour, step, ends = _SECOND if second else _FIRST, 0, []
+        low, high = (end(end(stage.values) for stage in stages) for end in (min, max))
+        if low > 0 and high > 50 * low:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        for place, stage in enumerate(stages):
-            steps = range(step + 1, step + len(stage.values) + 1)
-            for values, width, alpha in ((stage.values, 0.8, 0.3), (smooth(stage.values), 1.6, 1.0)):
-                kept = _thin(list(zip(steps, values, strict=True)))
-                mark = {"marker": "o", "ms": 3} if len(kept) == 1 else {}
-                axes.plot(*zip(*kept, strict=True), color=colour, lw=width, alpha=alpha, zorder=3, **mark)
-            if place:
+        for number, stage in enumerate(stages):
+            places = _thin(len(stage.values))
+            raw = [stage.values[place] for place in places]
+            for values, width, alpha in ((raw, 0.8, 0.3), (smooth(stage.values, places), 1.6, 1.0)):
+                mark = {"marker": "o", "ms": 3} if len(places) == 1 else {}
+                axes.plot([step + 1 + place for place in places], values, color=colour, lw=width, alpha=alpha, zorder=3, **mark)
+            if number:
                 axes.axvline(step + 0.5, color=_LINE, lw=0.8, zorder=1)
             if named:
                 axes.text(
@@ -146,10 +146,11 @@ def curves(label: str, stages: Sequence[Curve], second: bool = False, named: boo
                     fontsize=8,
                 )
             step += len(stage.values)
+            first, last = smooth(stage.values, (0, len(stage.values) - 1))
+            ends.append(f"{stage.name} {first:.3g} to {last:.3g}")
         axes.set_xlim(0.5, step + 0.5)
         axes.set_xlabel("step", labelpad=1)
-        ends = "; ".join(f"{s.name} {smooth(s.values)[0]:.3g} to {smooth(s.values)[-1]:.3g}" for s in stages)
-        return _svg(figure, f"{label} over the steps, moving average: {ends}")
+        return _svg(figure, f"{label} over the steps, moving average: {'; '.join(ends)}")
 
 
 def histogram(label: str, counts: Sequence[tuple[str, int]]) -> str:
@@ -254,10 +255,13 @@ def _interval(axes: Axes, place: int, each: Interval, higher_is_better: bool, li
     )
 
 
-def smooth(values: Sequence[float]) -> list[float]:
-    """Return the centred moving average over a twelfth of the curve, and at least three values; shorter at the ends."""
+def smooth(values: Sequence[float], places: Iterable[int]) -> list[float]:
+    """Return, at some places of a curve, the centred average over a twelfth of it, and at least three values; shorter at the ends.
+
+    Only where it is drawn: at every step, time would grow with the square of the steps.
+    """
     half = max(1, len(values) // 24)
-    windows = [values[max(0, place - half) : place + half + 1] for place in range(len(values))]
+    windows = (values[max(0, place - half) : place + half + 1] for place in places)
     return [math.fsum(window) / len(window) for window in windows]
 
 
@@ -273,9 +277,10 @@ def _panel() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _thin(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    stride = -(-len(points) // _MAX_POINTS)
-    return points[::stride] if (len(points) - 1) % stride == 0 else [*points[::stride], points[-1]]
+def _thin(length: int) -> list[int]:
+    """Return the places of a curve that are drawn, its ends among them."""
+    stride = -(-length // _MAX_POINTS)
+    return sorted({*range(0, length, stride), length - 1})
 
 
 def _short(text: str, most: int) -> str:

@@ -179,4 +179,5 @@ def higher_is_better(step: Step, metric: str) -> bool:
 def _json_lines(stage: Finished | None, name: str) -> list[dict[str, Any]]:
     if stage is None or not (stage.folder / name).is_file():
         return []
-    return [json.loads(line) for line in (stage.folder / name).read_text(encoding="utf-8").split("\n") if line]
+    with (stage.folder / name).open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines if line.strip()]

@@ -40,6 +40,9 @@ def run(params: BaseParams, inputs: dict[str, Path], out: Path, machine: Machine
     embedded: Any = model.get_input_embeddings()
     _check_tokens(tokenizer, embedded.num_embeddings, where)
     from_hub = params.base if isinstance(params.base, StartHub) else None
+    models.check_finite(
+        Path(where), f"{where}: {{name}} holds values that are no finite numbers: the weights are damaged; fetch them again"
+    )
     policy.write_base(out, from_hub.id if from_hub else None, from_hub.revision if from_hub else None)
     return {"model_type": model.config.model_type, "vocabulary": len(tokenizer), **models.count_parameters(model)}
 

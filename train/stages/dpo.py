@@ -7,6 +7,7 @@ Out: the new policy (`model/` or `adapter/`) and `metrics.jsonl`. No reference m
 
 import contextlib
 import gc
+import logging
 import math
 import random
 from collections.abc import Iterator
@@ -29,7 +30,9 @@ from rounds.train.tokens import packed_pairs
 from rounds.train.training import arguments, checkpoints
 from rounds.train.training import train as training
 from rounds.train.training import trainer as stage_trainer
-from rounds.train.weights import adapters, models, packed_attention, pair_logprobs
+from rounds.train.weights import adapters, experts, models, noise, packed_attention, pair_logprobs
+
+logger = logging.getLogger(__name__)
 
 LN2_LOSSES = {"sigmoid", "sigmoid_norm", "robust"}
 """Loss types that equal ln 2 where policy and reference agree."""
@@ -74,8 +77,10 @@ def run(params: DpoParams, inputs: dict[str, Path], out: Path, machine: Machine)
         max_length=None,  # the pairs are already within the round's max_length
         precompute_ref_log_probs=True,
     )
+    model = adapters.load_start(start, machine, lora, out / "cache")
+    args.router_aux_loss_coef = experts.coefficient(model.config, params.training.router_aux_loss_coef)
     trainer = StoredReferenceTrainer(
-        model=adapters.load_start(start, machine, lora, out / "cache"),
+        model=model,
         args=args,
         train_dataset=pairs,
         processing_class=models.load_tokenizer(start),
@@ -97,6 +102,8 @@ class StoredReferenceTrainer(stage_trainer.StageTrainer, DPOTrainer):
     def __init__(self, *, model: Any, pair_batching: PairBatching = "auto", **kwargs: Any) -> None:
         with _unhashed(model):
             super().__init__(model=model, **kwargs)
+        if off := noise.switch_off(self.model):  # type: ignore[arg-type]
+            logger.info("off in DPO: %s", ", ".join(off))
         model = self.accelerator.unwrap_model(self.model)
         model = model.get_base_model() if isinstance(model, PeftModel) else model
         self.pair_batching = packed_attention.choose(pair_batching, model)
@@ -139,7 +146,10 @@ class StoredReferenceTrainer(stage_trainer.StageTrainer, DPOTrainer):
         result = super()._compute_loss(model, inputs, return_outputs)
         if self._check_within is not None:
             rounding, self._check_within = self._check_within, None
-            self._assert_agreement((result[0] if return_outputs else result).item(), rounding)
+            loss = (result[0] if return_outputs else result).detach()
+            if self.aux_loss_enabled:  # the experts' balancing loss is in the sum, and in the log as a mean over the ranks
+                loss = self.accelerator.gather_for_metrics(loss).mean() - self.router_aux_loss_coef * self._metrics["train"]["aux_loss"][-1]
+            self._assert_agreement(float(loss), rounding)
         return result
 
     def _assert_agreement(self, loss: float, rounding: Rounding) -> None:
@@ -155,8 +165,9 @@ class StoredReferenceTrainer(stage_trainer.StageTrainer, DPOTrainer):
             raise UserError(
                 f"the round starts from its own reference, so the first loss must be ln 2 = {math.log(2):.4f} and the rewards "
                 f"0, but the loss is {loss:.4f}, the rewards are {rewards['chosen']:.4f} (chosen) and "
-                f"{rewards['rejected']:.4f} (rejected): the stored log-probabilities are not this policy's. Remove the "
-                "round's reference stage folder and run again; if it stays, this is a bug to report"
+                f"{rewards['rejected']:.4f} (rejected): the stored log-probabilities are not this policy's. Files of "
+                "the reference or of the policy have changed since they were written (compare with the SHA-256 in `done.json` of both), or "
+                "the model computes in training what it does not in scoring: then report it with the model's config.json"
             )
 
 

@@ -37,7 +37,7 @@ def run(params: ExportParams, inputs: dict[str, Path], out: Path, machine: Machi
     """Load the final policy, merge its adapters, and write it with the card."""
     described = policy.read(inputs["policy"])
     tokenizer = models.load_tokenizer(described)
-    model = models.load_model(described, machine, dtype="auto" if not described.adapters else torch.float32)
+    model = models.load_model(described, machine, dtype="auto" if not described.adapters else torch.float32, attention="eager")
     stop: Any = tokenizer.convert_tokens_to_ids(chat.check_template(tokenizer))
     others: Any = model.generation_config.eos_token_id if model.generation_config else None
     model.generation_config = GenerationConfig(

@@ -4,6 +4,7 @@ In: `policy` (where to start), `rows` (the pack stage). Out: the new policy (`mo
 The loss is the mean over answer tokens of the whole global batch, whatever the micro-batch.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from rounds.train.tokens.packed_row import PackedRow, Segment
 from rounds.train.training import arguments
 from rounds.train.training import train as training
 from rounds.train.training import trainer as stage_trainer
-from rounds.train.weights import adapters, models, packed_attention
+from rounds.train.weights import adapters, experts, models, packed_attention, packing
+
+logger = logging.getLogger(__name__)
 
 
 def run(params: SftParams, inputs: dict[str, Path], out: Path, machine: Machine) -> Counts:
@@ -41,8 +44,10 @@ def run(params: SftParams, inputs: dict[str, Path], out: Path, machine: Machine)
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
+    model = adapters.load_start(start, machine, lora, out / "cache")
+    args.router_aux_loss_coef = experts.coefficient(model.config, params.training.router_aux_loss_coef)
     trainer = PackedTrainer(
-        model=adapters.load_start(start, machine, lora, out / "cache"),
+        model=model,
         args=args,
         train_dataset=rows,
         processing_class=tokenizer,
@@ -58,7 +63,7 @@ class PackedTrainer(stage_trainer.StageTrainer, SFTTrainer):
     """SFTTrainer on rows that are packed already.
 
     Where the model allows it and was loaded with sdpa, its attention computes each conversation by itself: sdpa with a mask would
-    compute every token of a row against every other.
+    compute every token of a row against every other. A model that does not keep the conversations of a row apart gets each as a row.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -68,12 +73,23 @@ class PackedTrainer(stage_trainer.StageTrainer, SFTTrainer):
         if model.config._attn_implementation == "sdpa" and not packed_attention.obstacle(model):
             self.data_collator = in_segments
             packed_attention.install(model)
+        elif reason := self._unpackable(model):
+            logger.warning("each conversation is computed as a row of its own: %s", reason)
+            self.data_collator = Alone(self.data_collator.pad_token_id)  # type: ignore[union-attr]
         rows: Any = self.train_dataset
         table = rows.data.table
         self.row_sizes = {
             "tokens": pc.call_function("list_value_length", [table["input_ids"]]).to_pylist(),
             "answer_tokens": [count for labels in table["labels"].chunks for count in learnt(labels)],
         }
+
+    def _unpackable(self, model: Any) -> str | None:
+        """Say why conversations may not share a row: they do not in these, or the model itself shows that it does not keep them apart."""
+        rows: Any = self.train_dataset
+        if max(pc.call_function("list_value_length", [rows.data.table["seq_lengths"]]).to_pylist()) == 1:
+            return "the rows hold one each"
+        in_shards = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+        return None if in_shards else packing.leak(model)  # of a model in shards no rank could be asked
 
 
 def learnt(labels: pa.ListArray) -> list[int]:
@@ -92,6 +108,24 @@ def in_segments(examples: list[dict[str, Any]]) -> dict[str, Any]:
     learnt = (labels[0] != -100).nonzero()[:, 0]
     row = PackedRow(tuple(map(Segment, lengths)), ids, positions, learnt - 1, labels[:, learnt])
     return {"input_ids": ids, "labels": labels, "position_ids": positions, "packed_row": row}
+
+
+class Alone:
+    """Collates each conversation of packed rows to a row of its own, with a mask of what is no padding and no positions."""
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Return `input_ids`, `labels` and `attention_mask`, each of shape (conversations, longest conversation)."""
+        parts = [
+            [torch.tensor(example[name]).split(list(example["seq_lengths"])) for example in examples] for name in ("input_ids", "labels")
+        ]
+        ids, labels = ([each for row in rows for each in row] for rows in parts)
+        mask = [torch.ones_like(each) for each in ids]
+        filled = ((ids, self.pad_token_id), (labels, -100), (mask, 0))
+        batch = [torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value) for rows, value in filled]
+        return dict(zip(("input_ids", "labels", "attention_mask"), batch, strict=True))
 
 
 class PackedRows:

@@ -13,7 +13,7 @@ from rounds.train.config.training import Training
 from rounds.train.engine.batches import micro_batches
 from rounds.train.weights import models
 
-OWN_FIELDS = {"global_batch_size", "max_length", "lora", "stop_on_loss_above", "stop_after_steps"}
+OWN_FIELDS = {"global_batch_size", "max_length", "lora", "router_aux_loss_coef", "stop_on_loss_above", "stop_after_steps"}
 """Fields of `recipe.Training` that are turned into something else here, or read by the watcher."""
 _CHECKPOINTING = next(
     name for name in ("activation_checkpointing", "gradient_checkpointing") if name in TrainingArguments.__dataclass_fields__

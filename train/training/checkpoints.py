@@ -1,6 +1,5 @@
 """Which checkpoint a stage goes on from: the newest that was written to its end, read by the ranks there are."""
 
-import json
 import logging
 import os
 import shutil
@@ -30,10 +29,11 @@ def _is_whole(checkpoint: Path) -> bool:
     """Tell whether a checkpoint has its mark, and each file that was there then, at least as long: a node that loses its power, or a
     disk that is full, can cut files that seemed to be written."""
     mark = store.read_json(checkpoint / COMPLETE)
-    if mark is None:
+    files = mark.get("files", {}) if isinstance(mark, dict) else None
+    if not isinstance(files, dict) or not checkpoint.name.rpartition("-")[2].isdecimal():
         return False
-    paths = {checkpoint / name: size for name, size in mark.get("files", {}).items()}
-    return all(path.is_file() and path.stat().st_size >= size for path, size in paths.items())
+    sound = all(isinstance(size, int) for size in files.values())
+    return sound and all((checkpoint / name).is_file() and (checkpoint / name).stat().st_size >= size for name, size in files.items())
 
 
 def step_of(checkpoint: Path) -> int:
@@ -71,7 +71,7 @@ def fit_shards(trainer: Trainer, checkpoint: Path, machine: Machine) -> None:
     to one and back: under ZeRO-2 the curve goes on to the last digit, under ZeRO-3 it drifts by 2e-4 nats in four steps (DeepSpeed
     0.19.8), so that is refused. Raises `UserError` then, and where one kind of checkpoint is to be read as another.
     """
-    wrote = json.loads((checkpoint / COMPLETE).read_text())
+    wrote = store.read_fields(checkpoint / COMPLETE)
     here = {
         "deepspeed": machine.deepspeed is not None,
         "zero_stage": machine.zero_stage,

@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from transformers import Trainer
 
-from rounds.data_prep.errors import UserError
 from rounds.train.config.cluster import Machine
 from rounds.train.config.training import Lora, Training
 from rounds.train.engine import ranks
@@ -77,20 +76,9 @@ def _save(trainer: Trainer, out: Path, start: Path, lora: Lora | None) -> None:
     ranks.barrier()
     if ranks.rank() != 0:
         return
-    _check_finite(partial)
+    models.check_finite(partial, "training ended with non-finite weights in {name}: lower learning_rate, or check the data")
     for extra in ("training_args.bin", "README.md"):  # a pickle and a stub that nothing here reads
         (partial / extra).unlink(missing_ok=True)
     shutil.rmtree(out / name, ignore_errors=True)
     partial.rename(out / name)
     adapters.write_policy(out, start, lora)
-
-
-def _check_finite(folder: Path) -> None:
-    """Read the saved weights back, one tensor at a time: under ZeRO-3 no rank has them whole."""
-    from safetensors import safe_open
-
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as weights:
-            for name in weights.keys():  # noqa: SIM118
-                if not torch.isfinite(weights.get_tensor(name)).all():
-                    raise UserError(f"training ended with non-finite weights in {name}: lower learning_rate, or check the data")

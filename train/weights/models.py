@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,6 +23,7 @@ from transformers.utils import is_flash_attn_2_available, is_liger_kernel_availa
 from rounds.data_prep.errors import UserError
 from rounds.train.config.cluster import Machine
 from rounds.train.engine.policy import Policy
+from rounds.train.weights import experts
 
 logger = logging.getLogger(__name__)
 
@@ -87,10 +89,16 @@ def open_folder(where: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         tokenizer = without_place(AutoTokenizer.from_pretrained(where, trust_remote_code=False))
     except Exception as error:  # each model's config checks itself, with errors of its own kind
         raise UserError(f"{where} is not a usable Hugging Face model folder: {_said(error)}") from error
+    if method := (getattr(config, "quantization_config", None) or {}):
+        raise UserError(
+            f"{where}: its weights are quantised ({dict(method).get('quant_method', 'by a method without a name')}), and such weights "
+            "cannot be trained or merged into: take the model before its quantisation; lora.load_in_4bit quantises it for training"
+        )
     try:
         opened: Any = AutoModelForCausalLM.from_pretrained(
             where,
             config=config,
+            attn_implementation="eager",  # a config may name a kernel on the hub, which transformers would fetch and run
             device_map="meta",
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -116,6 +124,18 @@ def open_folder(where: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             min(found["unexpected_keys"]),
         )
     return model, tokenizer
+
+
+def check_finite(folder: Path, says: str) -> None:
+    """Read weights back, one tensor at a time: under ZeRO-3 no rank has them whole. Raises `UserError`, which `says` what it means,
+    for the first tensor with a value that is no finite number."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118
+                tensor = weights.get_tensor(name)
+                tensor = tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
+                if not torch.isfinite(tensor).all():
+                    raise UserError(f"{says.format(name=name)}")
 
 
 def _said(error: Exception) -> str:
@@ -170,27 +190,40 @@ def load_to_score(policy: Policy, machine: Machine) -> PreTrainedModel:
     return load_model(policy, machine, dtype, machine.device_map).eval()
 
 
-def load_model(policy: Policy, machine: Machine, dtype: Any = torch.float32, device_map: str | None = None) -> PreTrainedModel:
+def load_model(
+    policy: Policy, machine: Machine, dtype: Any = torch.float32, device_map: str | None = None, attention: str | None = None
+) -> PreTrainedModel:
     """Load the weights, merge the adapters into them in order, and return the model on the CPU, or where `device_map` says.
 
-    `dtype` is torch's, or "auto" for that of the files.
+    `dtype` is torch's, or "auto" for that of the files. `attention` takes the place of the row's.
 
     Raises `UserError` when the weights are not where the policy says, or the row's attention cannot run here.
     """
-    check_attention(machine)
+    if attention is None:
+        check_attention(machine)
+        attention = machine.attn_implementation
     try:
         model = AutoModelForCausalLM.from_pretrained(
             policy.weights,
             revision=policy.revision or "main",
             dtype=dtype,
             device_map=device_map,
-            attn_implementation=machine.attn_implementation,
+            attn_implementation=attention,
             use_safetensors=True,
             trust_remote_code=False,
         )
     except OSError as error:
         raise UserError(f"cannot load the model {policy.weights}: {str(error).splitlines()[0]}") from error
+    except ValueError as error:
+        if "attn_implementation" not in str(error):
+            raise
+        raise UserError(
+            f"the model in {policy.weights} has no attention through {attention}: set another attn_implementation in the cluster file, "
+            f"such as eager ({_said(error)})"
+        ) from error
     _let_it_be_saved(model)
+    if experts.obstacle(model.config):
+        model.config.get_text_config().output_router_logits = False  # TRL's LM head would compute a loss that it cannot
     if policy.adapters:
         model = _merged(model, policy.adapters)
     return model.requires_grad_(True)  # PEFT froze what it merged into

@@ -442,3 +442,14 @@ def test_the_blocker_blocks(tmp_path: Path):
     command = [sys.executable, "-c", BLOCKED + "import torch"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert "torch is imported while planning" in result.stderr
+
+
+def test_a_part_of_a_plan_is_what_its_stages_need_in_the_plan_s_order(plan: Planner):
+    whole = plan()
+    part = whole.until(["tokenize.first", "data.sft"])
+    wanted = ["source.facts", "source.facts_heldout", "source.pairs_heldout", "source.answers_heldout", "data.sft", "base"]
+    assert [stage.name for stage in part.stages] == [*wanted, "source.pairs_1", "data.first", "tokenize.first"]
+    assert keys(part).items() <= keys(whole).items()
+    assert whole.until([stage.name for stage in whole.stages]) == whole
+    with pytest.raises(UserError, match="no stage 'sftt': did you mean 'sft'"):
+        whole.until(["sftt"])

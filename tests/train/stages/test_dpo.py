@@ -12,7 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3MoeConfig
 from trl import DPOConfig, DPOTrainer
 
 from rounds.data_prep.errors import UserError
@@ -126,6 +126,32 @@ def test_a_round_that_starts_from_its_reference_starts_at_ln_2(run_stage: Run, s
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert first["rewards/chosen"] == pytest.approx(0, abs=1e-4)
     assert last["rewards/margins"] > 0.01
+
+
+@pytest.mark.parametrize("kind", ["dropout in functions", "router"])
+def test_what_a_model_adds_in_training_does_not_stop_the_round(run_stage: Run, shelf: Path, tokens: Path, kind: str):
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    tokenizer = models.load_tokenizer(policy.read(shelf / "base"))
+    shape = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **small}
+    experts = {
+        "head_dim": 16,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "output_router_logits": True,
+        "router_aux_loss_coef": 0.5,
+    }
+    config = Qwen3MoeConfig(**shape, **experts) if kind == "router" else LlamaConfig(**shape, attention_dropout=0.3)
+    (shelf / "special").mkdir()
+    models.save_model(AutoModelForCausalLM.from_config(config), tokenizer, shelf / "special" / "model")
+    policy.write_weights(shelf / "special", shelf / "base")
+    reference = run_stage("reference", "of_special", {}, {"policy": shelf / "special", "pairs": tokens}, CPU)[0]
+    inputs = {"policy": shelf / "special", "pairs": tokens, "reference": reference}
+    out, _ = run_stage("dpo", "round", params(), inputs, CPU)
+    first = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
+    balance = 0.5 * first["aux_loss"] if kind == "router" else 0.0
+    assert first["loss"] - balance == pytest.approx(math.log(2), abs=1e-4)
+    assert (balance > 0.4) == (kind == "router")
 
 
 def test_a_reference_of_another_model_stops_the_round(run_stage: Run, tokens: Path, other: Path, reference: Path):

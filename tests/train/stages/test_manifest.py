@@ -13,8 +13,8 @@ from rounds.data_prep.records import Conversation, Pair, read_records
 from rounds.train.cli import app
 from rounds.train.config import recipe
 from rounds.train.config.cluster import Machine
+from rounds.train.display import first_rows, training_sets
 from rounds.train.display import rows as row_display
-from rounds.train.display import training_sets
 from rounds.train.engine import store, worker
 from rounds.train.engine.graph import parents_first
 from rounds.train.plan.pipeline import Plan, build_plan
@@ -240,7 +240,7 @@ def test_preview_shows_rows_as_tokens_with_what_is_learnt_marked(built: tuple[Pl
     assert "chosen (" in pairs and "rejected (" in pairs and "«Yes, and here is why.<|eot_id|>»" in pairs
     held = rounds(root, "preview", "--source", "exam")
     assert "of source.exam: before filters and mix" in held and "«Small fibres<|eot_id|>»" in held
-    assert "no stage of this recipe reads a source 'fact'" in rounds(root, "preview", "--source", "fact", expect=1)
+    assert "no stage of this recipe reads a source 'fact': did you mean 'facts'" in rounds(root, "preview", "--source", "fact", expect=1)
 
 
 def test_preview_marks_just_the_tokens_that_are_learnt(built: tuple[Plan, Path]):
@@ -249,7 +249,7 @@ def test_preview_marks_just_the_tokens_that_are_learnt(built: tuple[Plan, Path])
     plan, root = built
     using = row_display.tokenizer(plan, root)
     assert not isinstance(using, str)
-    for record in row_display.rows(plan, root, "facts", 5).records:
+    for record in first_rows.rows(plan, root, "facts", 5).records:
         assert isinstance(record, Conversation)
         encoded = chat.encode_conversations(using, [record.messages])[0]
         assert not isinstance(encoded, str)
@@ -263,8 +263,8 @@ def test_preview_marks_just_the_tokens_that_are_learnt(built: tuple[Plan, Path])
 def test_preview_tells_of_rows_that_are_too_long_to_train_on_and_cuts_pairs_as_training_does(built: tuple[Plan, Path]):
     plan, root = built
     using = row_display.tokenizer(plan, root)
-    facts, pairs = (row_display.rows(plan, root, name, 1) for name in ("facts", "pairs"))
-    assert (facts.max_length, pairs.max_length) == (128, 128) and row_display.rows(plan, root, "exam", 1).max_length is None
+    facts, pairs = (first_rows.rows(plan, root, name, 1) for name in ("facts", "pairs"))
+    assert (facts.max_length, pairs.max_length) == (128, 128) and first_rows.rows(plan, root, "exam", 1).max_length is None
     assert "longer_than_max_length" in row_display.shown(facts.records[0], using, True, 20).plain
     (pair,) = pairs.records
     assert isinstance(pair, Pair)
@@ -275,7 +275,7 @@ def test_preview_tells_of_rows_that_are_too_long_to_train_on_and_cuts_pairs_as_t
 
 def test_preview_without_any_finished_stage_reads_the_source_and_masks_it(built: tuple[Plan, Path], tmp_path: Path):
     plan, _ = built
-    found = row_display.rows(plan, tmp_path, "notes", 1)
+    found = first_rows.rows(plan, tmp_path, "notes", 1)
     text = row_display.shown(found.records[0], row_display.tokenizer(plan, tmp_path), marked=True).plain
     assert "source.notes is not finished" in found.found
     assert "[user] Patient: [NAME], MRN [RECORD_NUMBER]" in text and "«[assistant] Call the surgeon today.\n»" in text
