@@ -148,7 +148,8 @@ class StoredReferenceTrainer(stage_trainer.StageTrainer, DPOTrainer):
             rounding, self._check_within = self._check_within, None
             loss = (result[0] if return_outputs else result).detach()
             if self.aux_loss_enabled:  # the experts' balancing loss is in the sum, and in the log as a mean over the ranks
-                loss = self.accelerator.gather_for_metrics(loss).mean() - self.router_aux_loss_coef * self._metrics["train"]["aux_loss"][-1]
+                gathered: Any = self.accelerator.gather_for_metrics(loss)
+                loss = gathered.mean() - self.router_aux_loss_coef * self._metrics["train"]["aux_loss"][-1]
             self._assert_agreement(float(loss), rounding)
         return result
 

@@ -4,9 +4,12 @@ TRL adds it in SFT and in DPO: the share of tokens that each expert gets times t
 eq. 4), weighted by the config's `router_aux_loss_coef` unless the recipe says another.
 """
 
+import logging
 from typing import Any
 
 from rounds.data_prep.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def coefficient(config: Any, wanted: float | None) -> float:
@@ -22,6 +25,8 @@ def coefficient(config: Any, wanted: float | None) -> float:
             raise UserError(
                 f"router_aux_loss_coef: {wanted}, but {text.model_type} has no balancing loss here: {reason}. Take the line out"
             )
+        if getattr(text, "router_aux_loss_coef", 0):
+            logger.warning("trained without the balancing loss of its router: %s", obstacle(config) or "it does not return its logits")
         return 0.0
     own = getattr(text, "router_aux_loss_coef", 0.0)
     return float((own if wanted is None else wanted) or 0.0)

@@ -4,10 +4,14 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, FalconMambaConfig
 
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Conversation, Pair
@@ -15,6 +19,7 @@ from rounds.train.config.cluster import Machine
 from rounds.train.config.training import Training
 from rounds.train.engine import policy, ranks
 from rounds.train.training import arguments, checkpoints
+from rounds.train.weights import models
 
 Run = Callable[..., tuple[Path, dict]]
 KNOBS = {"learning_rate": 5e-3, "num_train_epochs": 1.0, "global_batch_size": 2, "max_length": 96}
@@ -117,6 +122,31 @@ def test_training_changed_the_weights_and_lowered_the_loss(run_stage: Run, shelf
     assert len(losses) == counts["steps"]
     assert losses[-1] < losses[0] - 0.5
     assert not (out / "model" / "training_args.bin").exists()
+
+
+def test_a_recurrent_model_learns_each_conversation_as_if_it_were_alone(run_stage: Run, shelf: Path, rows: Path):
+    """Its state would run on from one conversation of a row into the next."""
+    tokenizer = models.load_tokenizer(policy.read(shelf / "base"))
+    torch.manual_seed(1)
+    shape: dict[str, Any] = {"pad_token_id": tokenizer.pad_token_id, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
+    config = FalconMambaConfig(vocab_size=len(tokenizer), initializer_range=0.5, **shape)
+    model = AutoModelForCausalLM.from_config(config)
+    (shelf / "recurrent").mkdir()
+    models.save_model(model, tokenizer, shelf / "recurrent" / "model")
+    policy.write_weights(shelf / "recurrent", shelf / "base")
+    table = pq.read_table(rows / "rows.parquet").to_pylist()
+    row = machine(micro=len(table)).model_copy(update={"attn_implementation": "eager"})
+    params = {"training": knobs(global_batch_size=len(table), num_train_epochs=1.0), "seed": 5}
+    out, counts = run_stage("sft", "sft", params, {"policy": shelf / "recurrent", "rows": rows}, row)
+    assert counts["steps"] == 1 and any(len(packed["seq_lengths"]) > 1 for packed in table)
+    total, tokens = 0.0, 0
+    for packed in table:
+        parts = (torch.tensor(packed[name]).split(packed["seq_lengths"]) for name in ("input_ids", "labels"))
+        for ids, labels in zip(*parts, strict=True):
+            logits = model.eval()(input_ids=ids[None]).logits[0, :-1].detach()
+            total += float(torch.nn.functional.cross_entropy(logits, labels[1:], ignore_index=-100, reduction="sum"))
+            tokens += int((labels[1:] != -100).sum())
+    assert curve(out)[0][1] == pytest.approx(total / tokens, abs=1e-4)
 
 
 def test_the_seed_decides_the_order(run_stage: Run, shelf: Path, rows: Path):

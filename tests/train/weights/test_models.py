@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from rounds.data_prep.errors import UserError
@@ -59,6 +60,27 @@ def test_a_folder_that_is_not_whole_is_refused(folder: Path, spoil: Callable[[Pa
     with pytest.raises(UserError, match=says) as told:
         models.open_folder(str(folder))
     assert str(folder) in str(told.value) and "\n" not in str(told.value)
+
+
+def test_quantised_weights_are_refused(folder: Path):
+    config(quantization_config={"quant_method": "gptq", "bits": 4})(folder)
+    with pytest.raises(UserError, match=r"its weights are quantised \(gptq\).*lora\.load_in_4bit"):
+        models.open_folder(str(folder))
+
+
+def test_a_config_that_names_a_kernel_of_the_hub_fetches_none(folder: Path):
+    config(attn_implementation="kernels-community/flash-attn3")(folder)
+    model, _ = models.open_folder(str(folder))
+    assert model.config._attn_implementation == "eager"
+
+
+def test_weights_that_are_no_numbers_end_at_base(folder: Path, tmp_path: Path):
+    weights = load_file(folder / "model.safetensors")
+    name = sorted(weights)[-1]
+    weights[name].view(-1)[3] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=f"{re.escape(name)} holds values that are no finite numbers: the weights are damaged"):
+        staged.run("base", {"base": {"kind": "local"}, "chat_template": None}, {"model": folder}, tmp_path, Machine())
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """A model shows by itself whether conversations in one row reach each other."""
 
+from typing import Any
+
 import pytest
 from transformers import AutoModelForCausalLM, BambaConfig, FalconMambaConfig, LlamaConfig, MixtralConfig
 
 from rounds.train.weights import packing
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 32,
     "intermediate_size": 32,
