@@ -42,6 +42,17 @@ _OTHERS = {
     ".sqlite": "save its table as CSV",
 }
 """Suffixes under which people keep rows, and what to do about them."""
+_MARKS = {
+    b"\x1f\x8b": "gzip (.gz)",
+    **{b"BZh%d1AY" % level: "bzip2 (.bz2)" for level in range(1, 10)},
+    b"\xfd7zXZ": "xz (.xz)",
+    b"\x28\xb5\x2f\xfd": "Zstandard (.zst)",
+    b"PAR1": "parquet (.parquet)",
+    b"PK\x03\x04": "a spreadsheet (.xlsx) or a .zip",
+    b"ARROW1": "Arrow",
+    b"%PDF-": "a PDF",
+}
+"""How files begin that are no text."""
 
 
 def is_data(path: Path) -> bool:
@@ -125,7 +136,7 @@ def _numbered(row: Any, number: int, file: str) -> Row | RowError:
 
 
 def _lines(path: Path, encoding: str | None) -> Iterator[tuple[int, Any]]:
-    _refuse_wide(path, encoding)
+    _refuse_other(path, encoding)
     if _is_one_value(path, encoding):
         yield from _json(path, encoding)
         return
@@ -141,18 +152,21 @@ def _is_one_value(path: Path, encoding: str | None) -> bool:
             return False
         rest = next((line for line in iter(lambda: file.readline(_LIMIT), b"") if line.strip()), b"").strip()
     try:
-        value = json.loads(first)
+        value = json.loads(first, strict=False)
     except (ValueError, RecursionError):
         # A line that is cut off costs itself alone; what a library writes over several lines begins like this, and goes on like that.
         return first in (b"[", b"{") or (first.startswith(b"[{") and first.endswith(b"},") and rest.endswith((b"},", b"}]", b"}")))
-    return not rest and (isinstance(value, list) or json_rows.is_wrapped(value))
+    return not rest and (isinstance(value, list) or json_rows.holds_rows(value))
 
 
-def _refuse_wide(path: Path, encoding: str | None) -> None:
+def _refuse_other(path: Path, encoding: str | None) -> None:
+    """Raise `UserError` where a file's first bytes say that it is no text, or none in UTF-8."""
     if encoding is not None:
         return
     with opened(path) as file:
-        start = file.read(4)
+        start = file.read(8)
+    if kind := next((kind for mark, kind in _MARKS.items() if start.startswith(mark)), None):
+        raise UserError(f"{path}: the file is {kind}, under the suffix of another kind; name it as what it is")
     if encodings.is_wide(start):
         raise UserError(f"{path}: the file is UTF-16 or UTF-32; {encodings.advice(start)}")
 
@@ -175,7 +189,7 @@ def _numbered_lines(lines: Iterable[bytes | None]) -> Iterator[tuple[int, Any]]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), object_pairs_hook=_once)
+            value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), object_pairs_hook=_once, strict=False)
         except UnicodeDecodeError:
             yield number, "not_utf8"
         except _RepeatedKeyError:
@@ -199,7 +213,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _csv(path: Path, header: Sequence[str], encoding: str | None) -> Iterator[tuple[int, Any]]:
     """Yield the number and the value of each row that is not blank; a reason (str) where it cannot be read."""
-    _refuse_wide(path, encoding)
+    _refuse_other(path, encoding)
     csv.field_size_limit(_LIMIT)
     # A byte that is not UTF-8 becomes a lone surrogate, which costs its own row and not the file.
     with io.TextIOWrapper(opened(path, encoding), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -249,10 +263,10 @@ def _is_not_utf8(cells: Sequence[str]) -> bool:
 
 
 def _json(path: Path, encoding: str | None) -> Iterator[tuple[int, Any]]:
-    _refuse_wide(path, encoding)
+    _refuse_other(path, encoding)
     raw = _whole(path, encoding)
     try:
-        value = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_once) if raw.strip() else []
+        value = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_once, strict=False) if raw.strip() else []
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}; {encodings.advice(raw)}") from None
     except RecursionError:
@@ -292,7 +306,7 @@ def _one_after_another(raw: bytes) -> Iterator[tuple[int, Any]]:
     if text.split("\n", 1)[0].strip() != "{":
         yield from _numbered_lines(raw.split(b"\n"))
         return
-    decoder = json.JSONDecoder(object_pairs_hook=_once)
+    decoder = json.JSONDecoder(object_pairs_hook=_once, strict=False)
     while place < len(text):
         number += 1
         try:
@@ -307,4 +321,4 @@ def _one_after_another(raw: bytes) -> Iterator[tuple[int, Any]]:
 def _is_lines(raw: bytes) -> bool:
     """Tell whether what follows the first value of some JSON makes it JSONL."""
     text = raw.decode("utf-8-sig").strip()
-    return json.JSONDecoder().raw_decode(text)[1] < len(text)
+    return json.JSONDecoder(strict=False).raw_decode(text)[1] < len(text)

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from rounds.data_prep.errors import UserError
+from rounds.data_prep.inventory import note_not_read
 
 _NAMES = ("data", "rows", "examples", "train", "instances", "items", "records")
 """Under which name an object holds rows, the likeliest first."""
+_TURN = {"role", "from"}
+"""Keys of what is a turn, and no row."""
 
 
 def rows(value: Any, path: Path) -> list[Any]:
@@ -29,13 +32,14 @@ def _of_object(value: dict[str, Any], path: Path) -> list[Any]:
     if _is_columns(value):
         lists = {name: list(column.values()) if isinstance(column, dict) else column for name, column in value.items()}
         return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
-    lists = {
-        name: inner for name, inner in value.items() if isinstance(inner, list) and inner and all(isinstance(row, dict) for row in inner)
-    }
+    lists = {name: inner for name, inner in value.items() if isinstance(inner, list) and inner and _are_rows(inner)}
     if found := next((name for name in _NAMES if name in lists), None):
+        for name in lists:
+            if name != found and not _TURN & lists[name][0].keys():
+                note_not_read(f"{path.name}: {name}", f"rows are read from {found!r}, beside it; give it as a file of its own")
         return [_unpacked(row) for row in lists[found]]
     objects = [inner for inner in value.values() if isinstance(inner, dict)]
-    rows_of = [inner for inner in lists.values() if not {"role", "from"} & inner[0].keys()]
+    rows_of = [inner for inner in lists.values() if not _TURN & inner[0].keys()]
     if not objects and len(rows_of) == len(value) == 1:
         return rows_of[0]
     if not objects:
@@ -63,7 +67,18 @@ def _unpacked(row: dict[str, Any]) -> Any:
     return row["row"] if isinstance(row.get("row"), dict) and "row_idx" in row else row
 
 
-def is_wrapped(value: Any) -> bool:
-    """Tell whether a value that may be a row is an object around a list of rows."""
-    inner = next((value[name] for name in _NAMES if name in value), None) if isinstance(value, dict) else None
-    return isinstance(inner, list) and bool(inner) and all(isinstance(row, dict) for row in inner)
+def holds_rows(value: Any) -> bool:
+    """Tell whether an object is no row but holds some, in a form that no row of turns, sides or answers has."""
+    if not isinstance(value, dict):
+        return False
+    inner = list(value.values())
+    if any(isinstance(value.get(name), list) and value[name] and _are_rows(value[name]) for name in _NAMES):
+        return True
+    if isinstance(value.get("columns"), list) and _is_table(value.get("data"), len(value["columns"])):
+        return True
+    alike = len(inner) > 1 and _are_rows(inner) and all(each.keys() == inner[0].keys() for each in inner) and bool(inner[0])
+    return _is_columns(value) or (alike and not _TURN & inner[0].keys())
+
+
+def _are_rows(values: list[Any]) -> bool:
+    return all(isinstance(row, dict) for row in values)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rounds.data_prep import encodings, sources, suggestion
+from rounds.data_prep.controls import CLEANED, cleaned
 from rounds.data_prep.files import FILE, ID, ROW
 from rounds.data_prep.records import Record
 from rounds.data_prep.schema import SourceUse
@@ -23,6 +24,8 @@ class Tally:
 
     rows: int = 0
     bad: int = 0
+    cleaned: int = 0
+    """Rows of which control characters were taken out."""
     dropped: Counter[str] = field(default_factory=Counter)
     bad_reasons: Counter[str] = field(default_factory=Counter)
     first_bad: str = ""
@@ -43,9 +46,12 @@ class Tally:
             f"{self.bad} of {self.rows} rows do not fit, more than max_bad_share {use.max_bad_share:g}; "
             f"most often {reason} ({times}). Columns expected: {columns}; {self.first_bad}"
         )
-        hint = suggestion.mapping(origin, use, self.columns) if reason.startswith("missing_column_") else ""
+        is_missing = reason.startswith("missing_column_")
+        hint = _separated(self.columns) or suggestion.mapping(origin, use, self.columns) if is_missing else ""
         if reason == "not_utf8":
             hint = _encoding(use, self.first_file)
+        if reason == "control_characters":
+            hint = "`control_characters: clean` with the source takes them out of its rows"
         return f"{told}. {hint}" if hint else told
 
 
@@ -59,6 +65,9 @@ def records(
     seen: set[str] = set()
     for index, row in enumerate(rows):
         tally.rows += 1
+        if use.control_characters == "clean" and isinstance(row, Mapping):
+            row = cleaned(row)
+            tally.cleaned += CLEANED in row
         try:
             record = origin.convert(row, index, use)
             if record.id in seen:
@@ -90,6 +99,13 @@ def _line(error: sources.RowError, row: Any, index: int, tally: Tally) -> dict[s
     return line
 
 
+def _separated(names: tuple[str, ...]) -> str:
+    """Say that the only column of a table holds others, where its name does."""
+    signs = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
+    sign = next((sign for sign in signs if len(names) == 1 and sign in names[0]), None)
+    return f"Its columns are separated by {signs[sign]}: save it with commas as .csv, or with tabs as .tsv" if sign else ""
+
+
 def _encoding(use: SourceUse, file: str) -> str:
     """Say which encoding fits the bytes that are not UTF-8."""
     path = Path(use.path or "")
@@ -98,7 +114,7 @@ def _encoding(use: SourceUse, file: str) -> str:
 
 
 def _names(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(str(name) for name in row if name not in (ROW, FILE, ID))
+    return tuple(str(name) for name in row if name not in (ROW, FILE, ID, CLEANED))
 
 
 def _shown(row: Mapping[str, Any]) -> str:

@@ -5,17 +5,19 @@ checked here: what has none of the forms comes back unchanged, and is a reason t
 
     ShareGPT            [{"from": "human", "value": "Hot?"}, {"from": "gpt", "value": "Measure it."}]
     a struct of lists   {"role": ["user", "assistant"], "content": ["Hot?", "Measure it."]}, as `datasets` kept sequences of structs
-    text of a cell      '[{"role": "user", "content": "Hot?"}]'
+    text of a cell      '[{"role": "user", "content": "Hot?"}]', and as Python writes it, with single quotes
     hh-rlhf             "\\n\\nHuman: Hot?\\n\\nAssistant: Measure it."
 """
 
+import ast
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from rounds.data_prep.sources._plain import said
-from rounds.data_prep.turns import Row
+from rounds.data_prep.turns import Row, RowError
 
 _ROLES = {
     "human": "user",
@@ -24,30 +26,43 @@ _ROLES = {
     "bot": "assistant",
     "model": "assistant",
     "developer": "system",
-    "function_call": "tool_call",
-    "observation": "tool",
 }
 """Names of roles that other forms have for ours."""
+_TOOLS = ("function_call", "tool_call", "observation", "function_response", "tool_response", "tool", "function")
+"""Who speaks in a turn of ShareGPT that calls a tool, or is what a tool answers."""
+_PYTHON_CHARACTERS = 1 << 20  # a syntax tree takes some hundred times its text; no longer row is taken anyway
 _HH = re.compile(r"\n\n(Human|Assistant):[ ]?")
 _OURS = {"Human": "user", "Assistant": "assistant"}
 
 
 def from_text(value: Any) -> Any:
-    """Return what the JSON in a cell says, where the cell is a text that holds a list or an object."""
-    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+    """Return what a cell says, where it is a text that holds a list or an object: in JSON, or as Python, and so pandas, writes one."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    for read in (json.loads, _from_python):
         try:
-            found = json.loads(value)
-        except (ValueError, RecursionError):
-            return value
+            found = read(value.strip())
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
         return found if isinstance(found, list | dict) else value
     return value
 
 
+def _from_python(value: str) -> Any:
+    if len(value) > _PYTHON_CHARACTERS:
+        raise ValueError("too long")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of "\\d" in a text it would say at the terminal that this is no escape
+        return ast.literal_eval(value)
+
+
 def turns(value: Any) -> Any:
-    """Return a list of turns in our words, from any of the forms but hh-rlhf."""
+    """Return a list of turns in our words, from any of the forms."""
     value = from_text(value)
+    if isinstance(value, str):
+        return _hh(value) or value
     if isinstance(value, Mapping):
-        value = _rows_of(value)
+        value = [value] if any(isinstance(value.get(name), str) for name in ("role", "from")) else rows_of(value)
     return [_turn(each) for each in value] if isinstance(value, list | tuple) else value
 
 
@@ -56,48 +71,60 @@ def side(value: Any) -> Any:
     if isinstance(value, str):
         found = from_text(value)
         return turns(found) if _are_turns(found) else (_hh(value) or value)
-    return turns(value)
+    return turns(said(value))
 
 
 def pair(row: Row) -> Row:
     """Return a row of pairs under `prompt`, `chosen`, `rejected`, whoever wrote it.
 
-    OpenAI's form has `input.messages`, `preferred_output`, `non_preferred_output`; LLaMA-Factory's `conversations` or Alpaca's
-    `instruction` and `input`, with `chosen` and `rejected`.
+    OpenAI's form has `input.messages`, `preferred_output`, `non_preferred_output`; LLaMA-Factory's `conversations`, or Alpaca's
+    `instruction`, `input` and `history`, with `chosen` and `rejected`, or both as the list `output`.
     """
     given = dict(row)
-    asked = given.get("input")
+    asked, both = given.get("input"), from_text(given.get("output"))
+    if "chosen" not in given and "rejected" not in given and isinstance(both, list) and len(both) == 2:
+        given |= {"chosen": both[0], "rejected": both[1]}
     if "preferred_output" in given and "chosen" not in given:
         inner = asked.get("messages") if isinstance(asked, Mapping) else asked
         given |= {"prompt": inner, "chosen": given["preferred_output"], "rejected": given.get("non_preferred_output")}
     elif "prompt" not in given and "conversations" in given:
         given["prompt"] = given["conversations"]
     elif "prompt" not in given and isinstance(given.get("instruction"), str):
-        given["prompt"] = instruction(given["instruction"], asked)
+        given["prompt"] = alpaca(given, answer=False)
     return {**given, **{name: side(given[name]) for name in ("prompt", "chosen", "rejected") if name in given}}
 
 
-def instruction(asked: str, given: Any) -> str:
-    """Return what Alpaca's instruction and input ask together."""
-    return f"{asked}\n\n{given}" if isinstance(given, str) and given.strip() else asked
+def instruction(asked: Any, given: Any) -> Any:
+    """Return what Alpaca's instruction and input ask together. Raises `RowError`: `input_not_text`."""
+    given = said(given)
+    if given is not None and not isinstance(given, str):
+        raise RowError("input_not_text")
+    return "\n\n".join(each for each in (asked, given) if each and each.strip()) or asked
 
 
-def alpaca(row: Row) -> list[dict[str, Any]] | None:
-    """Return the turns of an Alpaca row: its history, what it asks, and its output. None where it asks no text."""
-    asked, past = row.get("instruction"), from_text(row.get("history")) or []
+def alpaca(row: Row, answer: bool = True) -> list[dict[str, Any]] | None:
+    """Return the turns of an Alpaca row: its history, what it asks, and its output. None where it asks no text.
+
+    Raises `RowError`: `input_not_text`, `history_not_pairs`.
+    """
+    asked, past = row.get("instruction", 0), from_text(row.get("history")) or []
+    asked = "" if asked is None else asked
     if not isinstance(asked, str):
         return None
-    pairs = past if isinstance(past, list) else [past]
-    before = [each if isinstance(each, list | tuple) and len(each) == 2 else (None, None) for each in pairs]
-    talk = [*(turn for pair in before for turn in pair), instruction(asked, row.get("input")), said(row.get("output"))]
+    if not isinstance(past, list) or not all(isinstance(each, list | tuple) and len(each) == 2 for each in past):
+        raise RowError("history_not_pairs")
+    talk = [*(turn for pair in past for turn in pair), instruction(asked, row.get("input")), *((said(row.get("output")),) if answer else ())]
     return [{"role": ("user", "assistant")[place % 2], "content": each} for place, each in enumerate(talk)]
 
 
-def _rows_of(value: Mapping[str, Any]) -> Any:
+def rows_of(value: Any) -> Any:
+    """Return an object of lists of one length, as `datasets` kept a sequence of structs, as a list of objects; all else unchanged."""
+    if not isinstance(value, Mapping):
+        return value
     columns = {name: list(each) for name, each in value.items() if isinstance(each, list | tuple)}
-    if columns and {"role", "from"} & columns.keys() and len({len(each) for each in columns.values()}) == 1:
+    if columns and all(name in columns or value[name] is None for name in value) and len({len(each) for each in columns.values()}) == 1:
         return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
-    return [value] if {"role", "from"} & value.keys() else value
+    return value
 
 
 def _are_turns(value: Any) -> bool:
@@ -109,12 +136,13 @@ def _turn(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     turn = dict(value)
-    if turn.get("role") is None and isinstance(turn.get("from"), str):
+    if turn.get("role") is None and isinstance(speaker := turn.get("from"), str):
         turn |= {"role": turn.pop("from"), "content": turn.get("content", turn.pop("value", None))}
+        if speaker.strip().lower() in _TOOLS:  # a call of a tool under a role of its own is one that `turns.messages` names
+            return turn | {"role": "assistant", "tool_calls": [turn["content"]]}
     role = turn.get("role")
     renamed = _ROLES.get(role.strip().lower(), role) if isinstance(role, str) else role
-    # A call of a tool under a role of its own is one that `turns.messages` names.
-    return turn | ({"role": "assistant", "tool_calls": [turn.get("content")]} if renamed == "tool_call" else {"role": renamed})
+    return turn | {"role": renamed} | ({"content": said(turn["content"])} if "content" in turn else {})
 
 
 def _hh(value: str) -> list[dict[str, Any]] | None:

@@ -45,6 +45,7 @@ from pathlib import Path
 from typing import Any
 
 from rounds.data_prep import files, hub, render
+from rounds.data_prep.controls import cleaned
 from rounds.data_prep.errors import UserError, nearest
 from rounds.data_prep.records import Conversation, Message, Pair, Question, Record, stable_hash
 from rounds.data_prep.schema import SourceUse
@@ -127,7 +128,11 @@ def rows(use: SourceUse) -> Iterator[Row | RowError]:
             continue
         any_read = True
         unseen = {ours: theirs for ours, theirs in unseen.items() if theirs not in raw}
-        row = _formed(_named(raw, use), use)
+        try:
+            row = _formed(_named(cleaned(raw) if use.control_characters == "clean" else raw, use), use)
+        except RowError as error:
+            yield RowError(str(error), row=raw.get(files.ROW), file=raw.get(files.FILE))
+            continue
         key = _first_question(row, use)
         if key is not None and use.heldout_fraction and _is_heldout(key, use) != (use.split == "heldout"):
             continue
@@ -165,11 +170,13 @@ def to_record(row: Row, index: int, use: SourceUse) -> Record:
         turns = messages(required(row, "conversations"), "assistant")
         return Conversation(messages=with_system(turns, _system(row)), **named)
     if use.format == "alpaca":
-        text(required(row, "instruction"), "instruction")
-        text(said(required(row, "output")), "output")
-        return Conversation(messages=with_system(messages(row["turns"], "assistant"), _system(row)), **named)
+        turns = row["turns"]
+        if turns is None or not turns[-2]["content"].strip():
+            text(required(row, "instruction"), "instruction")
+        _answer(row, "output")
+        return Conversation(messages=with_system(messages(turns, "assistant"), _system(row)), **named)
     if use.format == "question_answer":
-        answer = Message("assistant", text(said(required(row, "answer")), "answer"))
+        answer = Message("assistant", _answer(row, "answer"))
         return Conversation(messages=(*_question(row), answer), **named)
     if use.format in _REQUESTS:
         asked, answer = _REQUESTS[use.format](row, named["id"], use.seed)
@@ -257,17 +264,22 @@ def _system(row: Row) -> str | None:
     return None if system is None else text(system, "system")
 
 
+def _answer(row: Row, column: str) -> str:
+    """Return an answer's text, also of one that is a number."""
+    return text(said(required(row, column)), column)
+
+
 def _summary(row: Row, name: str, seed: int) -> tuple[str, str]:
     whole = text(required(row, "text"), "text")
-    return render.request("summary", name, seed=seed, text=whole), text(required(row, "summary"), "summary")
+    return render.request("summary", name, seed=seed, text=whole), _answer(row, "summary")
 
 
 def _dialogue(row: Row, name: str, seed: int) -> tuple[str, str]:
-    said, note = text(required(row, "dialogue"), "dialogue"), text(required(row, "note"), "note")
+    spoken, note = text(required(row, "dialogue"), "dialogue"), _answer(row, "note")
     section = _given(row, "section")
     if section is None:
-        return render.request("note", name, seed=seed, text=said), note
-    return render.request("note_section", name, seed=seed, section=text(section, "section"), text=said), note
+        return render.request("note", name, seed=seed, text=spoken), note
+    return render.request("note_section", name, seed=seed, section=text(section, "section"), text=spoken), note
 
 
 def _classification(row: Row, name: str, seed: int) -> tuple[str, str]:
@@ -307,7 +319,7 @@ def _pairs(row: dict[str, Any], use: SourceUse) -> Iterator[Row | RowError]:
 
 
 def _answers(row: Row) -> list[Any]:
-    answers = _forms.from_text(required(row, "answers"))
+    answers = _forms.rows_of(_forms.from_text(required(row, "answers")))
     if not isinstance(answers, list):
         raise RowError("answers_not_a_list")
     return answers
@@ -334,7 +346,7 @@ def _graded(answer: Any, use: SourceUse) -> tuple[str, float]:
         score = float(score)
     if not isinstance(score, int | float) or isinstance(score, bool) or not abs(score) <= sys.float_info.max:
         raise RowError("score_not_a_number")
-    return text(required(row, "text"), "text"), float(score)
+    return _answer(row, "text"), float(score)
 
 
 SOURCE = Source(
