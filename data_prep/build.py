@@ -73,7 +73,7 @@ def source(params: SourceParams, inputs: dict[str, Path], out: Path, machine: An
         "rows": tally.rows,
         "records": left,
         "dropped": dict(tally.dropped),
-        "cleaned": tally.cleaned,
+        **({"cleaned": tally.cleaned} if use.control_characters == "clean" else {}),
         "not_chosen": count - chosen,
         "phi": masked,
         "files": {"read": noted.read, "not_read": noted.not_read},

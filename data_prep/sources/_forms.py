@@ -113,7 +113,11 @@ def alpaca(row: Row, answer: bool = True) -> list[dict[str, Any]] | None:
         return None
     if not isinstance(past, list) or not all(isinstance(each, list | tuple) and len(each) == 2 for each in past):
         raise RowError("history_not_pairs")
-    talk = [*(turn for pair in past for turn in pair), instruction(asked, row.get("input")), *((said(row.get("output")),) if answer else ())]
+    talk = [
+        *(turn for pair in past for turn in pair),
+        instruction(asked, row.get("input")),
+        *((said(row.get("output")),) if answer else ()),
+    ]
     return [{"role": ("user", "assistant")[place % 2], "content": each} for place, each in enumerate(talk)]
 
 

@@ -216,6 +216,8 @@ def _formed(row: dict[str, Any], use: SourceUse) -> dict[str, Any]:
         return {**row, column: _forms.turns(row[column])} if column in row else row
     if use.format == "alpaca":
         return {**row, "turns": _forms.alpaca(row)}
+    if use.format == "multiple_choice":
+        return _exam.gathered(row)
     return dict(_forms.pair(row)) if use.format == "preference" else row
 
 

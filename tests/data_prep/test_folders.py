@@ -144,6 +144,14 @@ def test_a_registered_source_reads_a_folder_as_its_files(tmp_path: Path) -> None
     assert {record.messages[-1].content for record in read_records(out / "records.parquet")} == {row["output"] for row in rows}  # type: ignore[union-attr]
 
 
+def test_rows_of_a_registered_source_are_cleaned_too(tmp_path: Path) -> None:
+    rows = [{"input": f"Q{number}?", "output": f"A\x0c{number}.\x01", "instruction": "Answer."} for number in range(3)]
+    jsonl(tmp_path / "set" / "a.jsonl", *rows)
+    counts, out = run(tmp_path / "set", "medical_flashcards", control_characters="clean")
+    assert (counts["records"], counts["cleaned"], counts["dropped"]) == (3, 3, {})
+    assert next(read_records(out / "records.parquet")).messages[-1].content == "A\n0."  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("present", "train", "test"),
     [

@@ -12,6 +12,7 @@ from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Conversation, Message, Pair, Question
 from rounds.data_prep.schema import SourceUse
 from rounds.data_prep.sources import RowError, file
+from rounds.data_prep.tally import Tally, records
 
 ROWS: dict[str, dict[str, Any]] = {
     "messages": {"messages": [{"role": "user", "content": "Hot?"}, {"role": "assistant", "content": "Measure it."}]},
@@ -133,12 +134,31 @@ def test_a_system_text_comes_first(one) -> None:
         ({"label": ["A", "B"], "text": ["ice", "steam"]}, "B", None),
         ([{"label": "A", "text": "ice"}, {"label": "B", "text": "steam"}], "B", None),
         ('["ice", "steam"]', "steam", None),
+        ("['ice', 'steam']", "steam", None),
+        (["A. ice", "B. steam"], "steam", None),
+        (["B. steam", "A. ice"], "A", None),  # their own letters, not those of their order
+        (["E. coli", "B. cereus"], "B", None),  # no letters of a list
+        (["ice", "steam"], "Option B", None),
+        (["ice", "steam"], "1.0", 0),
+        (["ice", "steam"], ["steam"], None),
+        ([{"aid": 1, "atext": "ice"}, {"aid": 2, "atext": "steam"}], 2, None),  # HEAD-QA's own keys
+        ({"opa": "ice", "opb": "steam"}, "b", None),
+        ({"(A)": "ice", "(B)": "steam"}, "B", None),
+        ({"A": "ice", "B": None, "C": "steam"}, 2, 0),
     ],
 )
 def test_the_right_choice_may_be_told_in_many_ways(one, choices: Any, answer: Any, base: int | None) -> None:
     row = {"question": "Which is hotter?", "choices": choices, "answer": answer}
     (found,) = one("multiple_choice", row, **({} if base is None else {"answer_base": base}))
     assert found.answer == 1 and len(found.choices) == 2
+
+
+@pytest.mark.parametrize("names", [("A", "B"), ("opa", "opb"), ("option_1", "option_2"), ("Option A", "Option B"), ("ending0", "ending1")])
+@pytest.mark.parametrize(("answer", "base"), [("B", None), ("steam", None), (1, 0), (2, 1)])
+def test_choices_may_stand_in_a_column_each(one, names: tuple[str, str], answer: Any, base: int | None) -> None:
+    row = {"question": "Which is hotter?", names[0]: "ice", names[1]: "steam", "answer": answer}
+    (found,) = one("multiple_choice", row, **({} if base is None else {"answer_base": base}))
+    assert (found.choices, found.answer) == (("ice", "steam"), 1)
 
 
 @pytest.mark.parametrize(("answers", "said"), [([1, 2, 3, 4], "1 are the number of choices"), ([1, 2] * 10, "first 20 none is 0")])
@@ -158,7 +178,8 @@ def test_answers_that_seem_to_count_from_1_are_questioned(tmp_path: Path, conver
 def test_turns_come_in_many_forms(one) -> None:
     turns = ROWS["messages"]["messages"]
     columns = {name: [turn[name] for turn in turns] for name in ("role", "content")}
-    for value in (json.dumps(turns), columns, ROWS["sharegpt"]["conversations"]):
+    hh = "\n\nHuman: Hot?\n\nAssistant: Measure it."
+    for value in (json.dumps(turns), str(turns), columns, columns | {"tool_calls": None}, ROWS["sharegpt"]["conversations"], hh):
         assert one("messages", {"messages": value, "id": "7"}) == one("messages", {"messages": turns, "id": "7"})
     (found,) = one("sharegpt", {"conversations": [{"from": "system", "value": "Be brief."}, *ROWS["sharegpt"]["conversations"]]})
     assert [turn.role for turn in found.messages] == ["system", "user", "assistant"]
@@ -168,6 +189,13 @@ def test_alpaca_asks_with_its_input_after_its_history(one) -> None:
     row = {"instruction": "Explain.", "input": "ECG", "output": 4, "history": [["Hi?", "Hello."]], "system": "Be brief."}
     (found,) = one("alpaca", row)
     assert [turn.content for turn in found.messages] == ["Be brief.", "Hi?", "Hello.", "Explain.\n\nECG", "4"]
+    for change, asked in (
+        ({"input": 7}, "Explain.\n\n7"),
+        ({"instruction": ""}, "ECG"),
+        ({"instruction": None}, "ECG"),
+        ({"input": " "}, "Explain."),
+    ):
+        assert one("alpaca", row | change)[0].messages[-2].content == asked
 
 
 ASKED, BETTER, WORSE = ({"role": role, "content": said} for role, said in (("user", "Hot?"), ("assistant", "No."), ("assistant", "Yes.")))
@@ -179,6 +207,7 @@ PAIRS: dict[str, dict[str, Any]] = {
         "rejected": {"from": "gpt", "value": "Yes."},
     },
     "alpaca": {"instruction": "Hot?", "input": "", "chosen": "No.", "rejected": "Yes."},
+    "alpaca_list": {"instruction": "Hot?", "input": "", "output": ["No.", "Yes."]},
     "hh_rlhf": {"chosen": "\n\nHuman: Hot?\n\nAssistant: No.", "rejected": "\n\nHuman: Hot?\n\nAssistant: Yes."},
     "hh_prompt": {"prompt": "\n\nHuman: Hot?\n\nAssistant:", "chosen": " No.", "rejected": " Yes."},
     "cells": {"prompt": json.dumps([ASKED]), "chosen": json.dumps([BETTER]), "rejected": json.dumps([WORSE])},
@@ -192,7 +221,21 @@ def test_pairs_come_in_the_forms_of_other_programmes(one, form: str) -> None:
     assert (found.chosen.strip(), found.rejected.strip()) == ("No.", "Yes.")
 
 
+def test_the_history_of_a_pair_is_part_of_its_prompt(one) -> None:
+    row = {"instruction": "Explain.", "input": "ECG", "history": [["Hi?", "Hello."]], "chosen": "Waves.", "rejected": "No."}
+    (found,) = one("preference", row)
+    assert [turn.content for turn in found.prompt] == ["Hi?", "Hello.", "Explain.\n\nECG"]
+    assert one("preference", row | {"history": "Hi?"}) == "history_not_pairs"
+    assert one("preference", row | {"input": {}}) == "input_not_text"
+
+
 def test_numbers_are_the_text_that_they_are(one) -> None:
+    turns = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": 7}]
+    assert one("messages", {"messages": turns})[0].messages[-1].content == "7"
+    (pair,) = one("preference", {"prompt": "How many?", "chosen": 7, "rejected": 8.5})
+    assert (pair.chosen, pair.rejected) == ("7", "8.5")
+    assert one("summary", ROWS["summary"] | {"summary": 7})[0].messages[-1].content == "7"
+    assert one("graded", {"question": "How many?", "answers": {"text": [7, 8], "score": [2, 1]}})[0].chosen == "7"
     assert (
         one("question_answer", {"question": "How many?", "answer": 7, "id": 3.0})[0]
         == one("question_answer", {"question": "How many?", "answer": "7", "id": "3"})[0]
@@ -205,6 +248,19 @@ def test_one_answer_that_cannot_be_used_costs_itself_alone(tmp_path: Path, conve
     row = {"question": "Hot?", "answers": [*ROWS["graded"]["answers"], *bad]}
     found, reasons = convert(use(write(tmp_path / "rows.jsonl", row), "graded"))
     assert len(found) == 3 and reasons == {"empty_score": 1, "empty_text": 1, "missing_column_score": 1}
+
+
+def test_control_characters_are_cleaned_where_that_is_chosen_and_counted(tmp_path: Path, convert) -> None:
+    turns = [{"role": "user", "content": "Page 1\x0cPage\x02 2?"}, {"role": "assistant", "content": "Yes.\x00\u202e"}]
+    path = write(tmp_path / "rows.jsonl", {"messages": turns}, ROWS["messages"])
+    assert convert(use(path, "messages"))[1] == {"control_characters": 1}
+    chosen = use(path, "messages", control_characters="clean")
+    counts = Tally()
+    dirty, clean = records(file.SOURCE, file.rows(chosen), chosen, counts, lambda line: None)
+    assert [turn.content for turn in dirty.messages] == ["Page 1\nPage 2?", "Yes."]  # type: ignore[union-attr]
+    assert [clean] == convert(use(path, "messages"))[0] and (counts.rows, counts.cleaned) == (2, 1)
+    lone = use(write(tmp_path / "lone.jsonl", {"question": "\ud800", "answer": "Yes."}), "question_answer", control_characters="clean")
+    assert convert(lone)[1] == {"not_utf8": 1}
 
 
 def test_graded_answers_become_ordered_pairs_widest_first(one) -> None:
@@ -269,6 +325,9 @@ def test_columns_are_mapped_also_inside_answers(one) -> None:
         ("multiple_choice", {"answer": True}, "answer_not_index_or_text"),
         ("multiple_choice", {"answer": "C"}, "answer_not_among_choices"),
         ("multiple_choice", {"choices": ["b", "a"], "answer": "A"}, "answer_is_a_label_and_another_text"),
+        ("multiple_choice", {"choices": ["1", "2", "3"], "answer": "1"}, "answer_is_a_label_and_another_text"),
+        ("multiple_choice", {"choices": {"A": "ice", "B": None, "C": "steam"}, "answer": 1}, "answer_out_of_range"),
+        ("multiple_choice", {"answer": ["ice", "steam"]}, "answer_not_index_or_text"),
         ("preference", {"rejected": ...}, "missing_column_rejected"),
         ("preference", {"prompt": ...}, "missing_column_prompt"),
         ("preference", {"rejected": "Measure it."}, "identical_answers"),
