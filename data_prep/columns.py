@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rounds.data_prep import files, hub
+from rounds.data_prep import controls, encodings, files, hub
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.schema import SourceUse
 from rounds.data_prep.sources import Row, RowError, file
@@ -60,13 +60,30 @@ class Layout:
 
 def layout(path: Path) -> Layout:
     """Recognise the format of a file. Raises `UserError` where it fits none, or where its rows do not fit what it seems to be."""
-    rows = [row for row in itertools.islice(_rows(path), _ROWS_READ) if not isinstance(row, RowError)]
+    first = list(itertools.islice(_rows(path), _ROWS_READ))
+    rows = [row for row in first if not isinstance(row, RowError)]
+    if not rows:
+        raise UserError(_unreadable(path, [row for row in first if isinstance(row, RowError)]))
     theirs = list(dict.fromkeys(name for row in rows for name in row if name not in (files.ROW, files.FILE)))
     format, found = _recognise(path, theirs)
     differing = {ours: name for ours, name in found.items() if ours != name}
     unread = tuple(name for name in theirs if name not in found.values())
     _try(path, format, differing)
     return Layout(format, differing, unread, _heldout_fraction(path, format, differing))
+
+
+def _unreadable(path: Path, errors: list[RowError]) -> str:
+    reason, times = Counter(map(str, errors)).most_common(1)[0]
+    bad = path / (errors[0].file or "") if path.is_dir() else path
+    hint = f". For {bad.name}: {encodings.advice(encodings.sample(bad))}" if reason == "not_utf8" else ""
+    return f"{path}: none of its first {len(errors)} rows can be read: {reason} ({times}){hint}"
+
+
+def separated(names: Sequence[str]) -> str:
+    """Say that the only column of a table holds others, where its name does."""
+    signs = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
+    sign = next((sign for sign in signs if len(names) == 1 and sign in names[0]), None)
+    return f"Its columns are separated by {signs[sign]}: save it with commas as .csv, or with tabs as .tsv" if sign else ""
 
 
 def _rows(path: Path) -> Any:
@@ -90,6 +107,8 @@ def recognised(theirs: Sequence[str]) -> tuple[str, dict[str, str]] | None:
 def _recognise(path: Path, theirs: Sequence[str]) -> tuple[str, dict[str, str]]:
     if layout := recognised(theirs):
         return layout
+    if hint := separated(theirs):
+        raise UserError(f"{path}: its columns are {theirs[0]}. {hint}")
     formats = "; ".join(f"{name} ({', '.join(columns)})" for name, columns in file.COLUMNS.items())
     raise UserError(
         f"{path}: its columns are {', '.join(theirs) or 'none'}, and no question and answer, messages, or chosen and rejected answer "
@@ -113,9 +132,10 @@ def _try(path: Path, format: str, columns: dict[str, str]) -> None:
     if sum(wrong.values()) > use.max_bad_share * count:
         reasons = ", ".join(f"{reason} ({rows})" for reason, rows in wrong.most_common(3))
         where = ", ".join(f"{ours}: {name}" for ours, name in columns.items())
+        way = f"{controls.ADVICE}. " if "control_characters" in wrong else ""
         raise UserError(
             f"{path}: it looks like {format}{f' with {where}' if where else ''}, but of its first {count} rows "
-            f"{sum(wrong.values())} do not fit that: {reasons}. What a row must hold is in README.md, Bringing your data"
+            f"{sum(wrong.values())} do not fit that: {reasons}. {way}What a row must hold is in README.md, Bringing your data"
         )
 
 

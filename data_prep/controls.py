@@ -12,6 +12,7 @@ from rounds.data_prep.turns import Row
 
 CLEANED = "#cleaned"
 """What a row is marked with where something was taken out."""
+ADVICE = "`control_characters: clean` with the source takes them out of its rows"
 _LINE_ENDS = re.compile("[\x0b\x0c]")
 # What `turns.text` refuses, but surrogates, and the carriage return, which it makes a line end itself.
 _NOTHING = re.compile("[\x00-\x08\x0e-\x1f\x7f\u202d\u202e\ufdd0-\ufdef\ufffe\uffff]")

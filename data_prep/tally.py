@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rounds.data_prep import encodings, sources, suggestion
-from rounds.data_prep.controls import CLEANED, cleaned
+from rounds.data_prep import columns, controls, encodings, sources, suggestion
+from rounds.data_prep.controls import CLEANED
 from rounds.data_prep.files import FILE, ID, ROW
 from rounds.data_prep.records import Record
 from rounds.data_prep.schema import SourceUse
@@ -41,17 +41,17 @@ class Tally:
     def complaint(self, origin: sources.Source, use: SourceUse) -> str:
         """Say in one line how many rows do not fit, why, what was expected and found, and which mapping may help."""
         reason, times = self.bad_reasons.most_common(1)[0]
-        columns = ", ".join(origin.columns_of(use)) or "none"
+        expected = ", ".join(origin.columns_of(use)) or "none"
         told = (
             f"{self.bad} of {self.rows} rows do not fit, more than max_bad_share {use.max_bad_share:g}; "
-            f"most often {reason} ({times}). Columns expected: {columns}; {self.first_bad}"
+            f"most often {reason} ({times}). Columns expected: {expected}; {self.first_bad}"
         )
         is_missing = reason.startswith("missing_column_")
-        hint = _separated(self.columns) or suggestion.mapping(origin, use, self.columns) if is_missing else ""
+        hint = columns.separated(self.columns) or suggestion.mapping(origin, use, self.columns) if is_missing else ""
         if reason == "not_utf8":
             hint = _encoding(use, self.first_file)
         if reason == "control_characters":
-            hint = "`control_characters: clean` with the source takes them out of its rows"
+            hint = controls.ADVICE
         return f"{told}. {hint}" if hint else told
 
 
@@ -66,7 +66,7 @@ def records(
     for index, row in enumerate(rows):
         tally.rows += 1
         if use.control_characters == "clean" and isinstance(row, Mapping):
-            row = cleaned(row)
+            row = controls.cleaned(row)
             tally.cleaned += CLEANED in row
         try:
             record = origin.convert(row, index, use)
@@ -97,13 +97,6 @@ def _line(error: sources.RowError, row: Any, index: int, tally: Tally) -> dict[s
     if isinstance(name := fields.get(ID, fields.get("id")), str | int):
         line["id"] = str(name)[:_SHOWN]
     return line
-
-
-def _separated(names: tuple[str, ...]) -> str:
-    """Say that the only column of a table holds others, where its name does."""
-    signs = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
-    sign = next((sign for sign in signs if len(names) == 1 and sign in names[0]), None)
-    return f"Its columns are separated by {signs[sign]}: save it with commas as .csv, or with tabs as .tsv" if sign else ""
 
 
 def _encoding(use: SourceUse, file: str) -> str:

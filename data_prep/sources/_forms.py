@@ -25,9 +25,8 @@ _ROLES = {
     "chatgpt": "assistant",
     "bot": "assistant",
     "model": "assistant",
-    "developer": "system",
 }
-"""Names of roles that other forms have for ours."""
+"""What ShareGPT calls our roles."""
 _TOOLS = ("function_call", "tool_call", "observation", "function_response", "tool_response", "tool", "function")
 """Who speaks in a turn of ShareGPT that calls a tool, or is what a tool answers."""
 _PYTHON_CHARACTERS = 1 << 20  # a syntax tree takes some hundred times its text; no longer row is taken anyway
@@ -140,13 +139,16 @@ def _turn(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     turn = dict(value)
-    if turn.get("role") is None and isinstance(speaker := turn.get("from"), str):
-        turn |= {"role": turn.pop("from"), "content": turn.get("content", turn.pop("value", None))}
-        if speaker.strip().lower() in _TOOLS:  # a call of a tool under a role of its own is one that `turns.messages` names
-            return turn | {"role": "assistant", "tool_calls": [turn["content"]]}
-    role = turn.get("role")
-    renamed = _ROLES.get(role.strip().lower(), role) if isinstance(role, str) else role
-    return turn | {"role": renamed} | ({"content": said(turn["content"])} if "content" in turn else {})
+    if "content" in turn:
+        turn["content"] = said(turn["content"])
+    if turn.get("role") == "developer":  # OpenAI's later name
+        turn["role"] = "system"
+    if turn.get("role") is not None or not isinstance(speaker := turn.get("from"), str):
+        return turn
+    turn |= {"role": turn.pop("from"), "content": said(turn.get("content", turn.pop("value", None)))}
+    word = speaker.strip().lower()
+    # A call of a tool under a role of its own, and what the tool answers, `turns.messages` names as a call.
+    return turn | ({"role": "assistant", "tool_calls": [turn["content"]]} if word in _TOOLS else {"role": _ROLES.get(word, speaker)})
 
 
 def _hh(value: str) -> list[dict[str, Any]] | None:

@@ -106,9 +106,9 @@ def check(use: SourceUse) -> None:
         raise UserError(f"{use.path}: `heldout_fraction: 1.0` holds the whole file out: give it `split: heldout`")
     if use.encoding is not None:
         _check_encoding(use)
-    if use.config is not None and Path(use.path).is_file():
+    if use.config is not None and _is_one_file(use.path):
         raise UserError(f"{use.path}: `config` names a configuration of a folder, and this is one file")
-    if use.from_split is not None and Path(use.path).is_file():
+    if use.from_split is not None and _is_one_file(use.path):
         raise UserError(
             f"{use.path}: `from_split` names a split of a folder, and this is one file; `split: heldout` with `heldout_fraction` divides it"
         )
@@ -189,6 +189,13 @@ def to_record(row: Row, index: int, use: SourceUse) -> Record:
         return Pair(prompt=_question(row), chosen=row["chosen"], rejected=row["rejected"], **named)
     prompt, chosen, rejected = preference(row.get("prompt"), required(row, "chosen"), required(row, "rejected"))
     return Pair(prompt=with_system(prompt, _system(row)), chosen=chosen, rejected=rejected, **named)
+
+
+def _is_one_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _check_encoding(use: SourceUse) -> None:

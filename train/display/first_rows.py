@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from rounds.data_prep import records, rewrite, sources, tally
+from rounds.data_prep import inventory, records, rewrite, sources, tally
 from rounds.data_prep.errors import UserError, nearest
 from rounds.data_prep.records import RECORDS, Record
 from rounds.data_prep.schema import SourceParams, SourceUse
@@ -24,6 +24,10 @@ _LOOKED_AT = 200
 """Rows of an unfinished source that are looked at, at the least, so that the reasons of those that do not fit are seen."""
 
 
+_NAMED = 5
+"""Files that are not read are named up to this many."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """Some rows of a source, and where they were found."""
@@ -33,7 +37,7 @@ class Rows:
     max_length: int | None
     """Tokens that training reads of a row at most, where a set of the recipe takes rows of this source."""
     unfit: str = ""
-    """How many of the rows looked at do not fit, and why; "" where all fit, or where the source's stage has counted them."""
+    """How many of the rows looked at do not fit, and why, and which files are not read; "" where the source's stage has counted them."""
 
 
 def rows(plan: Plan, root: Path, name: str, count: int) -> Rows:
@@ -100,11 +104,12 @@ def _straight(stage: Stage, count: int) -> tuple[list[Record], str]:
     origin, counts = sources.load(use.source), tally.Tally()
     where = f"{stage.name}" + (f" ({use.path})" if use.path else "")
     fitting: list[Record] = []
-    for record in tally.records(origin, origin.rows(use), use, counts, lambda line: None):
-        if len(fitting) < count:
-            fitting.append(record)
-        if len(fitting) == count and counts.rows >= _LOOKED_AT:
-            break
+    with inventory.noting() as noted:
+        for record in tally.records(origin, origin.rows(use), use, counts, lambda line: None):
+            if len(fitting) < count:
+                fitting.append(record)
+            if len(fitting) == count and counts.rows >= _LOOKED_AT:
+                break
     if not fitting and counts.too_many_bad(use):
         raise UserError(f"{where}: {counts.complaint(origin, use)}")
     if not fitting:
@@ -113,4 +118,12 @@ def _straight(stage: Stage, count: int) -> tuple[list[Record], str]:
     if counts.too_many_bad(use):
         return kept, f"a run would refuse this source if the rest were alike: {counts.complaint(origin, use)}"
     reasons = ", ".join(f"{reason} ({rows})" for reason, rows in counts.dropped.most_common())
-    return kept, f"of the first {counts.rows} rows {counts.dropped.total()} give no record: {reasons}" if reasons else ""
+    said = [f"of the first {counts.rows} rows {counts.dropped.total()} give no record: {reasons}"] if reasons else []
+    said += [f"of the first {counts.rows} rows {counts.cleaned} had control characters taken out"] if counts.cleaned else []
+    return kept, "; ".join([*said, *_not_read(noted)])
+
+
+def _not_read(noted: inventory.Inventory) -> list[str]:
+    named = [f"{name} ({why.split(';')[0]})" for name, why in list(noted.not_read.items())[:_NAMED]]
+    more = f", and {len(noted.not_read) - _NAMED} more" if len(noted.not_read) > _NAMED else ""
+    return [f"not read: {', '.join(named)}{more}"] if named else []

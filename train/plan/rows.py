@@ -64,6 +64,7 @@ def source(planning: Planning, name: str, where: str, training: bool) -> Stage:
         checks.for_training(use, registered, where)
     if name not in planning.sources:
         home = registered.home(use)
+        inputs = {"path": planning.asset(use.path, f"sources.{name}.path")} if use.path else {}
         params = SourceParams(
             # A licence that is stated later, or better, must not train everything again.
             use=RowsUse.model_validate(use.model_dump(include=set(RowsUse.model_fields))),
@@ -74,7 +75,6 @@ def source(planning: Planning, name: str, where: str, training: bool) -> Stage:
             folder_reader=_FOLDER_READER if use.path and not (registered.files or registered.origin) and Path(use.path).is_dir() else 1,
             **changes(name, use, registered),
         )
-        inputs = {"path": planning.asset(use.path, f"sources.{name}.path")} if use.path else {}
         checks.licence(planning.recipe, name, use, registered)
         planning.sources[name] = Stage(f"source.{name}", kinds.SOURCE, params, inputs)
     return planning.sources[name]

@@ -95,6 +95,20 @@ def test_columns_that_cannot_be_understood_are_told(row, expected):
         assert part in said
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("rows.csv", "question,answer\nFièvre à 40 °C ?,Oui.\n".encode("cp1252"), "encoding: cp1252"),
+        ("rows.csv", b"question;answer\nHot?;Yes.\n", "separated by semicolons: save it with commas"),
+        ("rows.jsonl", b'{"question": "Hot?\\f", "answer": "Yes."}\n', "`control_characters: clean`"),
+        ("rows.jsonl", b"{cut", "none of its first 1 rows can be read: not_json"),
+    ],
+)
+def test_a_file_that_needs_a_choice_or_another_form_is_told_which(name, content, expected):
+    Path(name).write_bytes(content)
+    assert expected in rounds("init", "--data", name, expect=1)
+
+
 @pytest.mark.parametrize("name", ["a/b", "", "-x", "x" * 61, "ü"])
 def test_a_name_that_is_none_is_refused(name):
     assert "names no recipe" in rounds("init", "--", name, expect=1)
