@@ -30,6 +30,7 @@ _WORDS = {
 }
 _SHARD = re.compile(r"(?P<split>\w+(?:[.-]\w+)*?)-\d{5}-of-\d{5}(?:-\w+)?")
 _NUMBERED = re.compile(rf"(?P<word>{'|'.join(sorted(_WORDS, key=len, reverse=True))})(?:[-_. ]?(?:part|shard)?[-_. ]?\d+)*")
+_README = "its README"
 # What libraries keep beside the rows of a set.
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "croissant.json")
 _NO_ROWS = (".md", ".rst", ".py", ".pdf", ".html", ".png", ".jpg", ".svg", ".bib", ".lock", ".sh", ".ipynb")
@@ -64,9 +65,9 @@ def split_files(
         if path not in wanted:
             note_not_read(path.relative_to(root).as_posix(), _why_not(path, known, where, split))
     if not any(readable.values()):
-        saved = sorted(path.parent.name for path in root.glob("*/state.json"))
+        saved = sorted(path.parent.name for name in ("state.json", "dataset_dict.json") for path in root.glob(f"*/{name}"))
         kinds = f"; it has {', '.join(sorted(path.name for path in found)[:5])}" if found else ""
-        kinds += f", and sets from `save_to_disk` in {', '.join(saved[:5])}: give one of them as `path:`" if saved else ""
+        kinds += f", and sets from `save_to_disk` in {', '.join(saved[:5])}: give one of them as `path:`, or as `config:`" if saved else ""
         raise UserError(f"{called}: the folder has no data files{kinds}. Rows are read from {', '.join(files.SUFFIXES)}, compressed or not")
     if not chosen:
         splits = sorted({key or "train" for key, paths in readable.items() if paths})
@@ -197,7 +198,7 @@ def _of_readme(root: Path, declared: dict[str, dict[str, list[str]]], config: st
         split: sorted({path for each in inner for path in _matching(root, each) if files.is_data(path)})
         for split, inner in patterns.items()
     }
-    return by_split, f"configuration {key!r}" if key else "its README"
+    return by_split, f"configuration {key!r}" if key else _README
 
 
 def _matching(root: Path, pattern: str) -> list[Path]:
@@ -211,7 +212,7 @@ def _why_not(path: Path, known: dict[Path, str], where: str, split: str) -> str:
     if why := files.unreadable(path):
         return why
     if path not in known:
-        return f"not of {where}" if where else "not of this split"
+        return "its README does not name it" if where == _README else f"not of {where}" if where else "not of this split"
     if known[path]:
         return f"its name says split {known[path]!r}"
     return "its name says no split, " + ("and those of others do" if _word(split) == "train" else "so it is of 'train'")

@@ -63,7 +63,8 @@ def local(
     """Yield the rows of a local copy: a file of rows, a folder of such files, or one from `save_to_disk`.
 
     `name` is what messages call the copy; its path where none is given. `encoding` and `name_labels` are those of `files.read`,
-    `must_have_config` and `only_named` those of `folders.split_files`. What is read and what is not is noted.
+    `must_have_config` (under which a saved set must name its split too) and `only_named` those of `folders.split_files`. What is read
+    and what is not is noted.
     """
     name = name or str(path)
     if path.is_file():
@@ -74,7 +75,7 @@ def local(
     if saved := _saved(path, split, config):
         if must_have_config and config and not saved.is_relative_to(path / config):
             raise UserError(f"{name}: no configuration {config!r}: `save_to_disk` wrote one set here")
-        yield from _saved_rows(path, saved, split, name, name_labels)
+        yield from _saved_rows(path, saved, split, name, name_labels, must_have_config)
         return
     if patterns:
         found = files.find(path, patterns)
@@ -147,7 +148,7 @@ def _saved(path: Path, split: str, config: str | None) -> Path | None:
     return next((each for each in places if is_saved(each)), None)
 
 
-def _from_saved(path: Path, split: str) -> Any:
+def _from_saved(path: Path, split: str, must_be_named: bool) -> Any:
     from datasets import DatasetDict, load_from_disk
 
     try:
@@ -157,17 +158,19 @@ def _from_saved(path: Path, split: str) -> Any:
     if not isinstance(dataset, DatasetDict):
         if split not in ("train", path.name) and dataset.split is not None and str(dataset.split) != split:
             raise UserError(f"{path}: the saved dataset is split {str(dataset.split)!r}, not {split!r}")
+        if must_be_named and split not in ("train", path.name) and dataset.split is None:
+            raise UserError(f"{path}: the saved dataset says no split, so it may not be {split!r}: leave `from_split` out")
         return dataset
     if split not in dataset:
         raise UserError(f"{path}: the saved dataset has no split {split!r}: {nearest(split, map(str, dataset))}")
     return dataset[split]
 
 
-def _saved_rows(path: Path, saved: Path, split: str, where: str, name_labels: bool) -> Iterator[Row]:
+def _saved_rows(path: Path, saved: Path, split: str, where: str, name_labels: bool, must_be_named: bool) -> Iterator[Row]:
     import pyarrow as pa
     from datasets.exceptions import DatasetsError
 
-    dataset = _from_saved(saved, split)
+    dataset = _from_saved(saved, split, must_be_named)
     read = [Path(each["filename"]) for each in dataset.cache_files]
     inside = [each.relative_to(path).as_posix() if each.is_relative_to(path) else each.name for each in read]
     for other in sorted(each for each in path.rglob("*") if files.is_data(each) and each not in read):

@@ -181,16 +181,21 @@ def test_a_split_or_a_configuration_is_read_by_its_name(tmp_path: Path) -> None:
         jsonl(tmp_path / "set" / "two" / f"{name}.jsonl", asked(number + 2))
     DatasetDict({"train": Dataset.from_list([asked(4)]), "extra": Dataset.from_list([asked(5)])}).save_to_disk(tmp_path / "saved")
     Dataset.from_list([asked(6)]).save_to_disk(tmp_path / "inner" / "extra")
+    for name in ("one", "two"):
+        DatasetDict({"dev": Dataset.from_list([asked(7) | {"id": name}])}).save_to_disk(tmp_path / "many" / name)
     assert read(tmp_path / "set", config="two", from_split="validation") == [asked(3)]
     assert read(tmp_path / "set", config="one") == [asked(0)]
     assert read(tmp_path / "saved", from_split="extra") == [asked(5)]
     assert read(tmp_path / "inner", from_split="extra") == read(tmp_path / "inner", config="extra") == [asked(6)]
+    assert read(tmp_path / "many", config="two", from_split="dev") == [asked(7) | {"id": "two"}]
     for folder, fields, said in (
         ("set", {"config": "three"}, "no configuration 'three'.*one, two"),
         ("set", {"from_split": "test"}, "no split 'test'.*Valid: dev, train"),
         ("saved", {"from_split": "exta"}, "did you mean 'extra'"),
         ("saved", {"config": "two"}, "no configuration 'two'"),
         ("inner", {}, "sets from `save_to_disk` in extra"),
+        ("saved/extra", {"from_split": "train_2"}, "says no split, so it may not be 'train_2'"),
+        ("many", {}, "sets from `save_to_disk` in one, two: give one of them as `path:`, or as `config:`"),
     ):
         with pytest.raises(UserError, match=said):
             read(tmp_path / folder, **fields)

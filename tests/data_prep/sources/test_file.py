@@ -396,6 +396,14 @@ def test_a_question_is_on_one_side_of_the_split(tmp_path: Path, convert, questio
     assert len(train) + len(heldout) == len(whole)
 
 
+def test_a_whole_file_may_be_held_out(tmp_path: Path, convert) -> None:
+    path = write(tmp_path / "rows.jsonl", *({"question": f"Hot {n}?", "answer": "No."} for n in range(30)))
+    whole = use(path, "question_answer", split="heldout", heldout_fraction=1.0)
+    assert len(convert(whole)[0]) == 30 and whole.split in file.SOURCE.evaluation_only
+    with pytest.raises(UserError, match="holds the whole file out: give it `split: heldout`"):
+        file.SOURCE.check(whole.model_copy(update={"split": "train"}))
+
+
 def test_one_question_falls_on_the_same_side_in_every_format(tmp_path: Path) -> None:
     for number in range(20):
         question, sides = f"Is {number} high?", set()
