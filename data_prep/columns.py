@@ -135,7 +135,7 @@ def _try(path: Path, format: str, columns: dict[str, str]) -> None:
         way = f"{controls.ADVICE}. " if "control_characters" in wrong else ""
         raise UserError(
             f"{path}: it looks like {format}{f' with {where}' if where else ''}, but of its first {count} rows "
-            f"{sum(wrong.values())} do not fit that: {reasons}. {way}What a row must hold is in README.md, Bringing your data"
+            f"{sum(wrong.values())} do not fit that: {reasons}. {way}What a row must hold is in data_prep/README.md, Your own rows"
         )
 
 

@@ -1,4 +1,4 @@
-"""Your own rows: JSONL, JSON (a list of rows, or an object id -> row), CSV, TSV, parquet, or a folder of `save_to_disk`.
+"""Your own rows: JSONL, JSON, CSV, TSV, parquet or xlsx, compressed or not, or a folder of these or of `save_to_disk`.
 
 In: `path`, `format`, and `columns` (our name -> yours) of the recipe. Out: conversations, questions or pairs. Licence:
 yours to state (`licence:`). One row of each format, with our names for the columns:
@@ -16,7 +16,8 @@ yours to state (`licence:`). One row of each format, with our names for the colu
     classification    {"question": "Is this urgent or routine?", "text": "Chest pain since an hour.", "label": "urgent"}
     multiple_choice   {"question": "Which vessel brings blood to the heart?", "choices": ["vena cava", "aorta"],
                        "answer": 0}                     (the index of the right choice, counted from 0 unless `answer_base: 1`,
-                                                        its letter or its text; choices may be an object letter -> text)
+                                                        its letter or its text; choices may be an object letter -> text,
+                                                        or stand in columns `A`, `B`, ... or `opa`, `opb`, ...)
     preference        {"prompt": "Is this mole harmless?", "chosen": "Have it seen by a doctor.", "rejected": "Yes."}
                                                         (each a text or a list of messages; a side may be the whole
                                                         conversation, and `prompt` is then not needed; also the texts of
