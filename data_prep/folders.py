@@ -31,6 +31,8 @@ _WORDS = {
 _SHARD = re.compile(r"(?P<split>\w+(?:[.-]\w+)*?)-\d{5}-of-\d{5}(?:-\w+)?")
 _NUMBERED = re.compile(rf"(?P<word>{'|'.join(sorted(_WORDS, key=len, reverse=True))})(?:[-_. ]?(?:part|shard)?[-_. ]?\d+)*")
 _README = "its README"
+_HIDDEN = (".", "~$")
+"""How names begin that are nobody's rows: hidden files, and what a spreadsheet leaves beside a file that is open."""
 # What libraries keep beside the rows of a set.
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "croissant.json")
 _NO_ROWS = (".md", ".rst", ".py", ".pdf", ".html", ".png", ".jpg", ".svg", ".bib", ".lock", ".sh", ".ipynb")
@@ -96,7 +98,7 @@ def _data_files(root: Path) -> list[Path]:
     found = []
     for folder, inner, names in os.walk(root):
         inner[:] = sorted(each for each in inner if not each.startswith((".", "__")))
-        found += [Path(folder, name) for name in names if not name.startswith(".")]
+        found += [Path(folder, name) for name in names if not name.startswith(_HIDDEN)]
     return files.plain_first(path for path in found if files.is_data(path) and path.name not in _ABOUT and path.is_file())
 
 
@@ -109,7 +111,12 @@ def note_others(root: Path, read: Iterable[Path], why: str = "") -> None:
             if link.is_symlink():
                 note_not_read(link.relative_to(root).as_posix(), "a link to a folder is not followed: give that folder as `path:`")
         for path in sorted(Path(folder, each) for each in names):
-            if path in wanted or path.name.startswith(".") or path.suffix.lower() in _NO_ROWS or path.stem.upper() in ("README", "LICENSE"):
+            if (
+                path in wanted
+                or path.name.startswith(_HIDDEN)
+                or path.suffix.lower() in _NO_ROWS
+                or path.stem.upper() in ("README", "LICENSE")
+            ):
                 continue
             about = "it tells about the set" if path.name in _ABOUT else files.unreadable(path)
             if about is None and compressed.is_compressed(path) and path.with_suffix("").is_file():

@@ -15,6 +15,8 @@ from typing import Any
 from rounds.data_prep.compressed import opened
 from rounds.data_prep.errors import UserError
 
+_ERRORS = ("#N/A", "#DIV/0!", "#NAME?", "#NULL!", "#NUM!", "#REF!", "#VALUE!")
+
 
 def rows(path: Path) -> Iterator[tuple[int, Any]]:
     """Yield the number and the value of each row under the first that is not blank. Raises `UserError` where the file cannot be read."""
@@ -51,7 +53,11 @@ def _header(path: Path, cells: tuple[Any, ...]) -> list[str]:
 
 
 def _plain(cell: Any) -> Any:
-    """Return a date as text: what is shown in a sheet is a text to whoever reads it."""
+    """Return a date, and TRUE and FALSE, as the text that a sheet shows; a formula's error as none."""
+    if isinstance(cell, bool):
+        return str(cell).upper()
+    if isinstance(cell, str):
+        return None if cell in _ERRORS else cell
     if isinstance(cell, datetime) and cell.time() == time():
         return cell.date().isoformat()
     return cell.isoformat(sep=" ") if isinstance(cell, datetime) else cell.isoformat() if isinstance(cell, date | time) else cell

@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -285,7 +286,15 @@ def test_the_encoding_that_fits_is_named_and_reads_the_file(tmp_path: Path, name
 def test_a_sheet_is_read_under_its_first_row(tmp_path: Path) -> None:
     openpyxl = pytest.importorskip("openpyxl")
     book = openpyxl.Workbook()
-    for row in ((None, None), ("question", "answer"), ("Hot?", "Yes."), (None, None), ("How many?", 7)):
+    said = {"Hot?": "Yes.", "How many?": 7, "Since when?": date(2024, 3, 1), "Any?": True, "Which?": "#N/A"}
+    for row in ((None, None), ("question", "answer"), *said.items(), (None, None)):
         book.active.append(row)
+    book.create_sheet("empty")
     book.save(tmp_path / "rows.xlsx")
-    assert read(tmp_path / "rows.xlsx") == [{"question": "Hot?", "answer": "Yes."}, {"question": "How many?", "answer": 7}]
+    (tmp_path / "~$rows.xlsx").write_bytes(b"open elsewhere")
+    shown = {**said, "Since when?": "2024-03-01", "Any?": "TRUE", "Which?": None}
+    assert read(tmp_path / "rows.xlsx") == read(tmp_path) == [{"question": name, "answer": value} for name, value in shown.items()]
+    book["empty"].append(("question", "answer"))
+    book.save(tmp_path / "rows.xlsx")
+    with pytest.raises(UserError, match=r"several sheets have rows \(Sheet, empty\); save the one that is meant"):
+        read(tmp_path / "rows.xlsx")
