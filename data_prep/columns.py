@@ -21,14 +21,14 @@ from rounds.data_prep.sources import Row, RowError, file
 _QUESTION = ("question", "prompt", "instruction", "query", "input", "user", "q")
 NAMES: dict[str, dict[str, Sequence[str]]] = {
     "preference": {
-        "chosen": ("chosen", "preferred", "better", "accepted"),
-        "rejected": ("rejected", "dispreferred", "worse"),
-        "prompt": ("prompt", "question", "instruction", "query", "input"),
+        "chosen": ("chosen", "preferred", "better", "accepted", "preferred_output"),
+        "rejected": ("rejected", "dispreferred", "worse", "non_preferred_output"),
+        "prompt": ("prompt", "question", "conversations", "messages", "instruction", "query", "input"),
     },
     "messages": {"messages": ("messages", "conversation", "conversations", "turns")},
     "alpaca": {
         "instruction": ("instruction",),
-        "input": ("input",),
+        "input": ("input", "context"),
         "output": ("output", "response", "answer"),
         "history": ("history",),
     },
@@ -38,6 +38,7 @@ NAMES: dict[str, dict[str, Sequence[str]]] = {
     },
 }
 _OPTIONAL = {"system": ("system", "system_prompt", "system_message"), "id": ("id",), "group": ("group",)}
+_ALPACA = ("instruction", "input", "history")
 _NOT_NEEDED = ("prompt", "history")
 """A pair whose sides are whole conversations has its prompt in them."""
 _ROWS_READ = 200
@@ -67,7 +68,8 @@ def layout(path: Path) -> Layout:
     theirs = list(dict.fromkeys(name for row in rows for name in row if name not in (files.ROW, files.FILE)))
     format, found = _recognise(path, theirs)
     differing = {ours: name for ours, name in found.items() if ours != name}
-    unread = tuple(name for name in theirs if name not in found.values())
+    also = _ALPACA if format == "preference" and "prompt" not in found else ()
+    unread = tuple(name for name in theirs if name not in found.values() and name not in also)
     _try(path, format, differing)
     return Layout(format, differing, unread, _heldout_fraction(path, format, differing))
 
@@ -99,6 +101,8 @@ def recognised(theirs: Sequence[str]) -> tuple[str, dict[str, str]] | None:
             for ours, known in {**names, **_OPTIONAL}.items()
             if (name := next((each for each in known if each in plain), None))
         }
+        if format == "preference" and plain.get("instruction") == "instruction" and found.get("prompt") in map(plain.get, _ALPACA):
+            del found["prompt"]  # source `file` asks with all of them
         if all(ours in found for ours in names if ours not in _NOT_NEEDED):
             return format, found
     return None

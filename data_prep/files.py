@@ -17,8 +17,9 @@ from rounds.data_prep.errors import UserError
 from rounds.data_prep.inventory import note_read
 from rounds.data_prep.turns import Row, RowError
 
-ROW, FILE, ID = "#row", "#file", "#id"
-"""What readers add to a row: its number, its file, and the id of a row that has none. Its own columns are the others."""
+ROW, FILE, ID, TURNS = "#row", "#file", "#id", "#turns"
+"""What readers add to a row: its number, its file, the id of a row that has none, and the turns made of several columns. Its own columns
+are the others."""
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".xlsx")
 # The csv module's own limit of 131,072 characters is shorter than some articles. Far above `sources.MAX_CHARACTERS`, so that
 # it is only met where a quote is open for a whole file, or where a file has no lines.

@@ -11,7 +11,7 @@ from typing import Any
 
 from rounds.data_prep import columns, controls, encodings, sources, suggestion
 from rounds.data_prep.controls import CLEANED
-from rounds.data_prep.files import FILE, ID, ROW
+from rounds.data_prep.files import FILE, ID, ROW, TURNS
 from rounds.data_prep.records import Record
 from rounds.data_prep.schema import SourceUse
 
@@ -107,7 +107,7 @@ def _encoding(use: SourceUse, file: str) -> str:
 
 
 def _names(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(str(name) for name in row if name not in (ROW, FILE, ID, CLEANED))
+    return tuple(str(name) for name in row if name not in (ROW, FILE, ID, TURNS, CLEANED))
 
 
 def _shown(row: Mapping[str, Any]) -> str:

@@ -60,6 +60,8 @@ def turns(value: Any) -> Any:
     value = from_text(value)
     if isinstance(value, str):
         return _hh(value) or value
+    if isinstance(value, Mapping) and isinstance(value.get("messages"), list):  # OpenAI's `input`
+        value = value["messages"]
     if isinstance(value, Mapping):
         value = [value] if any(isinstance(value.get(name), str) for name in ("role", "from")) else rows_of(value)
     return [_turn(each) for each in value] if isinstance(value, list | tuple) else value

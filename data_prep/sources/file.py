@@ -81,7 +81,7 @@ OPTIONAL = {
 ASKED_IN = {
     "messages": ("messages",),
     "sharegpt": ("conversations",),
-    "alpaca": ("turns",),
+    "alpaca": (files.TURNS,),
     "preference": ("chosen", "rejected", "prompt"),  # beside a whole conversation some sets keep but the last question
     "summary": ("text",),
     "dialogue": ("dialogue",),
@@ -171,7 +171,7 @@ def to_record(row: Row, index: int, use: SourceUse) -> Record:
         turns = messages(required(row, "conversations"), "assistant")
         return Conversation(messages=with_system(turns, _system(row)), **named)
     if use.format == "alpaca":
-        turns = row["turns"]
+        turns = row[files.TURNS]
         if turns is None or not turns[-2]["content"].strip():
             text(required(row, "instruction"), "instruction")
         _answer(row, "output")
@@ -223,7 +223,7 @@ def _formed(row: dict[str, Any], use: SourceUse) -> dict[str, Any]:
         column = COLUMNS[use.format][0]
         return {**row, column: _forms.turns(row[column])} if column in row else row
     if use.format == "alpaca":
-        return {**row, "turns": _forms.alpaca(row)}
+        return {**row, files.TURNS: _forms.alpaca(row)}
     if use.format == "multiple_choice":
         return _exam.gathered(row)
     return dict(_forms.pair(row)) if use.format == "preference" else row

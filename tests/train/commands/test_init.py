@@ -20,6 +20,20 @@ FILES = {
         {"conversations": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]} for asked, answer in ASKED
     ],
     "pairs.jsonl": [{"question": asked, "chosen": answer, "rejected": "Nothing."} for asked, answer in ASKED],
+    "factory.jsonl": [{"instruction": asked, "input": "Now.", "chosen": answer, "rejected": "Nothing."} for asked, answer in ASKED],
+    "openai.jsonl": [
+        {
+            "input": {"messages": [{"role": "user", "content": asked}]},
+            "preferred_output": [{"role": "assistant", "content": answer}],
+            "non_preferred_output": [{"role": "assistant", "content": "Nothing."}],
+        }
+        for asked, answer in ASKED
+    ],
+    "dolly.jsonl": [{"instruction": "Answer.", "context": asked, "response": answer} for asked, answer in ASKED],
+    "hh.jsonl": [
+        {"chosen": f"\n\nHuman: {asked}\n\nAssistant: {answer}", "rejected": f"\n\nHuman: {asked}\n\nAssistant: No."}
+        for asked, answer in ASKED
+    ],
     "one.jsonl": [{"question": "What now?", "answer": "Nothing."}],
 }
 EXPECTED = {
@@ -28,6 +42,10 @@ EXPECTED = {
     "odd names.jsonl": ("question_answer", {"question": "user", "answer": "Reply", "system": "system prompt"}),
     "chat.json": ("messages", {"messages": "conversations"}),
     "pairs.jsonl": ("preference", {"prompt": "question"}),
+    "factory.jsonl": ("preference", {}),
+    "openai.jsonl": ("preference", {"chosen": "preferred_output", "rejected": "non_preferred_output", "prompt": "input"}),
+    "dolly.jsonl": ("alpaca", {"input": "context", "output": "response"}),
+    "hh.jsonl": ("preference", {}),
     "one.jsonl": ("question_answer", {}),
 }
 
@@ -60,7 +78,7 @@ def test_a_recipe_of_a_file_plans_as_it_is(name):
     said = rounds("init", "--data", name)
     mine = yaml.safe_load(Path("my-run.yaml").read_text())["sources"]["mine"]
     assert (mine["format"], mine.get("columns", {})) == EXPECTED[name] and mine["format"] in said
-    assert ("not read: yes" in said) == (name == "odd names.jsonl")
+    assert ("not read: yes" in said) == ("not read" in said) == (name == "odd names.jsonl")
     assert "source.mine " in rounds("plan", "my-run.yaml", "--keys")
 
 
