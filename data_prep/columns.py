@@ -15,7 +15,7 @@ from typing import Any
 from rounds.data_prep import controls, encodings, files, hub
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.schema import SourceUse
-from rounds.data_prep.sources import Row, RowError, file
+from rounds.data_prep.sources import Row, RowError, _exam, file
 
 # Our column -> names that files have for it, the likeliest first. Those of Alpaca, ShareGPT, TRL, UltraFeedback, OpenAI, and plain words.
 _QUESTION = ("question", "prompt", "instruction", "query", "input", "user", "q")
@@ -109,7 +109,13 @@ def recognised(theirs: Sequence[str]) -> tuple[str, dict[str, str]] | None:
 
 
 def _recognise(path: Path, theirs: Sequence[str]) -> tuple[str, dict[str, str]]:
-    if layout := recognised(theirs):
+    layout = recognised(theirs)
+    if layout and layout[0] == "question_answer" and (choices := _choices(theirs)):
+        raise UserError(
+            f"{path}: its columns {', '.join(choices)} are choices, without which its answers mean nothing. rounds init writes recipes for "
+            "conversations and pairs: run it without --data, and say in the recipe `format: multiple_choice`"
+        )
+    if layout:
         return layout
     if hint := separated(theirs):
         raise UserError(f"{path}: its columns are {theirs[0]}. {hint}")
@@ -119,6 +125,13 @@ def _recognise(path: Path, theirs: Sequence[str]) -> tuple[str, dict[str, str]]:
         f"are among them. Rename them, or run rounds init without --data and say in the recipe which is which, as `columns: {{question: "
         f"NAME, answer: NAME}}`. The formats, with our names for their columns: {formats}"
     )
+
+
+def _choices(theirs: Sequence[str]) -> list[str]:
+    """Return the columns that hold the choices of a question: one with all, or one each."""
+    gathered = _exam.gathered(dict(zip(theirs, theirs, strict=True))).get("choices")
+    each = list(gathered.values()) if isinstance(gathered, dict) else []
+    return [name for name in theirs if name.strip().lower() in ("choices", "options")] or each
 
 
 def _use(path: Path, format: str, columns: dict[str, str], **more: Any) -> SourceUse:

@@ -119,6 +119,8 @@ def test_columns_that_cannot_be_understood_are_told(row, expected):
         ("rows.csv", "question,answer\nFièvre à 40 °C ?,Oui.\n".encode("cp1252"), "encoding: cp1252"),
         ("rows.csv", b"question;answer\nHot?;Yes.\n", "separated by semicolons: save it with commas"),
         ("rows.jsonl", b'{"question": "Hot?\\f", "answer": "Yes."}\n', "`control_characters: clean`"),
+        ("rows.csv", b"question,A,B,answer\nHot?,Yes.,No.,B\n", "A, B are choices"),
+        ("rows.jsonl", b'{"question": "Hot?", "options": ["Yes.", "No."], "answer": "A"}\n', "options are choices"),
         ("rows.jsonl", b"{cut", "none of its first 1 rows can be read: not_json"),
     ],
 )
