@@ -12,9 +12,12 @@ from rounds.data_prep.compressed import opened
 
 _SAMPLE = 1 << 16
 _WESTERN = set("äöüÄÖÜßéèêëÉÈàâáãåÀÁÅçÇñÑíìîïóòôõúùûœæøÆØ°µ–—‘’“”…±²³×÷½¼•€£©®™·«»¿¡§´¨ºª\xa0")
-# What people's files are in, the likeliest first: Western and Eastern European Windows, Cyrillic, Greek, Turkish, Chinese, Japanese,
-# Korean.
-_CANDIDATES = ["cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "gb18030", "big5", "shift_jis", "euc_jp", "euc_kr", "mac_roman"]
+# What people's files are in: Western and Eastern European, Cyrillic, Greek, Turkish, Hebrew and Arabic Windows, Chinese, Japanese, Korean,
+# Thai, the Mac's, DOS's.
+_CANDIDATES = [
+    *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "gb18030", "big5", "shift_jis", "euc_jp", "euc_kr", "mac_roman"),
+    *("koi8_r", "cp1255", "cp1256", "iso8859_2", "cp850", "tis_620"),
+]
 
 
 def is_wide(start: bytes) -> bool:

@@ -190,7 +190,7 @@ def _numbered_lines(lines: Iterable[bytes | None]) -> Iterator[tuple[int, Any]]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), object_pairs_hook=_once, strict=False)
+            value = _DECODER.decode(line.decode("utf-8-sig" if number == 1 else "utf-8"))
         except UnicodeDecodeError:
             yield number, "not_utf8"
         except _RepeatedKeyError:
@@ -210,6 +210,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise _RepeatedKeyError
     return found
+
+
+# Not strict: a control character in a text costs its row as `control_characters`, or is cleaned, as in any other file.
+_DECODER = json.JSONDecoder(object_pairs_hook=_once, strict=False)
 
 
 def _csv(path: Path, header: Sequence[str], encoding: str | None) -> Iterator[tuple[int, Any]]:
@@ -267,7 +271,7 @@ def _json(path: Path, encoding: str | None) -> Iterator[tuple[int, Any]]:
     _refuse_other(path, encoding)
     raw = _whole(path, encoding)
     try:
-        value = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_once, strict=False) if raw.strip() else []
+        value = _DECODER.decode(raw.decode("utf-8-sig")) if raw.strip() else []
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}; {encodings.advice(raw)}") from None
     except RecursionError:
@@ -307,11 +311,10 @@ def _one_after_another(raw: bytes) -> Iterator[tuple[int, Any]]:
     if text.split("\n", 1)[0].strip() != "{":
         yield from _numbered_lines(raw.split(b"\n"))
         return
-    decoder = json.JSONDecoder(object_pairs_hook=_once, strict=False)
     while place < len(text):
         number += 1
         try:
-            value, place = decoder.raw_decode(text, place)
+            value, place = _DECODER.raw_decode(text, place)
         except (ValueError, RecursionError) as error:
             yield number, "repeated_key" if isinstance(error, _RepeatedKeyError) else "not_json"
             return  # where the next value begins, nobody can tell

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict
 
-from rounds.data_prep import build, files, folders, inventory
+from rounds.data_prep import build, encodings, files, folders, inventory
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import read_records
 from rounds.data_prep.schema import SourceParams, SourceUse
@@ -281,6 +281,29 @@ def test_the_encoding_that_fits_is_named_and_reads_the_file(tmp_path: Path, name
     with pytest.raises(UserError, match=f"it reads as {encoding}: with source `file`, `encoding: {encoding}`"):
         run(asked)
     assert read(asked, encoding=encoding) == rows
+
+
+WRITTEN = {
+    "cp1250": "Jaké léky pacient užívá? Horečka přetrvává.",
+    "iso8859_2": "Pacjent ma wysoką gorączkę i kaszel od trzech dni. Proszę zażyć lek.",
+    "koi8_r": CYRILLIC,
+    "cp1253": "Ποια θερμοκρασία σώματος θεωρείται φυσιολογική; Ο ασθενής έχει βήχα.",
+    "cp1254": "Hastanın ateşi üç gündür yüksek. İlaç alıyor mu, öksürüyor mu?",
+    "cp1256": "ما هي درجة حرارة الجسم الطبيعية؟ المريض يسعل.",
+    "gb18030": "发烧是指体温升高。医生用体温计测量体温，然后开药。",
+    "big5": "發燒是指體溫升高。醫生用體溫計測量體溫。",
+    "shift_jis": "体温はどのくらいが正常ですか。患者は咳をしています。",
+    "euc_kr": "정상 체온은 얼마입니까? 환자가 기침을 합니다.",
+    "mac_roman": "Größe über 40 °C? Fièvre élevée, ça va",
+    "utf-16": "Größe über 40 °C?",
+}
+
+
+@pytest.mark.parametrize("encoding", WRITTEN)
+def test_the_encoding_that_is_named_gives_back_what_was_written(encoding: str) -> None:
+    raw = (f"question,answer\n{WRITTEN[encoding]},Yes.\n" * 5).encode(encoding)
+    named = encodings.fitting(raw)
+    assert named and WRITTEN[encoding] in raw.decode(named)
 
 
 def test_a_sheet_is_read_under_its_first_row(tmp_path: Path) -> None:
