@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -17,6 +18,29 @@ from pathlib import Path
 from typing import Any
 
 from gpu.finding import Finding, NotHere, append, not_here, read
+
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Ended(BaseException):
+    """This process was asked to end."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def raise_when_asked_to_end() -> None:
+    """Let the signals that ask a process to end raise `Ended`, so that what was found is still shown."""
+
+    def ended(number: int, frame: object) -> None:
+        for each in ENDING:
+            signal.signal(each, signal.SIG_IGN)  # the table is printed once
+        raise Ended(number)
+
+    for each in ENDING:
+        signal.signal(each, ended)
+
 
 _TOO_OLD = (ImportError, NotHere)
 
@@ -27,19 +51,31 @@ def run_alone(work: Callable[..., None], args: tuple, device: str, limit: float,
     context: Any = multiprocessing.get_context("fork" if device == "cpu" else "spawn")
     process = context.Process(target=_led if leads else work, args=(work, args) if leads else args)
     process.start()
-    process.join(limit)
-    if process.is_alive():
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL) if leads else process.kill()
-        process.join()
-        return -signal.SIGKILL
-    return process.exitcode
+    try:
+        process.join(limit)
+    finally:  # also where this process is asked to end: nothing on a card outlives it
+        late = process.is_alive()
+        if late:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL) if leads else process.kill()
+            process.join()
+    return -signal.SIGKILL if late else process.exitcode
 
 
 def _led(work: Callable[..., None], args: tuple) -> None:
     with contextlib.suppress(PermissionError):
         os.setpgrp()  # so that all it starts can be ended with it
+    for each in ENDING:  # a fork has its parent's handlers
+        signal.signal(each, signal.SIG_DFL)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     work(*args)
+
+
+def _end_with(parent: int) -> None:
+    """End this process and all that it has started when its parent is gone, killed perhaps."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def run_check(name: str, function: str, device: str, limit: float, folder: Path) -> list[Finding]:

@@ -1,10 +1,12 @@
 """The prepared check of a card, in small on the CPU: it finds what it should, in the form that it has on a card, and hides nothing."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "check_gpu"
@@ -19,7 +21,6 @@ def check(out: Path, *options: str) -> tuple[subprocess.CompletedProcess[str], d
     return done, json.loads((out / "results.json").read_text())
 
 
-@pytest.mark.xdist_group("ranks")  # both let DeepSpeed compile, and wait for each other
 def test_in_small_every_check_runs_and_is_right(tmp_path: Path):
     done, results = check(tmp_path / "out")
     failed = [(name, row) for name, rows in results["checks"].items() for row in rows if row["status"] == "failed"]
@@ -39,6 +40,27 @@ def test_a_check_that_is_ended_hides_no_other_and_fails_the_whole(tmp_path: Path
     assert [row["status"] for row in results["checks"]["right.dpo"]][-1] == "failed"
     assert "ended at its limit of 0.2 s" in done.stdout
     assert {row["status"] for row in results["checks"]["card"]} == {"ok", "n/a"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_ended_run_leaves_no_process_and_shows_what_it_found(tmp_path: Path, number: signal.Signals):
+    out = tmp_path / "out"
+    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--out", str(out), "--only", "card", "right.dpo", "right.sft"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stderr and run.stderr.readline().startswith("card")
+        started = psutil.Process(run.pid).children(recursive=True)
+        while not started:
+            started = psutil.Process(run.pid).children(recursive=True)
+        run.send_signal(number)
+        printed = run.communicate()[0]
+    assert psutil.wait_procs(started, timeout=20)[1] == []
+    results = json.loads((out / "results.json").read_text())
+    assert {row["status"] for row in results["checks"]["card"]} == {"ok", "n/a"}
+    if number is signal.SIGKILL:
+        return
+    assert run.returncode == 128 + number
+    assert f"{number.name} ended the run" in printed and "nothing of a card" in printed
+    assert [row["status"] for row in results["checks"]["right.sft"]] == ["n/a"]
 
 
 def test_a_check_without_time_is_not_begun(tmp_path: Path):

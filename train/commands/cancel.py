@@ -7,7 +7,7 @@ import typer
 from rounds.train.commands import options
 from rounds.train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
 from rounds.train.engine import store
-from rounds.train.launch import slurm
+from rounds.train.launch import slurm, submission
 
 
 @told
@@ -28,7 +28,7 @@ def cancel(
     made = plan_of(file, overrides, root)
     ids, left = slurm.cancel(made.stages, root, f"{made.recipe.name}:{made.stages[-1].key}", shared)
     options.console.print(f"cancelled {len(ids)} jobs{': ' if ids else ''}{' '.join(ids)}", highlight=False)
-    if not ids and not any(slurm.record(store.folder(root, stage)) for stage in made.stages):
+    if not ids and not any(submission.read(store.folder(root, stage)) for stage in made.stages):
         options.console.print(
             f"no job of it was ever submitted from the store {root}: --cluster or --store names another",
             style="yellow",

@@ -10,6 +10,7 @@ import typer
 from rounds.data_prep.errors import UserError, nearest
 from rounds.train.commands import options
 from rounds.train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
+from rounds.train.engine.records import log_of
 from rounds.train.launch import slurm, state
 from rounds.train.launch.state import State
 
@@ -72,7 +73,7 @@ def _file(entry: State, rank: int, batch: bool) -> Path:
     if batch:
         printed = sorted((entry.folder / "slurm").glob("*.txt"), key=lambda path: path.stat().st_mtime)
         return printed[-1] if printed else entry.folder / "slurm" / f"{entry.job.id if entry.job else 'JOB'}.txt"
-    return entry.folder / "log.txt" if rank == 0 else entry.folder / "logs" / f"rank-{rank}.txt"
+    return log_of(entry.folder, rank)
 
 
 def _added(path: Path, now) -> Iterator[str]:

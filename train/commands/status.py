@@ -16,7 +16,7 @@ from rounds.train.commands.options import ClusterFile, Overrides, RecipeFile, St
 from rounds.train.display import progress
 from rounds.train.engine import damage, store
 from rounds.train.engine.graph import Stage
-from rounds.train.launch import slurm, state
+from rounds.train.launch import state, submission
 from rounds.train.launch.state import ENDED_BADLY, State
 from rounds.train.plan import ablation
 
@@ -160,7 +160,8 @@ def _why(entry: State) -> list[RenderableType]:
 
 def _go_on(file: Path, overrides: list[str] | None, cluster_file: Path | None, root: Path, stages: tuple[Stage, ...]) -> str:
     """Return the command that continues the run, with the cluster file and options that it was last submitted with."""
-    known = [entry for stage in stages if (entry := slurm.record(store.folder(root, stage)))]
-    last = max(known, key=lambda entry: entry["submitted"]) if known else {}
+    known = [entry for stage in stages if (entry := submission.read(store.folder(root, stage)))]
+    last = max(known, key=lambda entry: entry.submitted, default=None)
+    given, more = (last.cluster, last.more) if last else (None, ())
     command = "ablate" if ablation.is_ablation(file) else "run"
-    return options.command_line(command, file, overrides, cluster_file or last.get("cluster"), root, *last.get("more", ()))
+    return options.command_line(command, file, overrides, cluster_file or given, root, *more)

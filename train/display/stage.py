@@ -8,6 +8,7 @@ from rich.text import Text
 from rounds.train.display.scores import scores_table
 from rounds.train.engine import claims, damage, store
 from rounds.train.engine.digests import Memory
+from rounds.train.engine.records import log_of
 
 
 def stage(console: Console, folder: Path, whole_log: bool) -> None:
@@ -41,7 +42,7 @@ def stage(console: Console, folder: Path, whole_log: bool) -> None:
     failure = store.failure(folder)
     if failure:
         console.print(f"failed: {failure.message}", style="red", markup=False)
-    log = folder / "log.txt"
+    log = log_of(folder, 0)
     if log.is_file():
         lines = log.read_text(errors="replace").splitlines()
         console.print(f"log (last {min(20, len(lines))} of {len(lines)} lines)" if not whole_log else "log", style="bold")

@@ -12,6 +12,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from rounds.data_prep.errors import UserError
+from rounds.train.engine import records
 from rounds.train.engine.store import read_fields, write_json
 
 logger = logging.getLogger("rounds")
@@ -23,16 +24,16 @@ def claim(stage_folder: Path, wait: bool = True) -> Iterator[None]:
 
     Raises `UserError` naming the holder when `wait` is off and somebody holds it.
     """
-    lock = FileLock(stage_folder / "lock")
+    lock = FileLock(stage_folder / records.LOCK)
     try:
         lock.acquire(timeout=-1 if wait else 0)
     except Timeout:
         raise UserError(f"{stage_folder.name} is being computed by {holder(stage_folder)}") from None
     try:
-        write_json(stage_folder / "holder.json", {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()})
+        write_json(stage_folder / records.HOLDER, {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()})
         yield
     finally:
-        (stage_folder / "holder.json").unlink(missing_ok=True)
+        (stage_folder / records.HOLDER).unlink(missing_ok=True)
         lock.release()
 
 
@@ -62,22 +63,22 @@ def turn(root: Path, seconds: float = 600) -> Iterator[None]:
 
 def is_held(stage_folder: Path) -> bool:
     """Tell whether a living process holds the stage."""
-    if not (stage_folder / "lock").exists():
+    if not (stage_folder / records.LOCK).exists():
         return False
-    lock = FileLock(stage_folder / "lock")
+    lock = FileLock(stage_folder / records.LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         return True
     except OSError:  # somebody else's store, which we may only read
-        return (stage_folder / "holder.json").exists()
+        return (stage_folder / records.HOLDER).exists()
     lock.release()
     return False
 
 
 def holder(stage_folder: Path) -> str:
     """Say who holds, or last held, a stage."""
-    record = read_fields(stage_folder / "holder.json")
+    record = read_fields(stage_folder / records.HOLDER)
     process, host, since = record.get("pid"), record.get("host"), record.get("since")
     if not isinstance(process, int) or not isinstance(host, str) or not isinstance(since, int | float):
         return "another run"
@@ -88,7 +89,7 @@ def holder(stage_folder: Path) -> str:
 
 def holding_process(stage_folder: Path) -> int | None:
     """Return the process that says it holds a stage; None where nobody says so, or a process of this machine that is gone."""
-    record = read_fields(stage_folder / "holder.json")
+    record = read_fields(stage_folder / records.HOLDER)
     process = record.get("pid")
     if not isinstance(process, int) or isinstance(process, bool) or process <= 0:
         return None

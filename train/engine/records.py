@@ -18,7 +18,7 @@ from rounds.train.engine.kinds import KINDS, Kind
 SPEC, DONE, FAILED = "stage.json", "done.json", "failed.json"
 ROWS, PAIRS, LOGPS, METRICS = "rows.parquet", "pairs.parquet", "logps.parquet", "metrics.jsonl"
 SCORES, ITEMS, ANSWERS = "scores.json", "items.parquet", "answers.jsonl"
-DECISION, MANIFEST, POLICY = "decision.json", "manifest.json", "policy.json"
+DECISION, MANIFEST, POLICY, CHECKS = "decision.json", "manifest.json", "policy.json", "checks.json"
 PROGRESS, LOG, HOLDER, LOCK, JOB, STOP = "progress.json", "log.txt", "holder.json", "lock", "job.json", "stop"
 
 
@@ -159,6 +159,13 @@ class Failure(Record):
     """A rank only saw that others were gone."""
     state: str | None = None
     """How the batch script calls it, such as `time limit`."""
+    time: float | None = None
+    """Of its writing, in seconds since 1970."""
+
+
+def log_of(folder: Path, rank: int) -> Path:
+    """Return the file that the output of a stage's rank goes to."""
+    return folder / LOG if rank == 0 else folder / "logs" / f"rank-{rank}.txt"
 
 
 def failure(folder: Path, plain: Any) -> Failure | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from rounds.data_prep.errors import UserError
 from rounds.train.engine.graph import Stage
+from rounds.train.engine.records import SPEC
 from rounds.train.engine.store import read_json, write_json
 
 
@@ -45,14 +46,14 @@ def find(root: Path, wanted: str) -> Path:
     """
     if not wanted:
         raise UserError("give a stage's name, key, or folder")
-    if (Path(wanted) / "stage.json").is_file():
+    if (Path(wanted) / SPEC).is_file():
         return Path(wanted)
     named = [last_run(root, run.stem).get(wanted) for run in sorted((root / "runs").glob("*.json"))]
     fits = {root / entry["folder"] for entry in named if entry}
     if not fits:
         folders = sorted(path.parent for path in root.glob("*/stage.json"))
         fits = {f for f in folders if f.name.startswith(wanted) or f.name.rpartition("-")[2].startswith(wanted)}
-    there = sorted(folder for folder in fits if (folder / "stage.json").is_file())
+    there = sorted(folder for folder in fits if (folder / SPEC).is_file())
     if len(there) == 1:
         return there[0]
     if fits and not there:

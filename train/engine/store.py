@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import subprocess
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,11 @@ def decision(stage_folder: Path) -> Decision | None:
 def failure(stage_folder: Path) -> Failure | None:
     """Return why a stage's last attempt ended, or None."""
     return records.failure(stage_folder, read_json(stage_folder / records.FAILED))
+
+
+def write_failure(stage_folder: Path, why: Failure) -> None:
+    """Write why a stage's attempt ended, and when."""
+    write_json(stage_folder / records.FAILED, why.model_copy(update={"time": time.time()}).model_dump(exclude_unset=True))
 
 
 def unfinished(root: Path, stages: Iterable[Stage]) -> list[Stage]:

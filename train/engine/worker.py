@@ -23,10 +23,10 @@ from typing import Any
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.schema import Section
 from rounds.train.config.cluster import Machine
-from rounds.train.engine import claims, damage, policy, ranks, store, tracking, twins
+from rounds.train.engine import claims, damage, policy, ranks, records, store, tracking, twins
 from rounds.train.engine import digests as file_digests
 from rounds.train.engine.kinds import Kind
-from rounds.train.engine.records import POLICY, Input, Spec
+from rounds.train.engine.records import POLICY, Done, Failure, Input, Spec
 
 logger = logging.getLogger("rounds")
 
@@ -66,16 +66,17 @@ def run(job: Job) -> None:
             return
         _remove_side_folders(job.folder)
         files = store.result_files(job.folder)
-        _share(files, job.folder / "stage.json")
+        _share(files, job.folder / records.SPEC)
         digests = file_digests.Memory(job.folder.parent).read(files)
-        record |= {
+        result = {
             "finished": time.time(),
             "digests": {str(path.relative_to(job.folder)): digests[path] for path in files},
             "sizes": {str(path.relative_to(job.folder)): path.stat().st_size for path in files},
         }
-        store.write_json(job.folder / "done.json", {**record, "seal": damage.seal(record)})
+        plain = record.model_copy(update=result).model_dump(exclude_unset=True)
+        store.write_json(job.folder / records.DONE, {**plain, "seal": damage.seal(plain)})
         twins.remember(job.folder)
-        logger.info("done in %.1f s: %s", record["seconds"], json.dumps(record.get("counts", {}))[:2000])
+        logger.info("done in %.1f s: %s", record.seconds, json.dumps(record.counts)[:2000])
 
 
 def _share(files: list[Path], like: Path) -> None:
@@ -87,10 +88,10 @@ def _share(files: list[Path], like: Path) -> None:
             path.chmod(path.stat().st_mode | readable)
 
 
-def _claimed(job: Job, others: ranks.Others | None) -> dict[str, Any]:
+def _claimed(job: Job, others: ranks.Others | None) -> Done:
     """Compute a stage that this process holds, and return what `done.json` will say."""
     store.refuse_links(job.folder)
-    for leftover in (job.folder / "failed.json", job.folder / "progress.json", *job.folder.glob("*.partial")):
+    for leftover in (job.folder / records.FAILED, job.folder / records.PROGRESS, *job.folder.glob("*.partial")):
         if leftover.is_dir():
             shutil.rmtree(leftover)
         else:
@@ -104,31 +105,31 @@ def _claimed(job: Job, others: ranks.Others | None) -> dict[str, Any]:
             _check_inputs(spec, inputs, job)  # before the others are told: reading them may take a while
         if others:
             others.tell(go=record is None)
-        if record and record.get("status") == "skipped" and spec.kind.trains:
+        if record and record.skipped and spec.kind.trains:
             policy.write_same(job.folder, inputs["policy"])  # what follows, a gate or the export, goes on with that
         if record is None:
             if others:
                 others.join(job.machine)
             elif spec.kind.spread:
                 ranks.join_alone(job.machine)
-            record = {"counts": _compute(spec, inputs, job)}
+            record = Done(status="done", counts=_compute(spec, inputs, job))
     except ranks.Stopped:
         raise
     except Exception as error:  # not an interruption: that is no failure, and the next run goes on
         _record_failure(job, error)
         raise
     seconds = {"seconds": round(time.monotonic() - started, 3), "cpu_seconds": round(_processor_seconds() - worked, 3)}
-    return {"status": "done", **record, **seconds}
+    return record.model_copy(update=seconds)
 
 
-def _taken_over(folder: Path) -> dict[str, Any] | None:
+def _taken_over(folder: Path) -> Done | None:
     """Take the answer over that another stage has, whose key differs only by gates that let the same policy through."""
     twin = twins.find(folder)
     if twin is None:
         return None
     twins.take_over(twin, folder)
     logger.info("the same as %s, behind other gates", twin.name)
-    return {"counts": store.counts(twin), "same_as": twin.name}
+    return Done(status="done", counts=store.counts(twin), same_as=twin.name)
 
 
 def _processor_seconds() -> float:
@@ -192,17 +193,17 @@ def _compute(spec: Spec, inputs: dict[str, Path], job: Job) -> dict[str, Any]:
     return counts
 
 
-def _skip(spec: Spec, inputs: dict[str, Path]) -> dict[str, Any] | None:
+def _skip(spec: Spec, inputs: dict[str, Path]) -> Done | None:
     """A stage behind a gate that ended the rounds has nothing to do; it is finished as skipped, not failed."""
     if spec.after_stop:
         return None
     for name, folder in inputs.items():
         record = store.done(folder) if spec.inputs[name].stage else None
         if record and record.skipped:
-            return {"status": record.status, "because": record.because}
+            return Done(status=record.status, because=record.because)
         if record and record.counts.get("stops_rounds"):
             gate = store.spec(folder).name
-            return {"status": "skipped", "because": f"the rounds ended at {gate}: {record.counts['decision']}"}
+            return Done(status="skipped", because=f"the rounds ended at {gate}: {record.counts['decision']}")
     return None
 
 
@@ -211,18 +212,18 @@ def _record_failure(job: Job, error: Exception) -> None:
     known, lost = isinstance(error, UserError), ranks.is_lost_contact(error)
     first_line = str(error).splitlines()[0] if str(error) else "no message"
     text = str(error) if known else _out_of_memory(error) or f"{type(error).__name__}: {first_line}"
-    failure: dict[str, Any] = {"message": text, "user_error": known, "time": time.time()}
+    failure = Failure(message=text, user_error=known)
     if ranks.world_size() > 1:
-        failure |= {"log": str(log_of(job.folder)), "lost_contact": lost}
-        failure["message"] = text if known else f"rank {ranks.rank()} on {ranks.node()}: {text}"
-    path = job.folder / "failed.json"
+        named = text if known else f"rank {ranks.rank()} on {ranks.node()}: {text}"
+        log = str(records.log_of(job.folder, ranks.rank()))
+        failure = Failure(message=named, user_error=known, log=log, lost_contact=lost)
     before = store.failure(job.folder)
     if before and (lost or not (before.lost_contact or before.state)):
         return  # "state": by the batch script, when the time was nearly over
     try:
-        store.write_json(path, failure)
+        store.write_failure(job.folder, failure)
     except OSError:  # the disk is full, perhaps: the caller still hears of the first error
-        logger.error("could not write %s", path)
+        logger.error("could not write %s", job.folder / records.FAILED)
 
 
 def _out_of_memory(error: Exception) -> str | None:
@@ -235,11 +236,6 @@ def _out_of_memory(error: Exception) -> str | None:
     )
 
 
-def log_of(folder: Path) -> Path:
-    """Return the file that this rank's output goes to."""
-    return folder / "log.txt" if ranks.rank() == 0 else folder / "logs" / f"rank-{ranks.rank()}.txt"
-
-
 def _remove_side_folders(folder: Path) -> None:
     for name in ("checkpoints", "cache"):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -247,7 +243,7 @@ def _remove_side_folders(folder: Path) -> None:
 
 def main(job: Job) -> None:
     """Entry of a fresh process: everything printed goes to the stage's log, and the exit code tells the outcome."""
-    log = log_of(job.folder)
+    log = records.log_of(job.folder, ranks.rank())
     log.parent.mkdir(exist_ok=True)
     write_to(log)
     # Libraries read what lies in the current folder: a folder `org/name` instead of that model or set of the hub, a matplotlibrc.

@@ -1,1 +1,1 @@
-"""Ways to run a plan: here, in order (`local`)."""
+"""Ways to run a plan, here in order (`local`) or as a chain of jobs (`slurm`), and what became of it (`state`)."""

@@ -5,13 +5,13 @@ ablation file and its recipes may have been edited since. Started as `python -m 
 """
 
 import sys
-import time
 from pathlib import Path
 
 from rounds.data_prep.errors import UserError
-from rounds.train.engine import store, worker
+from rounds.train.engine import records, store, worker
 from rounds.train.engine.graph import Stage
 from rounds.train.engine.params import AblationReportParams
+from rounds.train.engine.records import Failure
 from rounds.train.plan import ablation
 
 
@@ -32,7 +32,7 @@ def main(job: worker.Job) -> None:
         worker.main(job.model_copy(update={"folder": folder}))
     except SystemExit:
         failure = store.failure(folder)
-        _tell(job.folder, f"{failure.message if failure else 'no page could be made'} (log: {folder / 'log.txt'})")
+        _tell(job.folder, f"{failure.message if failure else 'no page could be made'} (log: {records.log_of(folder, 0)})")
         raise
     note(job.folder, reduced)
     sys.exit(1)
@@ -46,7 +46,7 @@ def note(whole: Path, reduced: Stage) -> None:
 
 
 def _tell(folder: Path, message: str) -> None:
-    store.write_json(folder / "failed.json", {"message": message, "user_error": True, "time": time.time()})
+    store.write_failure(folder, Failure(message=message, user_error=True))
 
 
 if __name__ == "__main__":

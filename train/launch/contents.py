@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rounds.data_prep.errors import UserError
 from rounds.train.engine import claims, records, runs, store
-from rounds.train.launch import queue, script, slurm
+from rounds.train.launch import queue, script, submission
 
 _OLD_SECONDS = 3600
 _GONE = ".removed-"
@@ -73,17 +73,17 @@ def in_use(root: Path) -> dict[str, str]:
 
 
 def _queued(folders: Iterable[Path]) -> set[str]:
-    known = {folder: entry for folder in folders if (entry := slurm.record(folder))}
+    known = {folder: entry for folder in folders if (entry := submission.read(folder))}
     if not known:
         return set()
     silence = queue.silence()
     if silence:
         raise UserError(f"jobs were submitted for stages of this store, and SLURM does not say whether they still wait: {silence}")
-    jobs = queue.jobs(entry["id"] for entry in known.values())
+    jobs = queue.jobs(entry.id for entry in known.values())
     return {
         folder.name
         for folder, entry in known.items()
-        if (job := jobs.get(entry["id"])) and job.live and job.comment == script.comment(folder)
+        if (job := jobs.get(entry.id)) and job.live and job.carries(script.comment(folder), entry.name)
     }
 
 
@@ -123,7 +123,7 @@ def remove(root: Path, folders: Iterable[Path]) -> int:
 def leftovers(root: Path) -> list[Path]:
     """List what attempts that were cut off have left: removals, files of bookkeeping that were not
     written to their end, and the words of holders that are dead."""
-    found = [*root.glob(f"{_GONE}*"), *root.glob("*.partial"), *root.glob("*/*.partial"), *root.glob("*/holder.json")]
+    found = [*root.glob(f"{_GONE}*"), *root.glob("*.partial"), *root.glob("*/*.partial"), *root.glob(f"*/{records.HOLDER}")]
     return [path for path in found if _is_old(path) and not claims.is_held(path.parent)]
 
 

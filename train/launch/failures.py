@@ -2,10 +2,10 @@
 
 import re
 import shutil
-import time
 from pathlib import Path
 
 from rounds.train.engine import store
+from rounds.train.engine.records import Failure, log_of
 
 _FULL_BYTES = 1 << 20
 _ENDED = re.compile(r"host\s+: (\S+)\s+rank\s+: (\d+) .*\s+exitcode\s+: -(\d+) \(pid: (\d+)\)")
@@ -35,17 +35,16 @@ def why(name: str, folder: Path, exit_code: int | None, torchrun_output: str = "
     killed = killed_rank(torchrun_output)
     if killed and (failure is None or failure.lost_contact):
         rank, how = killed
-        log = folder / (f"logs/rank-{rank}.txt" if rank != "0" else "log.txt")
-        message = f"{how}. Its log: {log}. The same command goes on from the last checkpoint"
-        store.write_json(folder / "failed.json", {"message": message, "user_error": True, "time": time.time()})
+        message = f"{how}. Its log: {log_of(folder, int(rank))}. The same command goes on from the last checkpoint"
+        store.write_failure(folder, Failure(message=message, user_error=True))
         return f"{name}: {message}."
     if failure is None:
         if _PORT_TAKEN in torchrun_output:
             return f"{name} did not start: the port for its ranks was taken by another program. Run the same command again"
-        return f"{name} did not finish: {_cause(folder, exit_code)}. Log: {folder / 'log.txt'}. The same command goes on from here."
+        return f"{name} did not finish: {_cause(folder, exit_code)}. Log: {log_of(folder, 0)}. The same command goes on from here."
     if failure.user_error:
         return f"{name}: {failure.message}"
-    log = failure.log or folder / "log.txt"
+    log = failure.log or log_of(folder, 0)
     return f"{name} failed: {failure.message}. The traceback is in {log}."
 
 

@@ -23,6 +23,7 @@ from rounds.train.config.cluster import Cluster
 from rounds.train.engine import claims, ranks, store, worker
 from rounds.train.engine.graph import Asset, Stage
 from rounds.train.engine.params import Requirement
+from rounds.train.engine.records import FAILED, JOB, STOP
 from rounds.train.launch import failures
 from rounds.train.launch.quiet import QUIET
 from rounds.train.weights import requirements
@@ -77,12 +78,12 @@ def _run(
     for stage in todo:
         folder = store.prepare(root, stage, cluster.store_access)
         machine = cluster.machine(stage.row, stage.name)
-        (folder / "stop").unlink(missing_ok=True)
+        (folder / STOP).unlink(missing_ok=True)
         watch(Event("starts", stage, folder))
         job = worker.Job(folder=folder.resolve(), machine=machine, wandb=wandb)
         exit_code, output = _run_one(context, job, stage, watch)
         if not store.done(folder):
-            if (folder / "stop").exists() and exit_code and not (folder / "failed.json").exists():
+            if (folder / STOP).exists() and exit_code and not (folder / FAILED).exists():
                 raise StageFailed(f"{stage.name} stopped, as the file {folder / 'stop'} asked; the same command goes on from there")
             raise StageFailed(failures.why(stage.name, folder, exit_code, output))
         watch(Event("done", stage, folder))
@@ -206,7 +207,7 @@ def _agent(job: worker.Job) -> None:
     from torch.distributed import run as torchrun
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    store.write_json(job.folder / "job.json", job.model_dump(mode="json"))
+    store.write_json(job.folder / JOB, job.model_dump(mode="json"))
     log = job.folder / TORCHRUN_LOG
     log.parent.mkdir(exist_ok=True)
     log.unlink(missing_ok=True)
@@ -214,7 +215,7 @@ def _agent(job: worker.Job) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // job.machine.processes)))
     torchrun.main(
         ["--nnodes=1", f"--nproc-per-node={job.machine.processes}", "--node-rank=0", "--master-addr=127.0.0.1",
-         f"--master-port={_free_port()}", "--max-restarts=0", "-m", "rounds.train.engine.worker", str(job.folder / "job.json")]
+         f"--master-port={_free_port()}", "--max-restarts=0", "-m", "rounds.train.engine.worker", str(job.folder / JOB)]
     )  # fmt: skip
 
 

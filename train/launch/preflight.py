@@ -14,7 +14,7 @@ from rounds.train.config.slurm import Resources
 from rounds.train.engine import kinds, store
 from rounds.train.engine.graph import Asset, Stage
 from rounds.train.engine.params import PreflightParams, Requirement
-from rounds.train.engine.records import Record
+from rounds.train.engine.records import CHECKS, DONE, FAILED, Record
 from rounds.train.forecast import disk
 from rounds.train.weights import requirements
 
@@ -70,12 +70,12 @@ class Check(Record):
 def results(folder: Path) -> tuple[Check, ...]:
     """Return what the checks of a row found; nothing where they have not ended, or their file is damaged."""
     try:
-        return TypeAdapter(tuple[Check, ...]).validate_python(store.read_json(folder / "checks.json") or ())
+        return TypeAdapter(tuple[Check, ...]).validate_python(store.read_json(folder / CHECKS) or ())
     except ValidationError:
         return ()
 
 
 def reset(folder: Path) -> None:
     """Forget what an earlier check found."""
-    for name in ("done.json", "failed.json", "checks.json"):
+    for name in (DONE, FAILED, CHECKS):
         (folder / name).unlink(missing_ok=True)

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from rounds.data_prep.errors import UserError
 from rounds.train.config import slurm
@@ -18,8 +17,10 @@ from rounds.train.config.cluster import Cluster, Machine
 from rounds.train.engine import claims as stage_claims
 from rounds.train.engine import ranks, store, worker
 from rounds.train.engine.graph import Asset, Stage
-from rounds.train.launch import preflight, queue, script
+from rounds.train.engine.records import JOB, SPEC
+from rounds.train.launch import preflight, queue, script, submission
 from rounds.train.launch.queue import Job
+from rounds.train.launch.submission import Submission
 
 _SETTLE_SECONDS = 20
 _PREFLIGHT_TIME = "00:20:00"
@@ -158,19 +159,19 @@ def _submit(stages: Sequence[Stage], root: Path, cluster: Cluster, run: Run, lan
             return Entry(stage, "done", machine)
         if stage.key in known:
             return _queued(stage, store.folder(root, stage), machine, known[stage.key].id, chain, run)
-        return _submitted(stage, root, machine, chain, run, claims.get(stage.key, []), checks)
+        return _submitted(stage, root, machine, chain, run, claims.get(stage.key, ()), checks)
 
     first = [entry(check) for check in checks]
     chain.checks = list(chain.jobs.values())
     return first + [entry(stage) for stage in stages]
 
 
-def _take_back(stages: Sequence[Stage], root: Path, known: dict[str, Job], done: set[str]) -> dict[str, list[str]]:
+def _take_back(stages: Sequence[Stage], root: Path, known: dict[str, Job], done: set[str]) -> dict[str, tuple[str, ...]]:
     """Cancel jobs that wait for one that is gone, not for the one that will take its place, and forget them in `known`.
 
     Returns the runs that wanted them, by stage key.
     """
-    claims: dict[str, list[str]] = {}
+    claims: dict[str, tuple[str, ...]] = {}
     new: set[str] = set()
     for stage in stages:
         job = known.get(stage.key)
@@ -180,7 +181,7 @@ def _take_back(stages: Sequence[Stage], root: Path, known: dict[str, Job], done:
             new.add(stage.key)
         elif job.state == "PENDING" and new.intersection(parent.key for parent in stage.parents):
             new.add(stage.key)
-            claims[stage.key] = (_noted(store.folder(root, stage), job.id) or {"runs": []})["runs"]
+            claims[stage.key] = _runs_that_want(store.folder(root, stage), job.id)
     queue.cancel([known.pop(key).id for key in claims])
     return claims
 
@@ -188,27 +189,30 @@ def _take_back(stages: Sequence[Stage], root: Path, known: dict[str, Job], done:
 def _keep_lane(folder: Path, job: str, chain: Chain) -> None:
     """Give a job that is in the queue already its place: behind those that it was put behind, else in a lane of its own."""
     lanes = {lane[-1]: lane for lane in chain.lanes}
-    put = (_noted(folder, job) or {}).get("behind", ())
-    chain.take_lane(job, next((lanes[tail] for tail in reversed(put) if tail in lanes), []))
+    known = submission.read_of(folder, job)
+    put = reversed(known.behind) if known else ()
+    chain.take_lane(job, next((lanes[tail] for tail in put if tail in lanes), []))
 
 
 def _queued(stage: Stage, folder: Path, machine: Machine, job: str, chain: Chain, run: Run) -> Entry:
     """Take a job that is in the queue already into the chain, and note that this run wants it too."""
     waits_for = chain.needs(stage)
     chain.note(stage.key, job, waits_for)
-    known = _noted(folder, job) or {"runs": []}
-    if run.id not in known["runs"]:
-        _remember(folder, {"checks": [], "behind": [], **known, "id": job, "runs": [*known["runs"], run.id]}, run)
+    known = submission.read_of(folder, job) or Submission(id=job)
+    if run.id not in known.runs:
+        submission.write(folder, _wanted_by(run, known))
     return _as_it_was(Entry(stage, "queued", machine, job, waits_for), known)
 
 
-def _as_it_was(entry: Entry, known: Mapping[str, Any]) -> Entry:
+def _as_it_was(entry: Entry, known: Submission) -> Entry:
     """Show a queued stage with the row that its job was submitted with."""
-    then = Machine.model_validate(known["machine"]) if "machine" in known else entry.machine
+    then = known.machine or entry.machine
     return replace(entry, machine=then, outdated=then != entry.machine)
 
 
-def _submitted(stage: Stage, root: Path, machine: Machine, chain: Chain, run: Run, claims: list[str], checks: Sequence[Stage]) -> Entry:
+def _submitted(
+    stage: Stage, root: Path, machine: Machine, chain: Chain, run: Run, claims: tuple[str, ...], checks: Sequence[Stage]
+) -> Entry:
     """Write a stage's script, submit it behind what it needs, and note its id beside it, for the runs that want it."""
     if stage in checks:
         preflight.reset(store.folder(root, stage))
@@ -224,17 +228,15 @@ def _submitted(stage: Stage, root: Path, machine: Machine, chain: Chain, run: Ru
             f"{stage.name}: {error} (script: {written}). {chain.submitted} jobs were submitted before it and stay, {chain.left} are "
             "left; the same command goes on from here"
         ) from None
-    runs = list(dict.fromkeys([*claims, run.id]))
-    names = [] if stage in checks else [check.folder_name for check in checks]
-    made = {
-        "id": number,
-        "name": script.job_name(run.name, stage.name),
-        "runs": runs,
-        "checks": names,
-        "behind": behind,
-        "machine": machine.model_dump(mode="json"),
-    }
-    _remember(store.folder(root, stage), made, run)
+    made = Submission(
+        id=number,
+        name=script.job_name(run.name, stage.name),
+        runs=claims,
+        checks=() if stage in checks else tuple(check.folder_name for check in checks),
+        behind=tuple(behind),
+        machine=machine,
+    )
+    submission.write(store.folder(root, stage), _wanted_by(run, made))
     chain.note(stage.key, number, waits_for)
     chain.take_lane(number, behind)
     chain.submitted += 1
@@ -244,8 +246,9 @@ def _submitted(stage: Stage, root: Path, machine: Machine, chain: Chain, run: Ru
 
 def checks_of(stages: Sequence[Stage], root: Path) -> list[Stage]:
     """Return the checks that the last submission of these stages put before them."""
-    names = [name for stage in stages for name in (record(store.folder(root, stage)) or {}).get("checks", ())]
-    specs = [store.spec(root / name) for name in dict.fromkeys(names) if (root / name / "stage.json").exists()]
+    known = [submission.read(store.folder(root, stage)) for stage in stages]
+    names = dict.fromkeys(name for each in known if each for name in each.checks)
+    specs = [store.spec(root / name) for name in names if (root / name / SPEC).exists()]
     return [Stage(spec.name, spec.kind, spec.record, stored_version=spec.version) for spec in specs]
 
 
@@ -261,7 +264,9 @@ def rehearse(stages: Sequence[Stage], root: Path, cluster: Cluster, run: Run, ch
             entries.append(Entry(stage, "done", machine))
         elif stage.key in known:
             job = known[stage.key].id
-            entries.append(_as_it_was(Entry(stage, "queued", machine, job), _noted(store.folder(root, stage), job) or {}))
+            entries.append(
+                _as_it_was(Entry(stage, "queued", machine, job), submission.read_of(store.folder(root, stage), job) or Submission(id=job))
+            )
         else:
             written = write_script(stage, root, machine, run)
             refused = queue.test(written) if answers else None
@@ -291,25 +296,10 @@ def write_script(stage: Stage, root: Path, machine: Machine, run: Run) -> Path:
     folder = store.prepare(root, stage)
     (folder / "slurm").mkdir(exist_ok=True)
     job = worker.Job(folder=folder, machine=machine, wandb=run.wandb)
-    store.write_json(folder / "job.json", job.model_dump(mode="json", exclude={"machine": {"slurm"}}))
+    store.write_json(folder / JOB, job.model_dump(mode="json", exclude={"machine": {"slurm"}}))
     path = folder / "slurm" / "job.sh"
     path.write_text(script.render(run.name, stage, folder, machine, run.variables), encoding="utf-8")
     return path
-
-
-def record(folder: Path) -> dict[str, Any] | None:
-    """Return what is known of a stage's last submission: the job's id and name, the runs that want it, recipe and cluster
-    file, when, its checks, the jobs of the lane that it was put behind, and its cluster row."""
-    plain = store.read_json(folder / "slurm" / "job.json")
-    lists = ("runs", "checks", "behind", "more")
-    sound = (
-        isinstance(plain, dict)
-        and isinstance(plain.get("id"), str)
-        and isinstance(plain.get("runs"), list)
-        and isinstance(plain.get("submitted", 0), int | float)
-        and all(isinstance(each, str) for name in lists for each in (plain.get(name, []) if isinstance(plain.get(name, []), list) else [0]))
-    )
-    return plain if sound else None  # what is known of a job is lost with it; SLURM still knows the job
 
 
 def live_jobs(stages: Sequence[Stage], root: Path) -> dict[str, Job]:
@@ -318,7 +308,7 @@ def live_jobs(stages: Sequence[Stage], root: Path) -> dict[str, Job]:
     Also found are jobs of this user whose submission was cut off before their id was written down.
     """
     comments = {stage.key: script.comment(store.folder(root, stage)) for stage in stages}
-    noted = {known["id"]: (stage.key, known.get("name")) for stage in stages if (known := record(store.folder(root, stage)))}
+    noted = {known.id: (stage.key, known.name) for stage in stages if (known := submission.read(store.folder(root, stage)))}
 
     def key_of(job: Job) -> str | None:
         key, name = noted.get(job.id, (None, None))
@@ -353,12 +343,12 @@ def _cancel(stages: Sequence[Stage], root: Path, run: str, shared: bool) -> tupl
         folder = next(store.folder(root, stage) for stage in stages if stage.key == key)
         if store.done(folder):  # it is leaving the queue by itself
             continue
-        known = record(folder) or {"id": job.id, "runs": [run]}
-        others = [name for name in known["runs"] if name != run]
-        if run not in known["runs"] and not shared:
+        known = submission.read(folder) or Submission(id=job.id, runs=(run,))
+        others = [name for name in known.runs if name != run]
+        if run not in known.runs and not shared:
             left.append((job.id, others))
         elif others and not shared:
-            store.write_json(folder / "slurm" / "job.json", {**known, "runs": others})
+            submission.keep(folder, known.model_copy(update={"runs": tuple(others)}))
             left.append((job.id, others))
         else:
             ids.append(job.id)
@@ -369,21 +359,21 @@ def _cancel(stages: Sequence[Stage], root: Path, run: str, shared: bool) -> tupl
 def other_plans(name: str, stages: Sequence[Stage], root: Path) -> list[str]:
     """Return jobs in the queue that a plan of the same recipe with other settings wants, and this one does not."""
     ours = {stage.folder_name for stage in stages}
-    records = [(path.parent.parent, record(path.parent.parent)) for path in root.glob("*/slurm/job.json")]
     wanted = {
-        known["id"]: (script.comment(folder), known.get("name"))
-        for folder, known in records
-        if known and folder.name not in ours and any(run.rpartition(":")[0] == name for run in known["runs"])
+        known.id: (script.comment(folder), known.name)
+        for folder in submission.folders(root)
+        if folder.name not in ours and (known := submission.read(folder))
+        if any(run.rpartition(":")[0] == name for run in known.runs)
     }
     return [job.id for job in queue.jobs(wanted).values() if job.live and job.carries(*wanted[job.id])]
 
 
-def _noted(folder: Path, job: str) -> dict[str, Any] | None:
-    """Return what is known of this very job of a stage, if anything."""
-    known = record(folder)
-    return known if known and known["id"] == job else None
+def _runs_that_want(folder: Path, job: str) -> tuple[str, ...]:
+    known = submission.read_of(folder, job)
+    return known.runs if known else ()
 
 
-def _remember(folder: Path, job: dict[str, Any], run: Run) -> None:
-    entry = {**job, "recipe": run.recipe, "cluster": run.cluster, "more": run.more, "submitted": time.time()}
-    store.write_json(folder / "slurm" / "job.json", entry)
+def _wanted_by(run: Run, known: Submission) -> Submission:
+    """Add a run to those that want a job, and the command of it for whoever is told how to go on."""
+    told = {"recipe": run.recipe, "cluster": run.cluster, "more": run.more}
+    return known.model_copy(update={"runs": tuple(dict.fromkeys([*known.runs, run.id])), **told})

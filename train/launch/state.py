@@ -14,8 +14,8 @@ from rounds.data_prep.errors import UserError
 from rounds.train.engine import claims, damage, store
 from rounds.train.engine.digests import Memory
 from rounds.train.engine.graph import Stage
-from rounds.train.engine.records import Failure
-from rounds.train.launch import failures, queue, script, slurm
+from rounds.train.engine.records import HOLDER, Failure, log_of
+from rounds.train.launch import failures, queue, script, slurm, submission
 from rounds.train.launch.queue import Job
 
 ENDED_BADLY = ("failed", "cancelled", "time limit", "preempted", "out of memory", "node failed", "port taken", "ended", "damaged")
@@ -79,24 +79,20 @@ def states(stages: Sequence[Stage], root: Path) -> list[State]:
 
 def _jobs(folders: Sequence[Path]) -> dict[Path, Job]:
     """Look up the jobs that were submitted for these folders."""
-    known = {folder: entry for folder in folders if (entry := slurm.record(folder))}
+    known = {folder: entry for folder in folders if (entry := submission.read(folder))}
     if not known:
         return {}
     silence = queue.silence()  # the accounting may answer where the controller does not
     queued: dict[str, Job] = {}
     try:
-        queued = {} if silence else queue.jobs(entry["id"] for entry in known.values())
+        queued = {} if silence else queue.jobs(entry.id for entry in known.values())
     except UserError as error:
         silence = str(error)
     now = {
-        folder: job
-        for folder, entry in known.items()
-        if (job := queued.get(entry["id"])) and job.carries(script.comment(folder), entry.get("name"))
+        folder: job for folder, entry in known.items() if (job := queued.get(entry.id)) and job.carries(script.comment(folder), entry.name)
     }
-    gone = queue.past({entry["id"]: (entry.get("name"), script.comment(folder)) for folder, entry in known.items() if folder not in now})
-    return {
-        folder: now.get(folder) or gone.get(entry["id"]) or Job(entry["id"], "UNKNOWN", silence or "") for folder, entry in known.items()
-    }
+    gone = queue.past({entry.id: (entry.name, script.comment(folder)) for folder, entry in known.items() if folder not in now})
+    return {folder: now.get(folder) or gone.get(entry.id) or Job(entry.id, "UNKNOWN", silence or "") for folder, entry in known.items()}
 
 
 def _state(stage: Stage, folder: Path, job: Job | None, parents: list[State]) -> State:
@@ -118,7 +114,7 @@ def _state(stage: Stage, folder: Path, job: Job | None, parents: list[State]) ->
     if job and job.state == "UNKNOWN" and job.reason:
         return State(stage, folder, "not known", job, f"SLURM does not answer: {job.reason}")
     if job is None:
-        before = "started before" if (folder / "log.txt").exists() else ""
+        before = "started before" if (log_of(folder, 0)).exists() else ""
         return State(stage, folder, "to do", None, f"behind {origin}" if origin else before)
     if bad and not started(folder, job):
         return State(stage, folder, "cancelled", job, f"behind {origin}")
@@ -132,7 +128,7 @@ def started(folder: Path, job: Job) -> bool:
 
 def _in_queue(job: Job, folder: Path) -> tuple[str, Job, str]:
     if job.state == "RUNNING":
-        return ("running" if (folder / "holder.json").exists() else "starting"), job, ""
+        return ("running" if (folder / HOLDER).exists() else "starting"), job, ""
     if job.state in ("COMPLETING", "CONFIGURING"):
         return job.state.lower(), job, ""
     if re.search(r"JobHeld|JobHold|requeued held", job.reason):
@@ -190,7 +186,7 @@ def right_log(folder: Path) -> Path:
     """Return the log that tells most: that of the rank that failed first, the stage's own, or what the batch script printed."""
     failure = store.failure(folder)
     printed = sorted((folder / "slurm").glob("*.txt"), key=lambda path: path.stat().st_mtime)
-    log = Path(failure.log) if failure and failure.log else folder / "log.txt"
+    log = Path(failure.log) if failure and failure.log else log_of(folder, 0)
     if not printed:
         return log
     if failure and _given_up(failure):

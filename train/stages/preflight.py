@@ -23,7 +23,7 @@ from rounds.data_prep.errors import UserError
 from rounds.train.config.cluster import Machine
 from rounds.train.engine import ranks, store
 from rounds.train.engine.params import PreflightParams, Requirement
-from rounds.train.engine.records import Counts
+from rounds.train.engine.records import CHECKS, Counts
 from rounds.train.weights import requirements
 
 MAX_SKEW_SECONDS = 5.0
@@ -56,7 +56,7 @@ def run(params: PreflightParams, inputs: dict[str, Path], out: Path, machine: Ma
         found.append({"check": name, "found": says, "wrong": complaints})
         wrong += [f"{name}: {complaint}" for complaint in complaints]
     if ranks.rank() == 0:
-        store.write_json(out / "checks.json", found)
+        store.write_json(out / CHECKS, found)
     if wrong:
         raise UserError(f"{len(wrong)} checks of row `{params.row}` failed. " + "; ".join(wrong))
     return {"checks": {entry["check"]: entry["found"] for entry in found}}

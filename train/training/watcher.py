@@ -15,7 +15,7 @@ from rounds.data_prep.whole import whole
 from rounds.train.config.cluster import Machine
 from rounds.train.config.training import Training
 from rounds.train.engine import ranks, store, tracking
-from rounds.train.engine.records import METRICS
+from rounds.train.engine.records import METRICS, STOP
 from rounds.train.tokens.order import steps_per_epoch
 from rounds.train.training.checkpoints import COMPLETE, last_checkpoint, step_of
 from rounds.train.training.trainer import StageTrainer
@@ -44,7 +44,7 @@ class Watcher(TrainerCallback):
         """Save when time is up; save and stop when a file `stop` lies in the stage's folder. Rank 0 looks, all do it."""
         minutes = self.machine.save_minutes
         due = minutes is not None and time.monotonic() - self.saved > 60 * minutes
-        wanted = ranks.agree(2 if (self.out / "stop").exists() else 1 if due else 0)
+        wanted = ranks.agree(2 if (self.out / STOP).exists() else 1 if due else 0)
         control.should_save = control.should_save or wanted > 0
         self.stopped = wanted == 2
         control.should_training_stop = control.should_training_stop or self.stopped
