@@ -40,7 +40,7 @@ def choices(row: Row) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def gathered(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row with the choices that stand in a column each as an object label -> text, where it has no other choices."""
+    """Return a row whose choices stand in a column each with an object label -> text in their place."""
     found: dict[str, dict[str, str]] = {}
     for name in row if "choices" not in row else ():
         if (match := _COLUMN.fullmatch(name.strip())) and (match["stem"] or match["mark"].isalpha()):
@@ -50,7 +50,8 @@ def gathered(row: Mapping[str, Any]) -> dict[str, Any]:
             names = [marks[mark] for mark in itertools.takewhile(marks.__contains__, run)]
             if len(names) > 1:
                 cells = [None if isinstance(row[name], str) and not row[name].strip() else row[name] for name in names]
-                return {**row, "choices": dict(zip(_LETTERS, cells, strict=False))}
+                others = {name: value for name, value in row.items() if name not in names}
+                return {**others, "choices": dict(zip(_LETTERS, cells, strict=False))}
     return dict(row)
 
 

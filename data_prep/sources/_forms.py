@@ -79,19 +79,21 @@ def pair(row: Row) -> Row:
     """Return a row of pairs under `prompt`, `chosen`, `rejected`, whoever wrote it.
 
     OpenAI's form has `input.messages`, `preferred_output`, `non_preferred_output`; LLaMA-Factory's `conversations`, or Alpaca's
-    `instruction`, `input` and `history`, with `chosen` and `rejected`, or both as the list `output`.
+    `instruction`, `input` and `history`, with `chosen` and `rejected`, or both as the list `output`. What was made into others is left out.
     """
     given = dict(row)
-    asked, both = given.get("input"), from_text(given.get("output"))
+    both = from_text(given.get("output"))
     if "chosen" not in given and "rejected" not in given and isinstance(both, list) and len(both) == 2:
         given |= {"chosen": both[0], "rejected": both[1]}
+        del given["output"]
     if "preferred_output" in given and "chosen" not in given:
-        inner = asked.get("messages") if isinstance(asked, Mapping) else asked
-        given |= {"prompt": inner, "chosen": given["preferred_output"], "rejected": given.get("non_preferred_output")}
+        given |= {"chosen": given.pop("preferred_output"), "rejected": given.pop("non_preferred_output", None)}
+        given["prompt"] = given.pop("input", None)
     elif "prompt" not in given and "conversations" in given:
-        given["prompt"] = given["conversations"]
+        given["prompt"] = given.pop("conversations")
     elif "prompt" not in given and isinstance(given.get("instruction"), str):
         given["prompt"] = alpaca(given, answer=False)
+        given = {name: value for name, value in given.items() if name not in ("instruction", "input", "history")}
     return {**given, **{name: side(given[name]) for name in ("prompt", "chosen", "rejected") if name in given}}
 
 
