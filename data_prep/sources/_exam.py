@@ -140,6 +140,8 @@ def _index(row: Row, names: Mapping[str, str]) -> tuple[int, int] | None:
 
 
 def _labelled(value: Any) -> tuple[tuple[str, ...], list[Any]]:
+    if isinstance(value, list) and value and all(isinstance(each, tuple) and len(each) == 2 for each in value):
+        value = dict(value)  # a map of Arrow
     if isinstance(value, Mapping):
         lists = [next((value[name] for name in names if isinstance(value.get(name), list)), None) for names in (_LABELS, _TEXTS)]
         if lists[0] is not None and lists[1] is not None and len(lists[0]) == len(lists[1]):

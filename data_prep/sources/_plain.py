@@ -32,6 +32,8 @@ def label(value: Any) -> Any:
 
 
 def numbered(value: Any) -> Any:
-    """Return a whole number as one, whatever type it came in: ids in the index column of a table are 0.0, 1.0."""
+    """Return a whole number as one, whatever type it came in: ids in the index column of a table are 0.0, 1.0, and not a number is none."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
     number = whole(value)
     return value if number is None else number

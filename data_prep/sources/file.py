@@ -137,7 +137,8 @@ def rows(use: SourceUse) -> Iterator[Row | RowError]:
         key = _first_question(row, use)
         if key is not None and use.heldout_fraction and _is_heldout(key, use) != (use.split == "heldout"):
             continue
-        row[files.ID] = numbered(row["id"]) if row.get("id") is not None else _content_id(row, use, seen)
+        name = numbered(row.get("id"))
+        row[files.ID] = _content_id(row, use, seen) if name is None else name
         if use.format == "graded":
             yield from _pairs(row, use)
         else:
@@ -260,8 +261,8 @@ def _given(row: Row, column: str) -> Any:
 
 
 def _group(row: Row) -> str:
-    group = _given(row, "group")
-    return "" if group is None else identity(numbered(group), "group")
+    group = numbered(_given(row, "group"))
+    return "" if group is None else identity(group, "group")
 
 
 def _question(row: Row, choices: tuple[str, ...] = ()) -> tuple[Message, ...]:

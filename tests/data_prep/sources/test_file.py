@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -175,6 +177,13 @@ def test_answers_that_seem_to_count_from_1_are_questioned(tmp_path: Path, conver
         assert len(convert(use(path, "multiple_choice"))[0]) == len(answers)
 
 
+def test_choices_may_be_a_map_of_arrow(tmp_path: Path, convert) -> None:
+    choices = pa.array([[("A", "ice"), ("B", "steam")]], pa.map_(pa.string(), pa.string()))
+    pq.write_table(pa.table({"question": ["Which is hotter?"], "choices": choices, "answer": ["B"]}), tmp_path / "rows.parquet")
+    (found,), reasons = convert(use(tmp_path / "rows.parquet", "multiple_choice"))
+    assert (found.choices, found.answer, not reasons) == (("ice", "steam"), 1, True)
+
+
 def test_turns_come_in_many_forms(one) -> None:
     turns = ROWS["messages"]["messages"]
     columns = {name: [turn[name] for turn in turns] for name in ("role", "content")}
@@ -241,6 +250,8 @@ def test_numbers_are_the_text_that_they_are(one) -> None:
         == one("question_answer", {"question": "How many?", "answer": "7", "id": "3"})[0]
     )
     assert one("classification", ROWS["classification"] | {"label": 1.0})[0].messages[-1].content == "1"
+    unnamed = one("question_answer", ROWS["question_answer"])
+    assert one("question_answer", ROWS["question_answer"] | dict.fromkeys(("id", "group"), float("nan"))) == unnamed
 
 
 def test_one_answer_that_cannot_be_used_costs_itself_alone(tmp_path: Path, convert) -> None:
