@@ -80,7 +80,7 @@ def with_choices(question: str, choices: Sequence[str]) -> str:
     """Return the text that asks a question with its choices, one a line: the form that evaluation scores.
 
     The choices carry no letters, because the answer to learn and to score is a choice's whole text: small models stay
-    at chance on letters while they know the texts (design/stack.md section 9, setup F).
+    at chance on letters while they know the texts.
     """
     return _phrased(0, question, choices)
 

@@ -3,6 +3,8 @@
 What every section of a recipe is, and how it is written into a stage's key and read back, stands here too: see `Later`.
 """
 
+import functools
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
@@ -12,9 +14,11 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     ValidationInfo,
     model_validator,
 )
+from pydantic_core import CoreSchema, core_schema
 
 _STORED = {"stored": True}
 
@@ -29,6 +33,36 @@ class Later:
     """
 
     as_before: Any
+
+
+@dataclass(frozen=True)
+class Between:
+    """Bounds of a number, both of them allowed, and why they are there: whoever goes beyond is told."""
+
+    low: float
+    high: float
+    why: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def _check(self, value: float) -> float:
+        if not self.low <= value <= self.high:
+            sign = "should be greater than 0: " if value <= 0 < self.low else ""
+            raise ValueError(f"{sign}expected {_number(self.low)} to {_number(self.high)}, found {_number(value)}: {self.why}")
+        return value
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) and abs(value) < 10**15 else f"{value:g}"
+
+
+class FieldError(ValueError):
+    """A mistake that a validator of a whole section finds in one field below it, at `loc`."""
+
+    def __init__(self, message: str, *loc: str | int) -> None:
+        super().__init__(message)
+        self.loc = loc
 
 
 class Section(BaseModel):
@@ -60,6 +94,35 @@ class Section(BaseModel):
     def _fill_as_before(cls, plain: Any, info: ValidationInfo) -> Any:
         return {**cls._later(), **plain} if info.context == _STORED and isinstance(plain, Mapping) else plain
 
+    @model_validator(mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, plain: Any) -> Any:
+        """Refuse `yes` for a number, which would be taken as 1."""
+        for name in _of_numbers(cls).intersection(plain if isinstance(plain, Mapping) else ()):
+            value = plain[name]
+            parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]
+            found = next((part for part in parts if isinstance(part, bool)), None)
+            if found is not None:
+                message = f"expected a number, found {str(found).lower()} (YAML reads yes, no, on and off as true and false)"
+                raise FieldError(message, name)
+        return plain
+
+
+@functools.cache
+def _of_numbers(section: type[Section]) -> frozenset[str]:
+    """Name the fields whose values, or their parts, are numbers and nothing that a truth value could be."""
+    kinds = {name: _kinds(field.annotation) for name, field in section.model_fields.items()}
+    return frozenset(name for name, kind in kinds.items() if kind & {int, float} and not kind & {bool, Any})
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    inner = typing.get_args(annotation)
+    if typing.get_origin(annotation) is Annotated:
+        return _kinds(inner[0])
+    if typing.get_origin(annotation) is Literal:
+        return {type(word) for word in inner}
+    return set().union(*map(_kinds, inner)) if inner else {annotation}
+
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Section):
@@ -73,6 +136,9 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float):
         return value
     raise TypeError(f"{value!r} is not JSON")
+
+
+Count = Annotated[int, Between(1, 10**10, "it counts something, and no set here has more")]
 
 
 def _named(value: Any) -> Any:
@@ -143,12 +209,12 @@ class RowsUse(Section):
     control_characters: Annotated[Literal["drop", "clean"], Later("drop")] = "drop"
     """What becomes of a row with control characters in a text, as PDF leaves them: `drop` it, or `clean` it: form feeds become line ends,
     the others are taken out, and `done.json` counts the rows."""
-    max_rows: Annotated[int, Field(gt=0)] | None = None
+    max_rows: Count | None = None
     """Keep this many rows, chosen by a hash of their ids; None keeps all."""
     # Our choice: single rows are bad in many sets; where the columns are others than expected, all rows are.
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Rows that do not fit the source's schema are dropped and counted; above this share the stage stops."""
-    seed: int = 0
+    seed: Annotated[int, Between(0, 2**32 - 1, "numpy takes seeds of 32 bits")] = 0
     """For generated sources, and for the choice of rows under `max_rows`."""
 
 
@@ -173,11 +239,11 @@ class MixItem(Section):
 
     name: str
     """A name under `sources` in the recipe."""
-    max_rows: Annotated[int, Field(gt=0)] | None = None
+    max_rows: Count | None = None
     """Keep at most this many rows of it after filtering."""
     keep_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Keep this share of its rows after filtering, before `max_rows`."""
-    epochs: Annotated[float, Field(gt=0)] = 1.0
+    epochs: Annotated[float, Between(1e-6, 1000, "each pass over a source is rows of the mix, and a thousand are learnt by heart")] = 1.0
     """How often the rows kept come in the mix: 2.5 is each twice and half of them once more, under ids of their own."""
     share: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of the mix, in rows, that this source is to have; others are cut, never repeated, to make that so."""
@@ -186,8 +252,6 @@ class MixItem(Section):
 Filters = tuple[Annotated[FilterUse, BeforeValidator(_named)], ...]
 Mix = Annotated[tuple[Annotated[MixItem, BeforeValidator(_named)], ...], Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=60)]
-Count = Annotated[int, Field(gt=0)]
-Positive = Annotated[float, Field(gt=0)]
 
 
 def listed(value: Any) -> Any:

@@ -24,7 +24,7 @@ from pydantic import Field
 from rounds.data_prep.filters import Filter, texts_of
 from rounds.data_prep.records import Message, Question, Record, answers_of, prompt_id, prompt_of
 from rounds.data_prep.render import phrasings
-from rounds.data_prep.schema import Section
+from rounds.data_prep.schema import Between, Section
 from rounds.data_prep.turns import folded, normalised
 from rounds.data_prep.words import Words
 
@@ -42,18 +42,18 @@ _MIN_ID_LENGTH = 16
 class Settings(Section):
     """What is taken for the same text; measured by scripts/bench_decontaminate."""
 
-    # FM (design/med42-v2-facts.md section 5) takes 8; 5, because each swapped word breaks all runs over it. Not varied.
-    ngram: Annotated[int, Field(ge=5)] = 5
+    # Med42's authors take 8; 5, because each swapped word breaks all runs over it. Not varied.
+    ngram: Annotated[int, Between(5, 100, "shorter runs are in every text, longer ones only in copies")] = 5
     """Words in a run that makes two texts candidates; fewer find more edits and cost time."""
     # The longest run that GPT-3 (Brown et al. 2020, appendix C) asks for: its N is within 8 and 13. Not varied.
-    min_words: Annotated[int, Field(ge=5)] = 13
+    min_words: Annotated[int, Between(5, 10_000, "a turn of fewer words is in too many texts")] = 13
     """A held-out prompt without a turn this long (or `ngram`) counts only where a user turn is it as a whole."""
     # On part `tuning`, in a prototype of the same rule: 99.4 % of re-told vignettes are found at 0.15, 99.1 % at 0.20 and
     # 97.3 % at 0.30; of 5,754 clean texts 34, 20 and 15 are dropped.
     min_shared: Annotated[float, Field(gt=0, le=1)] = 0.15
     """Smallest weighted share of word pairs in common; higher keeps more texts on the same subject, and more leaks."""
     # Same prototype, at a share of 0.15: without it 117 of the clean texts are dropped, with it 34.
-    min_weight: Annotated[float, Field(ge=0)] = 4.0
+    min_weight: Annotated[float, Between(0, 10_000, "the weight of a pair of words is 1 at most")] = 4.0
     """Smallest weight of all word pairs in common: 4 pairs that no other held-out text has, or as many as come to it."""
 
 

@@ -7,13 +7,13 @@ limits: what is too long depends on the model, and a limit that nobody chose wou
 from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from rounds.data_prep.filters import Filter
 from rounds.data_prep.records import Record, answers_of, prompt_of
-from rounds.data_prep.schema import Section
+from rounds.data_prep.schema import Between, Section
 
-Limit = Annotated[int, Field(ge=1)]
+Limit = Annotated[int, Between(1, 1_000_000_000, "a text has a character, and none has more")]
 
 
 class Settings(Section):

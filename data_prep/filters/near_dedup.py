@@ -23,7 +23,7 @@ from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  # a c
 
 from rounds.data_prep.filters import Filter, Remembering, texts_of
 from rounds.data_prep.records import Record, answers_of, prompt_of
-from rounds.data_prep.schema import Section
+from rounds.data_prep.schema import Between, Section
 from rounds.data_prep.turns import folded
 from rounds.data_prep.words import Words
 
@@ -45,7 +45,7 @@ class Settings(Section):
     # models better", take runs of 5 words and an edit similarity of 0.8), and what MedQuAD was counted with.
     jaccard: Annotated[float, Field(ge=0.5, le=1)] = 0.8
     """Smallest share of runs of words in common; below 0.7 the bands miss more and more."""
-    run_words: Annotated[int, Field(ge=1)] = 5
+    run_words: Annotated[int, Between(1, 100, "longer runs are only in copies")] = 5
     """Words in a run; fewer make texts on one subject look alike."""
 
 

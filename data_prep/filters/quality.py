@@ -21,11 +21,11 @@ from pydantic import Field
 
 from rounds.data_prep.filters import Filter, texts_of
 from rounds.data_prep.records import Conversation, Pair, Record
-from rounds.data_prep.schema import Section
+from rounds.data_prep.schema import Between, Section
 from rounds.data_prep.words import Texts, Words
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Between(1, 1_000_000_000, "a text has one, and none has more")]
 
 
 class Settings(Section):

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
 from rounds.data_prep.errors import UserError, nearest
-from rounds.data_prep.schema import Name, Positive, Section
+from rounds.data_prep.schema import Between, FieldError, Name, Section
 from rounds.train.config import yaml_file
 from rounds.train.config.yaml_layers import position
 
@@ -35,7 +35,7 @@ class Variant(Section):
     """Put the data of all rounds that are left into one round of this name, with the settings of the first."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Path -> new value. A section that the recipe leaves at its default is made."""
-    scale: dict[str, Positive] = Field(default_factory=dict)
+    scale: dict[str, Annotated[float, Between(1e-6, 1e6, "the factor of a number that is given")]] = Field(default_factory=dict)
     """Path -> factor for a number that the recipe gives: a change that fits every base, such as ten times its rate."""
 
 
@@ -79,15 +79,15 @@ class Ablation(Section):
         for path, values in self.grid.items():
             for label in values:
                 if not label.isprintable():
-                    raise yaml_file.FieldError(f"{label!r} holds a line break or a control character", "grid", path)
+                    raise FieldError(f"{label!r} holds a line break or a control character", "grid", path)
         if self.seeds and len(set(self.seeds)) < len(self.seeds):
-            raise yaml_file.FieldError(f"a seed stands twice in {list(self.seeds)}; it would count as two runs", "seeds")
+            raise FieldError(f"a seed stands twice in {list(self.seeds)}; it would count as two runs", "seeds")
         for twice in self.cells().keys() & self.variants.keys():
-            raise yaml_file.FieldError(f"{twice!r} is a variant and a combination of the grid", "variants", twice)
+            raise FieldError(f"{twice!r} is a variant and a combination of the grid", "variants", twice)
         if not self.all():
-            raise yaml_file.FieldError("no variant is left: give some, or a grid", "variants")
+            raise FieldError("no variant is left: give some, or a grid", "variants")
         if self.baseline not in self.all():
-            raise yaml_file.FieldError(f"no variant is called {self.baseline!r}. {nearest(self.baseline, self.all())}", "baseline")
+            raise FieldError(f"no variant is called {self.baseline!r}. {nearest(self.baseline, self.all())}", "baseline")
         return self
 
     def cells(self) -> dict[str, Variant]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rounds.data_prep.schema import Section
+from rounds.data_prep.schema import Between, FieldError, Section
 from rounds.train.config import slurm as slurm_fields
 from rounds.train.config import yaml_file
 from rounds.train.config.gpus import GpuName
@@ -61,15 +61,15 @@ class Machine(Section):
     deepspeed: Annotated[dict[str, Any] | None, BeforeValidator(_deepspeed)] = None
     """A file such as `deepspeed/zero3.json`, beside the cluster file, above it, or of the project: how DeepSpeed spreads
     weights, gradients and optimizer over the processes. None keeps a whole copy in each (torch's DDP)."""
-    threads: Annotated[int, Field(gt=0)] | None = None
+    threads: Annotated[int, Between(1, 4096, "no node has more cores")] | None = None
     """CPU threads of torch, and processes of data preparation; None takes every core. Another count of threads can change
     the last bit of a result, another count of processes changes nothing."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of forward and backward passes. bf16 is autocast over fp32 weights, and the policy is saved in fp32; under
     DeepSpeed the weights themselves are bf16, with fp32 masters in the optimizer, and the policy is saved in bf16."""
-    micro_batch_size: Annotated[int, Field(gt=0)] = 8
+    micro_batch_size: Annotated[int, Between(1, 65536, "a device holds no more rows at once")] = 8
     """Rows or pairs per device and pass; accumulation makes up the recipe's global batch."""
-    eval_batch_size: Annotated[int, Field(gt=0)] = 32
+    eval_batch_size: Annotated[int, Between(1, 65536, "a device holds no more sequences at once")] = 32
     """Sequences per pass where nothing is trained."""
     device_map: Literal["auto"] | None = None
     """`auto` spreads one model, layer by layer, over all GPUs that an `infer` stage has: for models that fit no single GPU."""
@@ -85,12 +85,12 @@ class Machine(Section):
     `shared_prefix` where the model's attention allows it, else `padded`."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: about 30 % slower, far less memory."""
-    save_steps: Annotated[int, Field(gt=0)] | None = None
+    save_steps: Annotated[int, Between(1, 10_000_000, "no run has more steps")] | None = None
     """Write a checkpoint every this many optimizer steps. None: every 100, or where `save_minutes` is given by the clock alone."""
-    save_minutes: Annotated[float, Field(gt=0)] | None = None
+    save_minutes: Annotated[float, Between(1e-6, 525_600, "a year")] | None = None
     """Write one when the last is this old; a queue that may take the nodes away any time wants about 20. What a step takes differs
     by stage and cluster, and so does what a checkpoint costs: 70B's is about 1 TB."""
-    save_total_limit: Annotated[int, Field(ge=2)] = 2
+    save_total_limit: Annotated[int, Between(2, 1000, "the older is removed before the newer is known to be whole")] = 2
     """Checkpoints kept while a stage trains; all are removed when it is done. Two at least: the older one is removed before
     the newer is known to be whole."""
     slurm: Resources = Resources()
@@ -154,7 +154,7 @@ class Cluster(Section):
     @model_validator(mode="after")
     def _fetched_is_for_offline(self) -> "Cluster":
         if self.fetched is not None and not self.offline:
-            raise yaml_file.FieldError("is used only with `offline: true`", "fetched")
+            raise FieldError("is used only with `offline: true`", "fetched")
         return self
 
     @model_validator(mode="after")
@@ -169,7 +169,7 @@ class Cluster(Section):
         for name in ("cpu", "infer"):
             for field in ("nodes", "processes"):
                 if getattr(getattr(self, name), field) > 1:
-                    raise yaml_file.FieldError(
+                    raise FieldError(
                         "only stages of the row `train` are spread over processes; every other is one process"
                         f"{', which device_map: auto lets use all GPUs of its node' if name == 'infer' else ''}",
                         name,

@@ -4,7 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rounds.data_prep.schema import Name, Section, listed
+from rounds.data_prep.schema import Between, Count, Name, Section, listed
+
+Difference = Annotated[float, Between(0, 1e6, "the sign is in the name of the condition")]
 
 
 class Rule(Section):
@@ -12,10 +14,10 @@ class Rule(Section):
 
     metric: str
     """`task/metric` as in scores.json: `clinic_facts/acc`, `preferences/accuracy`, `conversations/loss`, ..."""
-    may_fall_by: Annotated[float, Field(ge=0)] | None = None
-    may_rise_by: Annotated[float, Field(ge=0)] | None = None
-    must_rise_by: Annotated[float, Field(ge=0)] | None = None
-    must_fall_by: Annotated[float, Field(ge=0)] | None = None
+    may_fall_by: Difference | None = None
+    may_rise_by: Difference | None = None
+    must_rise_by: Difference | None = None
+    must_fall_by: Difference | None = None
     at_least: float | None = None
     """The new policy's own value, whatever the old one's."""
     at_most: float | None = None
@@ -53,8 +55,8 @@ class TaskUse(Section):
     """What its scores are called; None takes the task's own name."""
     source: str | None = None
     """For tasks of recipes/eval_tasks: the name under `sources` whose questions are asked."""
-    num_fewshot: Annotated[int, Field(ge=0)] = 0
-    limit: Annotated[int, Field(gt=0)] | None = None
+    num_fewshot: Annotated[int, Between(0, 1000, "the examples stand before each question, in its length")] = 0
+    limit: Count | None = None
     """Ask only the first this many."""
 
     @property
@@ -77,11 +79,11 @@ class Evaluate(Section):
     together and, where there are several, of each (`preferences/accuracy/NAME`)."""
     conversations: str | None = None
     """A source of held-out conversations: loss on their answers, in nats per token."""
-    num_answers: Annotated[int, Field(ge=0)] = 64
+    num_answers: Annotated[int, Between(0, 1_000_000, "each is written token by token")] = 64
     """How many held-out prompts to answer greedily, for the mean length of answers."""
-    max_new_tokens: Annotated[int, Field(gt=0)] = 64
+    max_new_tokens: Annotated[int, Between(1, 1_000_000, "an answer has a token, and no model writes more")] = 64
     """Longest greedy answer, in tokens."""
-    max_length: Annotated[int, Field(gt=1)] = 2048
+    max_length: Annotated[int, Between(8, 10_000_000, "a chat template alone takes some tokens, and no model reads more")] = 2048
     """Longest sequence in evaluation, in tokens."""
 
     @model_validator(mode="after")

@@ -9,25 +9,28 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rounds.data_prep.schema import Count, Filters, FilterUse, Mix, Name, Section, SourceUse
+from rounds.data_prep.schema import Between, Count, FieldError, Filters, FilterUse, Mix, Name, Section, SourceUse
 from rounds.train.config import yaml_file
 from rounds.train.config.evaluation import Evaluate, Gate
 from rounds.train.config.training import Round, Sft
+
+_Width = Annotated[int, Between(1, 65536, "no model is wider")]
+_Depth = Annotated[int, Between(1, 1024, "no model has more")]
 
 
 class StartTiny(Section):
     """A small random Llama: what a stage's key says of it."""
 
     kind: Literal["tiny"]
-    hidden_size: Count = 192
+    hidden_size: _Width = 192
     """Width of the residual stream; a multiple of num_attention_heads."""
-    intermediate_size: Count = 512
+    intermediate_size: _Width = 512
     """Width of the feed-forward layers."""
-    num_hidden_layers: Count = 3
-    num_attention_heads: Count = 6
-    vocab_size: Annotated[int, Field(ge=300)] = 2048
+    num_hidden_layers: _Depth = 3
+    num_attention_heads: _Depth = 6
+    vocab_size: Annotated[int, Between(300, 1_000_000, "256 bytes and the control tokens must fit")] = 2048
     """Size that the BPE tokenizer grows to, control tokens included."""
-    max_position_embeddings: Count = 512
+    max_position_embeddings: Annotated[int, Between(1, 10_000_000, "no model reads more")] = 512
     """Longest sequence, in tokens."""
     tie_word_embeddings: bool = True
     """Share the input and output embeddings."""
@@ -149,10 +152,10 @@ class Recipe(Section):
         names = [round.name for round in self.rounds]
         for place, name in enumerate(names):
             if name in names[:place]:
-                raise yaml_file.FieldError(f"two rounds are named {name!r}; give each its own name", "rounds", place, "name")
+                raise FieldError(f"two rounds are named {name!r}; give each its own name", "rounds", place, "name")
             if name in ("previous", "sft", "base"):
                 message = f"a round may not be named {name!r}: `reference` uses that word"
-                raise yaml_file.FieldError(message, "rounds", place, "name")
+                raise FieldError(message, "rounds", place, "name")
         return self
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from rounds.data_prep.errors import UserError
-from rounds.data_prep.schema import Section
+from rounds.data_prep.schema import Between, Section
 
 _SECRET = re.compile(r"((?<!_P)KEY|TOKEN)(_|$)|(^|_)(PWD|PASS|AUTH)(_|$)|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIAL")
 _OURS = {
@@ -76,7 +76,7 @@ def _variables(value: dict[str, str]) -> dict[str, str]:
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:@+/,=-]*$", max_length=200)]
 """A name as SLURM, module and conda know it."""
 AbsolutePath = Annotated[str, AfterValidator(_path)]
-Count = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Between(1, 65535, "no node has more cores, and no job should start more often")]
 
 
 class Container(Section):
@@ -119,7 +119,7 @@ class Resources(Section):
     """Account that is charged."""
     qos: Word | None = None
     """Quality of service."""
-    gpus: Annotated[int, Field(ge=0)] = 0
+    gpus: Annotated[int, Between(0, 128, "no node has more")] = 0
     """GPUs per node."""
     gpu_type: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] | None = None
     """Kind of GPU as the cluster names it, such as `h100`; None takes any."""

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from rounds.data_prep.schema import Filters, Later, Mix, Name, Positive, Section, listed
+from rounds.data_prep.schema import Between, Filters, Later, Mix, Name, Section, listed
 from rounds.train.config.evaluation import Gate
 
 LossType = Literal[
@@ -35,9 +35,9 @@ class Lora(Section):
     adapters applied, `base` is the base model with every adapter off.
     """
 
-    r: Annotated[int, Field(gt=0)] = 16
+    r: Annotated[int, Between(1, 8192, "from the width of the layers on, an update is of full rank and none is spared")] = 16
     """Rank of the update."""
-    lora_alpha: Positive = 32
+    lora_alpha: Annotated[float, Between(1e-3, 1e5, "the update is scaled by lora_alpha / r, a number near 1")] = 32
     """The update is scaled by lora_alpha / r."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the adapter's input during SFT; DPO turns dropout off."""
@@ -72,40 +72,44 @@ class Lora(Section):
         return other is not None and all(getattr(self, name) == getattr(other, name) for name in fields)
 
 
+_DECAY = Between(0, 10, "a weight shrinks by learning_rate x weight_decay at each step, which must be far below 1")
+
+
 class Training(Section):
     """Optimizer knobs that SFT and DPO share, under transformers' names."""
 
-    learning_rate: Positive
+    learning_rate: Annotated[float, Between(1e-12, 10, "below, fp32 rounds every step of a weight away; above, every optimizer diverges")]
     """Peak learning rate."""
-    num_train_epochs: Positive = 1.0
+    num_train_epochs: Annotated[float, Between(1e-6, 1000, "a thousand passes learn the rows by heart")] = 1.0
     """Passes over the data."""
     global_batch_size: Annotated[int, Field(gt=0, le=1_000_000)]
     """Packed rows (SFT) or pairs (DPO) per optimizer step over all devices; accumulation is computed from it."""
-    per_device_train_batch_size: Annotated[int, Field(gt=0)] | None = None
+    per_device_train_batch_size: Annotated[int, Between(1, 65536, "a device holds no more pairs at once")] | None = None
     """Pairs of a micro-batch, for the DPO losses `aot`, `aot_unpaired` and `sft`, which look at them together; it takes the place of
     the cluster row's micro_batch_size there. All others give the same answer whatever the micro-batch, so that is the row's."""
-    max_length: Annotated[int, Field(gt=1)]
+    max_length: Annotated[int, Between(8, 10_000_000, "a chat template alone takes some tokens, and no model reads more")]
     """Tokens per packed row (SFT), or per prompt plus answer (DPO)."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
     """Shape of the learning rate after warm-up."""
-    warmup_steps: Annotated[float, Field(ge=0)] = 0.1
+    warmup_steps: Annotated[float, Between(0, 10_000_000, "no run has more steps")] = 0.1
     """Warm-up: steps, or a share of all steps when below 1 (transformers 5)."""
     optim: Literal["adamw_torch", "adamw_torch_fused", "rmsprop", "sgd"] = "adamw_torch"
     """Optimizer. The paper used AdamW for SFT and RMSprop for DPO."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, _DECAY] = 0.0
+    """Share by which a weight shrinks at each step, times the learning rate."""
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    max_grad_norm: Positive = 1.0
+    max_grad_norm: Annotated[float, Between(1e-6, 1e9, "below, nothing is learnt; a million is as good as no limit")] = 1.0
     """Gradients are clipped to this norm."""
     lora: Lora | None = None
     """Train an adapter instead of all weights."""
     router_aux_loss_coef: Annotated[float | None, Field(ge=0, le=1), Later(None)] = None
     """Mixtures of experts: weight of the loss that keeps the router's load balanced, added to that of SFT and DPO. None is the one of
     the model's own config, 0 trains without."""
-    stop_on_loss_above: float | None = None
+    stop_on_loss_above: Annotated[float, Between(-1000, 1000, "guessing at random costs about 12 nats a token")] | None = None
     """The run has diverged when the loss, in nats, stays above this: the stage stops, keeps its last good checkpoint and says
     why. None stops only for a loss or gradient that is no number. Set it well above the first loss."""
-    stop_after_steps: Annotated[int, Field(gt=0)] = 10
+    stop_after_steps: Annotated[int, Between(1, 1_000_000, "longer, and it would never stop")] = 10
     """How many steps in a row the loss must be above `stop_on_loss_above`."""
 
 
@@ -116,7 +120,7 @@ class Sft(Training):
     """Sources under `sources`, each a name or {name, max_rows, keep_fraction, epochs, share}."""
     filters: Filters | None = None
     """Filters for this set in place of the recipe's own."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[float, _DECAY] = 0.01
 
     @model_validator(mode="after")
     def _micro_batch_is_the_clusters(self) -> "Sft":
@@ -147,11 +151,11 @@ def _named(names: set[str]) -> str:
 class DpoLoss(Section):
     """What a round's loss is, under TRL's names."""
 
-    beta: Positive = 0.1
+    beta: Annotated[float, Between(1e-5, 100, "below, the loss does not see the pairs; above, it is flat on both sides of 0")] = 0.1
     """Strength of the pull to the reference."""
     loss_type: Annotated[tuple[LossType, ...], Field(min_length=1), BeforeValidator(listed)] = ("sigmoid",)
     """One of TRL's DPO loss types, or several, summed with `loss_weights`."""
-    loss_weights: tuple[float, ...] | None = None
+    loss_weights: tuple[Annotated[float, Between(0, 1000, "a negative weight would teach the opposite")], ...] | None = None
     """One weight per loss type; None is 1.0 each."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Assumed share of flipped labels, for the losses that use it."""
@@ -163,7 +167,7 @@ class DpoLoss(Section):
     """Weight each pair by how likely the policy finds it (WPO, Zhou et al. 2024): off-policy pairs count less."""
     ld_alpha: Annotated[float, Field(ge=0, le=1)] | None = None
     """LD-DPO (Liu et al. 2024): weight of the tokens by which the longer answer outlasts the shorter; None is 1, as in DPO."""
-    discopop_tau: Positive = 0.05
+    discopop_tau: Annotated[float, Between(1e-4, 100, "its paper takes 0.05; far off, one of its two losses is all that is left")] = 0.05
     """Temperature of the loss type `discopop`."""
 
     @model_validator(mode="after")

@@ -61,14 +61,6 @@ def _told(found: Iterable[Any], section: type[Section], locate: Locate, data: An
     return "\n".join(dict.fromkeys(_explain(entry, section, locate, data, overrides) for entry in found))
 
 
-class FieldError(ValueError):
-    """A mistake that a validator of a whole section finds in one field below it, at `loc`."""
-
-    def __init__(self, message: str, *loc: str | int) -> None:
-        super().__init__(message)
-        self.loc = loc
-
-
 def find(name: str, beside: Path) -> Path | None:
     """Find a file that recipes share, such as `eval_tasks/free_answer.yaml`: beside the recipe, above it, or ours."""
     for folder in (beside, beside.parent, shipped.RECIPES):

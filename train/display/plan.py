@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from rounds.train.engine import damage, runs, store
+from rounds.train.engine import batches, damage, runs, store
 from rounds.train.engine.digests import Memory
 from rounds.train.engine.graph import Stage
 from rounds.train.engine.params import DpoParams, SftParams
@@ -84,7 +84,7 @@ def _size(stage: Stage, plan: Plan, root: Path, size: row_counts.Size | None) ->
 def _steps(stage: Stage, plan: Plan, size: row_counts.Size) -> str:
     assert isinstance(stage.params, SftParams | DpoParams)
     training = stage.params.training
-    steps = row_counts.steps(size.rows, training)
+    steps = batches.steps(size.rows, training)
     text = f"{steps:,} steps of {training.global_batch_size}"
     if not size.counted:
         unsure = f"; {size.assumed_share:.0%} of its rows taken as {row_counts.MEAN_TOKENS} tokens"

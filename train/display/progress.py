@@ -86,6 +86,8 @@ class Live:
         self.progress.update(self.stages, completed=self.done)
         detail = "" if record is None else f"skipped: {record.because}" if record.skipped else headline(stage, record)
         self.console.print(f"{stage.name:<24} {record.seconds if record else 0:7.1f} s  {detail}", highlight=False, markup=False)
+        for note in record.counts.get("notes", ()) if record else ():
+            self.console.print(f"    note: {note}", style="yellow", highlight=False, markup=False)
 
     def _line(self, text: str) -> None:
         if not self.console.is_terminal:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from rounds.data_prep.errors import UserError
 from rounds.train.config.cluster import Cluster, Machine
+from rounds.train.config.training import Training
 from rounds.train.engine.graph import Stage
 from rounds.train.engine.params import DpoParams, SftParams
 
@@ -36,6 +37,29 @@ def check(stages: Iterable[Stage], cluster: Cluster) -> None:
                 wrong.append(f"{stage.name}: {BF16_UNSHARDED}")
     if wrong:
         raise UserError("\n".join(wrong))
+
+
+def steps(rows: int, training: Training) -> int:
+    """Optimizer steps as transformers' Trainer counts them: the last batch of an epoch is filled up to a whole one."""
+    per_epoch = -(-rows // training.global_batch_size)
+    return -(-int(per_epoch * training.num_train_epochs * 1000) // 1000)
+
+
+def notes(rows: int, training: Training) -> list[str]:
+    """Say what of a training of so many rows would be in vain: rows that only fill up a batch, steps that only warm up."""
+    found = []
+    batch, wanted, warm = training.global_batch_size, steps(rows, training), training.warmup_steps
+    if batch > rows:
+        found.append(
+            f"global_batch_size {batch:,} is more than the {rows:,} rows of the set: each step computes them {batch / rows:.3g} times. "
+            f"{rows:,} at most learns the same with less work"
+        )
+    if training.lr_scheduler_type != "constant" and warm >= 1 and warm >= wanted:
+        found.append(
+            f"warmup_steps {warm:,.0f} is no less than the {wanted:,} steps of the training: the learning rate never comes to "
+            f"{training.learning_rate:g}. A number below 1 is a share of the steps, such as 0.1"
+        )
+    return found
 
 
 def micro_batches(global_batch_size: int, machine: Machine, fixed: int | None = None) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from rounds.data_prep.errors import UserError
 from rounds.train.config.cluster import Cluster, Machine
 from rounds.train.config.gpus import GPUS
 from rounds.train.config.training import Training
+from rounds.train.engine import batches
 from rounds.train.engine.graph import Stage
 from rounds.train.engine.kinds import Kind
 from rounds.train.engine.params import DpoParams, EvaluateParams, ReferenceParams, SftParams, TokenizeParams
@@ -173,7 +174,7 @@ def _time(kind: Kind, training: Training, model: Shape, machine: Machine, size: 
         longest = min(training.max_length, mean * arithmetic.PADDING)
     span = arithmetic.span(longest, mean, skips_masked=not advice_.dense_mask(kind, machine))
     work = arithmetic.Work(span, machine.activation_checkpointing, frozen=training.lora is not None)
-    tokens = row_counts.steps(size.rows, training) * training.global_batch_size * per_row
+    tokens = batches.steps(size.rows, training) * training.global_batch_size * per_row
     seconds = arithmetic.seconds(tokens * arithmetic.flops_per_token(model, work), GPUS[machine.gpu], machine.world_size, machine.precision)
     seconds /= arithmetic.DPO_SHARE if kind.is_round else 1
     return seconds / 3600, tokens / seconds / machine.world_size

@@ -12,7 +12,6 @@ from typing import Any
 from rounds.data_prep import sources
 from rounds.data_prep.mix import counts as mix_counts
 from rounds.data_prep.schema import DataParams, Mix, RowsUse, SourceParams
-from rounds.train.config.training import Training
 from rounds.train.engine import store
 from rounds.train.engine.graph import Stage
 from rounds.train.engine.params import PackParams
@@ -70,12 +69,6 @@ def mixes(plan: Plan, root: Path) -> dict[str, dict[str, int]]:
             rows = counts.get("out") or _rows_of(stage.params.mix, parents)
             found |= {stage.name: rows} if rows else {}
     return found
-
-
-def steps(rows: int, training: Training) -> int:
-    """Optimizer steps as transformers' Trainer counts them: the last batch of an epoch is filled up to a whole one."""
-    per_epoch = -(-rows // training.global_batch_size)
-    return -(-int(per_epoch * training.num_train_epochs * 1000) // 1000)
 
 
 def _size(stage: Stage, counts: Mapping[str, Any], parents: Mapping[str, Size]) -> Size | None:

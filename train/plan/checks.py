@@ -13,6 +13,7 @@ from rounds.train.config.evaluation import Evaluate, Gate
 from rounds.train.config.recipe import Recipe
 from rounds.train.config.training import Round, Sft, Training
 from rounds.train.plan import eval_tasks
+from rounds.train.plan.model_config import Limits
 
 
 def named(recipe: Recipe, name: str, where: str) -> None:
@@ -101,12 +102,18 @@ def _same_rows(evaluated: SourceUse, trained: SourceUse | None) -> bool:
     return evaluated.split == trained.split
 
 
-def length(positions: int | None, training: Training, where: str) -> None:
-    """Refuse rows that are longer than the model was made to read: it has no positions for their end."""
-    if positions and training.max_length > positions:
+def fits_model(limits: Limits, training: Training, where: str) -> None:
+    """Refuse rows that are longer than the model was made to read, since it has no positions for their end, and an adapter whose rank
+    is more than the model's width, since no update of a layer has a higher rank than that."""
+    if limits.positions and training.max_length > limits.positions:
         raise UserError(
             f"{where}.max_length: {training.max_length} tokens, and the model's config says max_position_embeddings "
-            f"{positions}: lower it, or scale the rotary embedding in config.json (rope_parameters)"
+            f"{limits.positions}: lower it, or scale the rotary embedding in config.json (rope_parameters)"
+        )
+    if training.lora and limits.width and training.lora.r > limits.width:
+        raise UserError(
+            f"{where}.lora.r: {training.lora.r}, and the model's config says hidden_size {limits.width}: no update has a higher rank than "
+            "that. Lower it (8 to 256 are usual), or take `lora` out to train all weights"
         )
 
 

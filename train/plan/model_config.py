@@ -5,7 +5,7 @@ else the published facts in recipes/configs/MODEL.json.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rounds.data_prep.errors import UserError
 from rounds.train.config import shipped
@@ -13,22 +13,30 @@ from rounds.train.config.recipe import Base, Hub, Local
 from rounds.train.engine import store
 
 
-def positions(base: Base) -> int | None:
-    """Return how many tokens the model was made to read at once; None where that is not known, or where its rotary embedding is
-    scaled to read more. Of a model on the hub the published facts are asked, not the cache: `rounds fetch` plans before it says
-    which cache it is."""
+class Limits(NamedTuple):
+    """What a model can take; None where that is not known."""
+
+    positions: int | None = None
+    """Tokens that it was made to read at once; None also where its rotary embedding is scaled to read more."""
+    width: int | None = None
+    """Numbers in its residual stream."""
+
+
+def limits(base: Base) -> Limits:
+    """Return what a model can take. Of one on the hub the published facts are asked, not the cache: `rounds fetch` plans before it
+    says which cache it is."""
     try:
         config = _published(base) if isinstance(base, Hub) else read(base)[0]
     except (UserError, OSError):
-        return None
+        return Limits()
     if config is None:
-        return None
+        return Limits()
     config = config.get("text_config") or config
     scaling = config.get("rope_scaling") or config.get("rope_parameters")
-    if isinstance(scaling, dict) and scaling.get("rope_type", scaling.get("type", "default")) != "default":
-        return None
-    found = config.get("max_position_embeddings") or config.get("n_positions")
-    return found if isinstance(found, int) else None
+    scaled = isinstance(scaling, dict) and scaling.get("rope_type", scaling.get("type", "default")) != "default"
+    positions = None if scaled else config.get("max_position_embeddings") or config.get("n_positions")
+    width = config.get("hidden_size") or config.get("n_embd") or config.get("d_model")
+    return Limits(*(each if isinstance(each, int) else None for each in (positions, width)))
 
 
 def read(base: Base) -> tuple[dict[str, Any], str]:

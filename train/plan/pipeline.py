@@ -107,7 +107,7 @@ def _sft(planning: Planning, base: Stage) -> Stage:
     """Tokenise and pack on a CPU, then train."""
     sft = planning.recipe.sft
     assert sft
-    checks.length(model_config.positions(planning.recipe.base), sft, "sft")
+    checks.fits_model(model_config.limits(planning.recipe.base), sft, "sft")
     checks.sft_starts_anew(sft)
     packed = Stage("pack", kinds.PACK, params.PackParams(max_length=sft.max_length), {"tokenizer": base, "data": rows.sft_data(planning)})
     asked = params.SftParams(training=_part(sft, Training), seed=planning.recipe.seed)
@@ -118,7 +118,7 @@ def _dpo(planning: Planning, item: Round, policy: Stage, references: Mapping[str
     """Tokenise the round's pairs, score them with the reference policy, and train from `policy`."""
     where = f"rounds.{item.name}"
     checks.reference(item, dict(references))
-    checks.length(model_config.positions(planning.recipe.base), item, where)
+    checks.fits_model(model_config.limits(planning.recipe.base), item, where)
     checks.continues(planning.recipe, item)
     reference = references[item.reference]
     data = rows.data(planning, item.name, item.data, item.filters, "pair", f"{where}.data")

@@ -18,7 +18,7 @@ from transformers import Trainer
 
 from rounds.train.config.cluster import Machine
 from rounds.train.config.training import Lora, Training
-from rounds.train.engine import ranks
+from rounds.train.engine import batches, ranks
 from rounds.train.engine.records import Counts
 from rounds.train.training.checkpoints import fit_shards, resumable
 from rounds.train.training.trainer import StageTrainer
@@ -40,6 +40,9 @@ def run(trainer: StageTrainer, out: Path, start: Path, training: Training, machi
         logger.info("going on from %s", last.name)
         fit_shards(trainer, last, machine)
     began = time.monotonic()
+    notes = batches.notes(_rows(trainer), training)
+    for note in notes:
+        logger.warning("%s", note)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     if watcher.stopped and trainer.state.global_step < trainer.state.max_steps:
         ranks.barrier()  # the first rank to leave makes srun and torchrun end the others: not before rank 0 has marked the checkpoint
@@ -54,7 +57,12 @@ def run(trainer: StageTrainer, out: Path, start: Path, training: Training, machi
         "seconds_training": round(time.monotonic() - began, 2),
         "resumed_from": last.name if last else None,
         **models.count_parameters(_model(trainer)),
+        **({"notes": notes} if notes else {}),
     }
+
+
+def _rows(trainer: Trainer) -> int:
+    return len(trainer.train_dataset)  # type: ignore[arg-type]
 
 
 def _model(trainer: Trainer) -> torch.nn.Module:

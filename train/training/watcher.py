@@ -33,6 +33,7 @@ class Watcher(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.trainer._logged_at = time.monotonic()
+        state.compute_steps(args, state.max_steps)  # a checkpoint remembers how often it was to be saved then
         self._tell(state)
 
     def on_epoch_begin(self, args, state, control, **kwargs):

@@ -7,7 +7,7 @@ import pytest
 
 from rounds.train.config import recipe
 from rounds.train.config.training import Training
-from rounds.train.engine import store
+from rounds.train.engine import batches, store
 from rounds.train.engine.params import DpoParams, SftParams
 from rounds.train.forecast import row_counts
 from rounds.train.plan.pipeline import Plan, build_plan
@@ -28,7 +28,7 @@ def training_of(plan: Plan, name: str) -> Training:
 
 def steps_of(plan: Plan, root: Path, *names: str) -> list[int]:
     sizes = row_counts.sizes(plan, root)
-    return [row_counts.steps(sizes[name].rows, training_of(plan, name)) for name in names]
+    return [batches.steps(sizes[name].rows, training_of(plan, name)) for name in names]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_the_papers_sft_steps_follow_from_its_rows_and_mean_length():
     """1,296,471 samples of 538 tokens in two epochs of 32 x 8,192, as the paper packs them: chunks without a gap."""
     rows = round(1_296_471 * row_counts.MEAN_TOKENS / 8192)
     for batch, published in ((32, 5321), (48, 3549)):
-        found = row_counts.steps(rows, Training(learning_rate=5e-6, max_length=8192, global_batch_size=batch, num_train_epochs=2))
+        found = batches.steps(rows, Training(learning_rate=5e-6, max_length=8192, global_batch_size=batch, num_train_epochs=2))
         assert found == pytest.approx(published, rel=1e-3)
 
 

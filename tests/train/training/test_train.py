@@ -73,6 +73,26 @@ def test_a_model_whose_generation_settings_contradict_each_other_can_be_trained_
     assert "temperature" not in saved and saved["eos_token_id"] == had["eos_token_id"]
 
 
+def test_a_training_of_one_step_learns_and_says_that_rows_fill_up_its_batch(run_stage: Run, shelf: Path, rows: Path):
+    """By transformers' own warm-up its only step is made at a learning rate of 0."""
+    count = pq.read_metadata(rows / "rows.parquet").num_rows
+    params = {"training": knobs(global_batch_size=2 * count, num_train_epochs=1.0), "seed": 5}
+    out, counts = run_stage("sft", "sft", params, {"policy": shelf / "base", "rows": rows}, machine())
+    assert counts["steps"] == 1 and weights(out, "model") != weights(shelf / "base", "model")
+    assert [note.split(":")[0] for note in counts["notes"]] == [f"global_batch_size {2 * count} is more than the {count} rows of the set"]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant_with_warmup"])
+def test_the_warm_up_begins_above_zero_and_ends_where_transformers_has_it(run_stage: Run, shelf: Path, rows: Path, schedule: str):
+    params = {"training": knobs(num_train_epochs=0.8, warmup_steps=3, lr_scheduler_type=schedule), "seed": 5}
+    out, counts = run_stage("sft", "sft", params, {"policy": shelf / "base", "rows": rows}, machine())
+    assert counts["steps"] > 5
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    peak = params["training"]["learning_rate"]
+    assert [line["learning_rate"] / peak for line in lines[:4]] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert lines[-1]["learning_rate"] > 0
+
+
 @pytest.mark.parametrize(("function", "lora"), [("sft", None), ("sft", LORA), ("dpo", None), ("dpo", LORA)],
                          ids=["sft", "sft lora with dropout", "dpo", "dpo lora"])  # fmt: skip
 def test_a_resumed_run_ends_with_the_very_weights_of_an_undisturbed_one(
@@ -101,8 +121,9 @@ def test_a_resumed_run_ends_with_the_very_weights_of_an_undisturbed_one(
             next(checkpoint.glob("*.safetensors")).write_bytes(b"half")
         elif number > 8:
             shutil.rmtree(checkpoint)
-    _, again = run_stage(function, "stopped", params, inputs, machine(save_steps=4))
+    _, again = run_stage(function, "stopped", params, inputs, machine(save_steps=3))
     assert again["resumed_from"] == "checkpoint-4"
+    assert (out / "checkpoints" / "checkpoint-6").is_dir()
     assert (again["steps"], again["train_loss"]) == (steps, counts["train_loss"])
     assert weights(out, kind) == weights(straight, kind)
     assert curve(out) == curve(straight)

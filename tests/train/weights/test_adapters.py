@@ -23,7 +23,7 @@ from rounds.train.config.cluster import Machine
 from rounds.train.config.training import DpoLoss, Lora, Training
 from rounds.train.engine import policy
 from rounds.train.plan import pipeline
-from rounds.train.weights import adapters, models
+from rounds.train.weights import adapters, merging, models
 from tests import staged
 
 Run = Callable[..., tuple[Path, dict]]
@@ -233,3 +233,53 @@ def test_several_adapters_are_rounded_to_bf16_once(shelf: Path, tmp_path: Path):
     assert sum(not torch.equal(wanted[name], before[name].float()) for name in wanted) >= 2
     for name, value in wanted.items():
         assert torch.equal(whole[name], value) and torch.equal(rounded[name], value.to(torch.bfloat16)), name
+
+
+def filled(model: Any, folder: Path, **knobs: Any) -> Path:
+    """Write an adapter of a model whose factors are all random, as if it had been trained."""
+    torch.manual_seed(0)
+    adapted: Any = get_peft_model(model, LoraConfig(r=4, task_type="CAUSAL_LM", **knobs))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.3)
+    adapted.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_on_the_embeddings_leaves_the_head_alone_merged_too(shelf: Path, tmp_path: Path, tied: bool, dtype: torch.dtype):
+    """Merged into a table that is the head too, it would change what the head was trained without."""
+    start = policy.read(shelf / "base")
+    plain = models.load_model(start, CPU)
+    plain.config.tie_word_embeddings = tied
+    if not tied:
+        plain.lm_head.weight = torch.nn.Parameter(plain.lm_head.weight.detach().clone())
+        plain.all_tied_weights_keys = {}
+    models.save_model(plain, models.load_tokenizer(start), tmp_path / "start")
+    start = dataclasses.replace(start, weights=str(tmp_path / "start"))
+    adapter = filled(models.load_model(start, CPU), tmp_path / "adapter", target_modules=["embed_tokens", "q_proj"])
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        trained = PeftModel.from_pretrained(models.load_model(start, CPU, dtype), str(adapter)).eval()(input_ids=ids).logits
+        merged = models.load_model(dataclasses.replace(start, adapters=(adapter,)), CPU, dtype).eval()
+        assert not torch.equal(merged(input_ids=ids).logits, models.load_model(start, CPU, dtype).eval()(input_ids=ids).logits)
+        assert (merged(input_ids=ids).logits - trained).abs().max() < (1e-4 if dtype == torch.float32 else 0.1)
+        models.save_model(merged, models.load_tokenizer(start), tmp_path / "whole")  # as the export does
+        again = models.load_model(dataclasses.replace(start, weights=str(tmp_path / "whole")), CPU, dtype).eval()
+        assert torch.equal(again(input_ids=ids).logits, merged(input_ids=ids).logits)
+
+
+def test_a_merge_that_answers_otherwise_than_as_trained_is_refused(shelf: Path, tmp_path: Path):
+    """Two layers share their weights, as some models' do, and one of them has an adapter: merged, it changes both."""
+
+    def shared() -> Any:
+        model: Any = models.load_model(policy.read(shelf / "base"), CPU)
+        attention = model.model.layers[0].self_attn
+        attention.k_proj.weight = attention.q_proj.weight
+        return model
+
+    adapter = filled(shared(), tmp_path / "adapter", target_modules=["q_proj"])
+    with pytest.raises(UserError, match=r"merged into the weights, answers otherwise than as it was trained: by up to .* nats"):
+        merging.merged(shared(), [adapter])

@@ -128,4 +128,4 @@ def test_weights_that_the_model_does_not_use_are_told(folder: Path, caplog: pyte
 )
 def test_the_longest_row_that_a_model_reads_is_in_its_config(folder: Path, changes: dict[str, Any], expected: int | None):
     config(**changes)(folder)
-    assert model_config.positions(Local(kind="local", path=str(folder))) == expected
+    assert model_config.limits(Local(kind="local", path=str(folder))).positions == expected
