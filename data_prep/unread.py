@@ -6,7 +6,8 @@ In: rows as they are converted. Out: names, a field of turns as `messages.name`.
 from collections.abc import Mapping
 from typing import Any
 
-from rounds.data_prep.files import FILE, ID, ROW
+from rounds.data_prep.controls import CLEANED
+from rounds.data_prep.files import FILE, ID, ROW, TURNS
 from rounds.data_prep.turns import TURN_FIELDS, Row, says
 
 # A conversion asks for a column by name whether a row has something there or not: a thousand rows show what it asks for.
@@ -17,7 +18,7 @@ class Unread:
     """What was said in a source's rows, and what was read of it."""
 
     def __init__(self) -> None:
-        self.read: set[str] = {FILE, ID, ROW}
+        self.read: set[str] = {FILE, ID, ROW, TURNS, CLEANED}
         self._said: dict[str, None] = {}
         self._seen: set[str] = set()
         self._left = 0

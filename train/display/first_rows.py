@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from rounds.data_prep import records, rewrite, sources, tally
+from rounds.data_prep import inventory, records, rewrite, sources, tally
 from rounds.data_prep.errors import UserError, nearest
 from rounds.data_prep.records import RECORDS, Record
 from rounds.data_prep.schema import SourceParams, SourceUse
@@ -22,6 +22,10 @@ from rounds.train.plan.pipeline import Plan
 
 _LOOKED_AT = 200
 """Rows of an unfinished source that are looked at, at the least, so that the reasons of those that do not fit are seen."""
+
+
+_NAMED = 5
+"""Files that are not read are named up to this many."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Rows:
     not_used: str = ""
     """The columns that say something and that nobody reads, as far as the rows were looked at."""
     unfit: str = ""
-    """How many of the rows looked at do not fit, and why; "" where all fit, or where the source's stage has counted them."""
+    """How many of the rows looked at do not fit, and why, and which files are not read; "" where the source's stage has counted them."""
 
 
 def rows(plan: Plan, root: Path, name: str, count: int) -> Rows:
@@ -108,11 +112,12 @@ def _straight(stage: Stage, count: int, counts: tally.Tally) -> tuple[list[Recor
     origin = sources.load(use.source)
     where = f"{stage.name}" + (f" ({use.path})" if use.path else "")
     fitting: list[Record] = []
-    for record in tally.records(origin, origin.rows(use), use, counts, lambda line: None):
-        if len(fitting) < count:
-            fitting.append(record)
-        if len(fitting) == count and counts.rows >= _LOOKED_AT:
-            break
+    with inventory.noting() as noted:
+        for record in tally.records(origin, origin.rows(use), use, counts, lambda line: None):
+            if len(fitting) < count:
+                fitting.append(record)
+            if len(fitting) == count and counts.rows >= _LOOKED_AT:
+                break
     if not fitting and counts.too_many_bad(use):
         raise UserError(f"{where}: {counts.complaint(origin, use)}")
     if not fitting:
@@ -121,4 +126,12 @@ def _straight(stage: Stage, count: int, counts: tally.Tally) -> tuple[list[Recor
     if counts.too_many_bad(use):
         return kept, f"a run would refuse this source if the rest were alike: {counts.complaint(origin, use)}"
     reasons = ", ".join(f"{reason} ({rows})" for reason, rows in counts.dropped.most_common())
-    return kept, f"of the first {counts.rows} rows {counts.dropped.total()} give no record: {reasons}" if reasons else ""
+    said = [f"of the first {counts.rows} rows {counts.dropped.total()} give no record: {reasons}"] if reasons else []
+    said += [f"of the first {counts.rows} rows {counts.cleaned} had control characters taken out"] if counts.cleaned else []
+    return kept, "; ".join([*said, *_not_read(noted)])
+
+
+def _not_read(noted: inventory.Inventory) -> list[str]:
+    named = [f"{name} ({why.split(';')[0]})" for name, why in list(noted.not_read.items())[:_NAMED]]
+    more = f", and {len(noted.not_read) - _NAMED} more" if len(noted.not_read) > _NAMED else ""
+    return [f"not read: {', '.join(named)}{more}"] if named else []

@@ -128,4 +128,6 @@ def _figures(stage: Stage, record: Done) -> str:
     dropped = counts.get("dropped", {})
     lost = sum(sum(v.values()) if isinstance(v, dict) else v for v in dropped.values()) if isinstance(dropped, dict) else 0
     parts = [f"{counts[name]:,} {name}" for name in names if isinstance(counts.get(name), int)][:3]
-    return ", ".join([*parts, f"{lost:,} dropped"] if lost else parts)
+    files = counts.get("files")
+    left = len(files.get("not_read", ())) if isinstance(files, dict) else 0
+    return ", ".join([*parts, *([f"{lost:,} dropped"] if lost else []), *([f"{left:,} files not read"] if left else [])])

@@ -72,6 +72,17 @@ def test_preview_tells_of_the_rows_beside_those_that_fit(tmp_path: Path) -> None
     assert first_rows.rows(planned(tmp_path, good), tmp_path / "store", "notes", 2).unfit == ""
 
 
+def test_preview_tells_of_the_files_of_a_folder_that_are_not_read(tmp_path: Path) -> None:
+    planned(tmp_path, [])
+    for name in ("symptoms", "validation"):
+        (tmp_path / "rows").mkdir(exist_ok=True)
+        (tmp_path / "rows" / f"{name}.jsonl").write_text('{"question": "Hot?", "answer": "Yes.\\f"}\n')
+    (tmp_path / "own.yaml").write_text(RECIPE.format(path=tmp_path / "rows, control_characters: clean"))
+    plan = build_plan(recipe.load(tmp_path / "own.yaml"), tmp_path / "store", tmp_path)
+    said = "of the first 1 rows 1 had control characters taken out; not read: validation.jsonl (its name says split 'validation')"
+    assert first_rows.rows(plan, tmp_path / "store", "notes", 2).unfit == said
+
+
 @pytest.mark.parametrize(
     ("rows", "name", "said"),
     [
