@@ -383,5 +383,6 @@ def _without_prompt(prompt: str, *sides: str) -> tuple[str, ...]:
 
 def _begins(side: str, prompt: str) -> bool:
     """Tell whether a side repeats a prompt at its start, or nearly so, and goes on with another word."""
-    words, asked = normalised(side), normalised(prompt)
+    asked = normalised(prompt)
+    words = normalised(side[: 2 * len(prompt) + 100])  # what stands behind says nothing of the start
     return bool(asked) and words.startswith(asked) and not (words[len(asked) : len(asked) + 1] + asked[-1:]).isalnum()

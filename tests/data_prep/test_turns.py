@@ -4,7 +4,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rounds.data_prep import turns
@@ -182,6 +182,7 @@ def test_messages_answer_or_raise_a_reason(value: Any, last: Any) -> None:
         assert all(turn.content.strip() and turn.content.encode() for turn in found)
 
 
+@settings(deadline=None)  # the first text that is not ASCII waits for a table of all letters
 @given(ANYTHING, ANYTHING, ANYTHING)
 def test_preference_answers_or_raises_a_reason(prompt: Any, chosen: Any, rejected: Any) -> None:
     try:

@@ -84,6 +84,6 @@ def tokenizer(template: str, *, rstrip: tuple[str, ...] = ()) -> PreTrainedToken
     """A tokenizer with a template; the control tokens in `rstrip` swallow the white space behind them, as Phi-3.5's do."""
     tokens = [AddedToken(token, special=True, rstrip=token in rstrip, normalized=False) for token in CONTROL]
     made = byte_level(TEXTS, [], pad_token="<|endoftext|>", eos_token="</s>")
-    made.add_special_tokens({"additional_special_tokens": tokens})
+    made.add_special_tokens({"additional_special_tokens": tokens})  # type: ignore[arg-type]
     made.chat_template = template
     return made
