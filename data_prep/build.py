@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from rounds.data_prep import progress, sources
+from rounds.data_prep import inventory, progress, sources
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.mix import REPEAT, choose, mix, repeated_id
 from rounds.data_prep.records import RECORDS, Kind, Record, read_kind, read_records, schemas, write_records
@@ -54,9 +54,12 @@ def source(params: SourceParams, inputs: dict[str, Path], out: Path, machine: An
     )
     origin = sources.load(use.source)
     kind, tally = origin.kind(use), Tally()
-    count = write_records(out / RECORDS, _records(origin, use, out, tally), kind)
+    with inventory.noting() as noted:
+        count = write_records(out / RECORDS, _records(origin, use, out, tally), kind)
     progress.write(out, tally.rows, tally.rows, "rows")
     where = f"source {use.source!r}" + (f" ({use.path})" if use.path else "")
+    for name, why in noted.not_read.items():
+        logger.info("%s: not read: %s: %s", where, name, why)
     if tally.too_many_bad(use):
         raise UserError(f"{where}: {tally.complaint(origin, use)}")
     if not count:
@@ -65,13 +68,19 @@ def source(params: SourceParams, inputs: dict[str, Path], out: Path, machine: An
     left, masked = _rewritten(params, kind, chosen, tally, out)
     if not left:
         raise UserError(f"{where}: filter phi dropped all {chosen} rows {dict(tally.dropped)}; `phi: mask` keeps them")
+    not_used = origin.not_used(use, tally.unread)
+    if not_used:
+        logger.info("%s: not used: %s", where, ", ".join(not_used))
     logger.info("%s: %d rows, %d records, dropped %s", where, tally.rows, left, dict(tally.dropped))
     return {
         "rows": tally.rows,
+        **({"not_used": not_used} if not_used else {}),
         "records": left,
         "dropped": dict(tally.dropped),
+        **({"cleaned": tally.cleaned} if use.control_characters == "clean" else {}),
         "not_chosen": count - chosen,
         "phi": masked,
+        "files": {"read": noted.read, "not_read": noted.not_read},
         "licence": use.licence or origin.licence or None,
         "repository": params.repository,
         "revision": params.revision,

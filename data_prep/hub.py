@@ -2,17 +2,18 @@
 
 In: a `SourceUse` and what the source knows of its set. Out: raw rows as dictionaries. A copy is one of: the hub itself
 at a pinned commit, read from the hub's cache after its files are there; `path`, a folder with the hub repository's
-layout; `path`, a folder written by `save_to_disk`; `path`, one file of rows. Code that comes with a dataset is never
+layout, or of any files of rows; `path`, a folder written by `save_to_disk`; `path`, one file of rows. A folder gives the rows that its
+files give one by one: `datasets` reads what it alone can read, and has no part in the rest. Code that comes with a dataset is never
 run. `datasets` and `huggingface_hub` are imported only when rows are read.
 """
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rounds.data_prep import files
+from rounds.data_prep import arrow_rows, files, folders
 from rounds.data_prep.errors import UserError, nearest
+from rounds.data_prep.inventory import note_not_read, note_read
 from rounds.data_prep.schema import SourceUse
 from rounds.data_prep.turns import Row, RowError
 
@@ -41,30 +42,54 @@ def rows(
     split or the files cannot be found or read.
     """
     if use.path is not None:
-        yield from local(Path(use.path), split=split, config=config, patterns=patterns)
+        yield from local(Path(use.path), split=split, config=config, patterns=patterns, only_named=True)
         return
     folder = download(repository, use.revision or revision, patterns)
-    yield from local(folder, split=split, config=config, patterns=patterns, name=f"{repository} at {folder.name}")
+    yield from local(folder, split=split, config=config, patterns=patterns, name=f"{repository} at {folder.name}", only_named=True)
 
 
-def local(path: Path, *, split: str, config: str | None = None, patterns: Sequence[str] = (), name: str = "") -> Iterator[Row | RowError]:
-    """Yield the rows of a local copy: a file of rows, a folder with the hub's layout, or one from `save_to_disk`.
+def local(
+    path: Path,
+    *,
+    split: str,
+    config: str | None = None,
+    patterns: Sequence[str] = (),
+    name: str = "",
+    encoding: str | None = None,
+    name_labels: bool = False,
+    must_have_config: bool = False,
+    only_named: bool = False,
+) -> Iterator[Row | RowError]:
+    """Yield the rows of a local copy: a file of rows, a folder of such files, or one from `save_to_disk`.
 
-    `name` is what messages call the copy; its path where none is given.
+    `name` is what messages call the copy; its path where none is given. `encoding` and `name_labels` are those of `files.read`,
+    `must_have_config` (under which a saved set must name its split too) and `only_named` those of `folders.split_files`. What is read
+    and what is not is noted.
     """
     name = name or str(path)
     if path.is_file():
-        yield from files.read(path)
+        yield from files.read(path, encoding=encoding, name_labels=name_labels)
         return
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder; `path:` is a local copy of the set")
-    if is_saved(path):
-        yield from _batches(_from_saved(path, split), name)
-    elif patterns:
-        for file in files.find(path, patterns):
-            yield from files.read(file, name=str(file.relative_to(path)))
+    if saved := _saved(path, split, config):
+        if must_have_config and config and not saved.is_relative_to(path / config):
+            raise UserError(f"{name}: no configuration {config!r}: `save_to_disk` wrote one set here")
+        yield from _saved_rows(path, saved, split, name, name_labels, must_have_config)
+        return
+    if patterns:
+        found = files.find(path, patterns)
+        folders.note_others(path, found, f"not of split {split!r}")
     else:
-        yield from _batches(_from_layout(path, config, split, name), name)
+        found = folders.split_files(path, split, config, name=name, must_have_config=must_have_config, only_named=only_named)
+    empty = True
+    for file in found:
+        inside = file.relative_to(path).as_posix()
+        for row in files.read(file, name=inside, encoding=encoding, name_labels=name_labels, may_be_empty=True):
+            empty = False
+            yield row
+    if empty:
+        raise UserError(f"{name}: its files hold no rows: {', '.join(file.name for file in found[:5])}")
 
 
 def is_saved(path: Path) -> bool:
@@ -117,32 +142,13 @@ def refusal(error: BaseException, repository: str, revision: str, repo_type: str
     return f"{type(error).__name__}: {_first_line(error)}"
 
 
-def _from_layout(path: Path, config: str | None, split: str, name: str) -> Any:
-    """Open a folder as the hub would; streamed, so that nothing is copied into the user's cache."""
-    from datasets import get_dataset_config_names, load_dataset
-
-    try:
-        # A README with `configs:` names the files of a configuration. A copy without it has a folder of that name.
-        declared = config is not None and config in get_dataset_config_names(str(path))
-        inner = config if config and not declared and (path / config).is_dir() else None
-        # It writes a lock even so, and a cache that many share is not for everybody to write to.
-        with tempfile.TemporaryDirectory(prefix="rounds-") as locks:
-            return load_dataset(
-                str(path),
-                name=config if declared else None,
-                data_dir=inner,
-                split=split,
-                streaming=True,
-                cache_dir=locks,
-            )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"{name}: {_what(config, split)} cannot be loaded: {_first_line(error)}. Expected the layout of the hub "
-            f"repository, such as data/{split}-00000-of-00001.parquet"
-        ) from None
+def _saved(path: Path, split: str, config: str | None) -> Path | None:
+    """Return the folder that `save_to_disk` wrote: a copy's own, or that of its configuration or split."""
+    places = [path, *((path / config, path / config / split) if config else ()), path / split]
+    return next((each for each in places if is_saved(each)), None)
 
 
-def _from_saved(path: Path, split: str) -> Any:
+def _from_saved(path: Path, split: str, must_be_named: bool) -> Any:
     from datasets import DatasetDict, load_from_disk
 
     try:
@@ -150,29 +156,45 @@ def _from_saved(path: Path, split: str) -> Any:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as a saved dataset: {_first_line(error)}") from None
     if not isinstance(dataset, DatasetDict):
+        if split not in ("train", path.name) and dataset.split is not None and str(dataset.split) != split:
+            raise UserError(f"{path}: the saved dataset is split {str(dataset.split)!r}, not {split!r}")
+        if must_be_named and split not in ("train", path.name) and dataset.split is None:
+            raise UserError(f"{path}: the saved dataset says no split, so it may not be {split!r}: leave `from_split` out")
         return dataset
     if split not in dataset:
         raise UserError(f"{path}: the saved dataset has no split {split!r}: {nearest(split, map(str, dataset))}")
     return dataset[split]
 
 
-def _batches(dataset: Any, where: str) -> Iterator[Row]:
+def _saved_rows(path: Path, saved: Path, split: str, where: str, name_labels: bool, must_be_named: bool) -> Iterator[Row]:
     import pyarrow as pa
     from datasets.exceptions import DatasetsError
 
+    dataset = _from_saved(saved, split, must_be_named)
+    read = [Path(each["filename"]) for each in dataset.cache_files]
+    inside = [each.relative_to(path).as_posix() if each.is_relative_to(path) else each.name for each in read]
+    for other in sorted(each for each in path.rglob("*") if files.is_data(each) and each not in read):
+        if other.suffix == ".arrow":
+            note_not_read(other.relative_to(path).as_posix(), f"it is not of split {split!r}")
+        elif other.name not in ("dataset_info.json", "dataset_dict.json", "state.json"):
+            note_not_read(other.relative_to(path).as_posix(), "it is not of the set that `save_to_disk` wrote")
+    number = 0
     try:
         # As Arrow tables: iterating a `Dataset` row by row decodes one row at a time, several times slower.
         for table in dataset.with_format("arrow").iter(batch_size=BATCH_ROWS):
+            labels = arrow_rows.label_names(table.schema) if name_labels else {}
             # As Python values no more than some 64 MB at a time: 1,000 rows with a cell of 10 MB would be 10 GB.
             fitting = max(1, BATCH_BYTES * table.num_rows // max(1, table.nbytes))
             for batch in table.to_batches(max_chunksize=fitting):
-                yield from files.python_rows(batch, where)
+                for row in arrow_rows.python_rows(batch, where, labels):
+                    number += 1
+                    yield {**row, files.ROW: number}
     except (pa.ArrowException, OSError, ValueError, DatasetsError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{where}: the rows cannot be read: {_first_line(error)}") from None
-
-
-def _what(config: str | None, split: str) -> str:
-    return f"split {split!r}" + (f" of configuration {config!r}" if config else "")
+    for each, shard in zip(inside, read, strict=True):
+        note_read(each, arrow_rows.count_stream(shard))
 
 
 def _first_line(error: BaseException) -> str:

@@ -180,6 +180,8 @@ class RowsUse(Section):
     format: (
         Literal[
             "messages",
+            "sharegpt",
+            "alpaca",
             "question_answer",
             "summary",
             "dialogue",
@@ -193,8 +195,20 @@ class RowsUse(Section):
     """`file` only: the shape of a row; see data_prep/sources/file.py for one example row of each."""
     columns: dict[str, str] = Field(default_factory=dict)
     """`file` only: our column name -> the column's name in your file, where they differ."""
-    heldout_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """`file` only: share of questions in split `heldout` instead of `train`, chosen by a hash of the question."""
+    heldout_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """`file` only: share of questions in split `heldout` instead of `train`, chosen by a hash of the question; 1.0 holds all of it out."""
+    from_split: Annotated[str | None, Later(None)] = None
+    """`file` only: which split of a folder, or of a set from `save_to_disk`, is read, by its name there, such as `validation`; None is
+    `train`. `split` and `heldout_fraction` then divide these rows."""
+    config: Annotated[str | None, Later(None)] = None
+    """`file` only: which configuration of a folder is read: one that its README declares, or a folder in it."""
+    answer_base: Annotated[Literal[0, 1] | None, Later(None)] = None
+    """`file`, `multiple_choice` only: what the first choice's index is; None is 0, questioned where no row's answer is 0."""
+    encoding: Annotated[str | None, Later(None)] = None
+    """`file` only: encoding of text files that are not UTF-8, by its name in Python, such as `cp1252` or `utf-16`."""
+    control_characters: Annotated[Literal["drop", "clean"], Later("drop")] = "drop"
+    """What becomes of a row with control characters in a text, as PDF leaves them: `drop` it, or `clean` it: form feeds become line ends,
+    the others are taken out, and `done.json` counts the rows."""
     max_rows: Count | None = None
     """Keep this many rows, chosen by a hash of their ids; None keeps all."""
     # Our choice: single rows are bad in many sets; where the columns are others than expected, all rows are.
@@ -202,6 +216,9 @@ class RowsUse(Section):
     """Rows that do not fit the source's schema are dropped and counted; above this share the stage stops."""
     seed: Annotated[int, Between(0, 2**32 - 1, "numpy takes seeds of 32 bits")] = 0
     """For generated sources, and for the choice of rows under `max_rows`."""
+    reasoning: Annotated[Literal["refuse", "leave_out", "learn"], Later("refuse")] = "refuse"
+    """What becomes of what a row says to have been thought before an answer (`reasoning_content`, `thinking`): such rows are dropped with
+    a reason, or it is left out, or learnt as the chat template writes it. Sides of pairs have no place for it."""
 
 
 class SourceUse(RowsUse):
@@ -258,6 +275,8 @@ class SourceParams(Section):
     """Text that is said first where a row says nothing first."""
     phi: Annotated[FilterUse | None, Later(None)] = None
     """Masks, or drops rows with, what may identify a person."""
+    folder_reader: Annotated[int, Later(1)] = 1
+    """How the files of a local folder are read: raised when its rows come out otherwise; 1 where there is no folder."""
 
 
 class DataParams(Section):

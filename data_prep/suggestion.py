@@ -43,7 +43,10 @@ def mapping(origin: Source, use: SourceUse, found: Sequence[str]) -> str:
     other = _other_format(use, found) if origin.kind_by_format and len(near) < len(missing) else ""
     if other or not near:
         return other
-    said = "Perhaps " + ", ".join(f"{ours} is {_word(theirs)}" for ours, theirs in near.items())
+    # Alpaca's input is part of what is asked: as question and answer it would be lost.
+    is_alpaca = use.format == "question_answer" and (columns.recognised(found) or ("",))[0] == "alpaca"
+    first = "These are the columns of format alpaca, which asks with the input too. Else " if is_alpaca else ""
+    said = first + ("perhaps " if first else "Perhaps ") + ", ".join(f"{ours} is {_word(theirs)}" for ours, theirs in near.items())
     if not origin.kind_by_format:  # its columns are in code
         return f"{said}: the set is of another version than the one that source {use.source!r} reads"
     kept = {ours: theirs for ours, theirs in use.columns.items() if ours not in missing}
@@ -64,7 +67,8 @@ def _nearest(ours: str, names: Sequence[str]) -> str | None:
 def _other_format(use: SourceUse, found: Sequence[str]) -> str:
     """Name the format whose columns all are there under our names or a usual one."""
     layout = columns.recognised(found)
-    if layout is None or layout[0] == use.format:
+    # A single answer with a label, as KTO has it, is no answer to learn from where the label says so.
+    if layout is None or layout[0] == use.format or (use.format == "preference" and "label" in found):
         return ""
     named = ", ".join(f"{ours}: {_word(theirs)}" for ours, theirs in layout[1].items() if ours != theirs)
     return f"It looks like `format: {layout[0]}`" + (f" with `columns: {{{named}}}`" if named else "")

@@ -27,7 +27,7 @@ from rounds.data_prep.filters import Changed, Filter, Verdict
 from rounds.data_prep.filters._phi_find import KINDS, Find, PhiKind
 from rounds.data_prep.filters._phi_names import Names, by_model, plain_words
 from rounds.data_prep.filters._phi_rules import by_presidio, by_rules
-from rounds.data_prep.records import Conversation, Message, Pair, Question, Record
+from rounds.data_prep.records import Conversation, Pair, Question, Record
 from rounds.data_prep.schema import Section
 
 # What word processors and web pages put for a space, a hyphen and, in full width, any key: each is looked at as the key, one
@@ -117,16 +117,19 @@ def masked(text: str, finds: Sequence[Find]) -> str:
 
 def texts_of(record: Record) -> list[str]:
     """Return all texts of a record, in the order in which `_with_texts` takes them back."""
-    if isinstance(record, Conversation):
-        return [message.content for message in record.messages]
-    answers = (record.chosen, record.rejected) if isinstance(record, Pair) else record.choices
-    return [*(message.content for message in record.prompt), *answers]
+    turns = record.messages if isinstance(record, Conversation) else record.prompt
+    thoughts = [message.reasoning for message in turns if message.reasoning]
+    answers = () if isinstance(record, Conversation) else (record.chosen, record.rejected) if isinstance(record, Pair) else record.choices
+    return [*(message.content for message in turns), *thoughts, *answers]
 
 
 def _with_texts(record: Record, texts: Sequence[str]) -> Record:
     turns = record.messages if isinstance(record, Conversation) else record.prompt
-    said = tuple(Message(turn.role, text) for turn, text in zip(turns, texts, strict=False))
-    rest = tuple(texts[len(turns) :])
+    rest = iter(texts[len(turns) :])
+    said = tuple(
+        replace(turn, content=text, reasoning=next(rest) if turn.reasoning else "") for turn, text in zip(turns, texts, strict=False)
+    )
+    rest = tuple(rest)
     if isinstance(record, Conversation):
         return replace(record, messages=said)
     if isinstance(record, Pair):

@@ -7,13 +7,14 @@ does not fit raises `RowError` with a stable reason: it is dropped and counted, 
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from rounds.data_prep.errors import UserError, nearest
-from rounds.data_prep.records import Kind, Record, characters_of
+from rounds.data_prep.records import Conversation, Kind, Pair, Record, answers_of, characters_of
 from rounds.data_prep.schema import SourceUse
-from rounds.data_prep.turns import Row, RowError
+from rounds.data_prep.turns import Row, RowError, check_scores, refuse_media, refuse_unlearnt, without_reasoning
+from rounds.data_prep.unread import Unread
 
 __all__ = ["Companion", "Row", "RowError", "Source", "load", "names"]
 # Twice what Llama 3.1, with the longest window of the base models in use here (131,072 tokens), reads of English at 4.5
@@ -73,6 +74,8 @@ class Source:
     """For `file`: the kind follows from the row format instead of the split."""
     columns_by_format: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """For `file`: the columns that a row must have follow from the row format."""
+    reads_by_format: Callable[[SourceUse, Collection[str]], Collection[str]] | None = None
+    """For `file`: which of a row's columns it reads before `to_record` does."""
     check_use: Callable[[SourceUse], None] | None = None
     """What this source asks of a use beyond the rules of `check`; raises `UserError`."""
     question: Callable[[str], str] | None = None
@@ -83,10 +86,11 @@ class Source:
     def check(self, use: SourceUse) -> None:
         """Raise `UserError` where `use` asks for what the source does not offer. No row is read: planning calls it."""
         if use.split not in self.splits:
-            raise UserError(f"source {self.name!r} has no split {use.split!r}: {nearest(use.split, self.splits)}")
+            way = "; `from_split` reads a split of a folder by its name" if self.kind_by_format else ""
+            raise UserError(f"source {self.name!r} has no split {use.split!r}: {nearest(use.split, self.splits)}{way}")
         if not self.kind_by_format:
-            for name in ("format", "columns", "heldout_fraction", "licence"):
-                if getattr(use, name):
+            for name in ("format", "columns", "heldout_fraction", "licence", "from_split", "config", "encoding", "answer_base"):
+                if getattr(use, name) not in (None, "", 0.0, {}):
                     raise UserError(f"source {self.name!r}: `{name}` is for source `file` only")
         if self.check_use is not None:
             self.check_use(use)
@@ -96,11 +100,28 @@ class Source:
         self.check(use)
         return self.kind_by_format[use.format] if use.format and self.kind_by_format else self.splits[use.split]
 
-    def convert(self, row: Row | RowError, index: int, use: SourceUse) -> Record:
-        """Return the record of what `rows` gave. Raises `RowError`: that of `to_record`, or `too_many_characters`."""
+    def convert(self, row: Row | RowError, index: int, use: SourceUse, unread: Unread | None = None) -> Record:
+        """Return the record of what `rows` gave; `unread` notes which columns were asked for.
+
+        Raises `RowError`: that of `to_record`, of `turns.refuse_unlearnt` and, of a pair, `turns.check_scores`; `has_reasoning` where
+        `use.reasoning` refuses it; of own rows, `turns.refuse_media`; or `too_many_characters`.
+        """
         if isinstance(row, RowError):
             raise row
+        if use.reasoning == "leave_out":
+            row = without_reasoning(row)
+        if unread is not None:
+            row = unread.watch(row)
+        refuse_unlearnt(row)
         record = self.to_record(row, index, use)
+        if isinstance(record, Pair):
+            check_scores(row)
+        turns = record.messages if isinstance(record, Conversation) else record.prompt
+        if use.reasoning == "refuse" and any(turn.reasoning for turn in turns):
+            raise RowError("has_reasoning")
+        if self.kind_by_format:
+            for said in (*(turn.content for turn in turns), *answers_of(record)):
+                refuse_media(said)
         if characters_of(record) > MAX_CHARACTERS:
             raise RowError("too_many_characters")
         return record
@@ -110,6 +131,12 @@ class Source:
         own = Companion(self.repository, self.revision, self.files) if self.repository else None
         found = self.homes.get(use.split, own)
         return replace(found, revision=use.revision) if found and use.revision else found
+
+    def not_used(self, use: SourceUse, unread: Unread) -> list[str]:
+        """Return the columns, and fields of turns, that say something and that nobody read."""
+        names = unread.names()
+        read = self.reads_by_format(use, names) if self.reads_by_format else ()
+        return [name for name in names if name not in read]
 
     def columns_of(self, use: SourceUse) -> tuple[str, ...]:
         """Return the columns that a row must have."""

@@ -22,4 +22,5 @@ def from_sharegpt(value: Any) -> tuple[Message, ...]:
 def _renamed(turn: Any) -> Any:
     if not isinstance(turn, Mapping):
         return turn
-    return {"role": ROLES.get(str(turn.get("from"))), "content": turn.get("value")}
+    beside = {name: value for name, value in turn.items() if name not in ("from", "value")}
+    return {**beside, "role": ROLES.get(str(turn.get("from"))), "content": turn.get("value")}

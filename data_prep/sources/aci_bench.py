@@ -41,7 +41,7 @@ def rows(use: SourceUse) -> Iterator[Row | RowError]:
     if path is not None and (path.is_file() or hub.is_saved(path)):
         yield from hub.local(path, split=use.split)
     elif path is not None and (path / "data" / "challenge_data").is_dir():
-        yield from files.read(path / GITHUB[use.split])
+        yield from files.read(files.find(path, [GITHUB[use.split]])[0])
     else:
         for subset in SUBSETS:
             yield from hub.rows(use, REPOSITORY, revision=REVISION, split=use.split, config=subset)

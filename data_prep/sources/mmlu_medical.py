@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rounds.data_prep import files, hub
+from rounds.data_prep.compressed import stem, suffix
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Question
 from rounds.data_prep.schema import SourceUse
@@ -51,7 +52,7 @@ HEADER = ("question", "A", "B", "C", "D", "answer")
 def rows(use: SourceUse) -> Iterator[Row | RowError]:
     """Yield the rows of every subject, each with its `subject` and its place among the subject's rows."""
     path = Path(use.path) if use.path is not None else None
-    if path is not None and (path.suffix == ".csv" or _csv_files(path, use)):
+    if path is not None and (suffix(path) == ".csv" or _csv_files(path, use)):
         yield from _first_release(path, use)
     elif path is not None and (path.is_file() or hub.is_saved(path)):
         yield from _placed(hub.local(path, split=use.split))
@@ -79,15 +80,15 @@ def to_record(row: Row, index: int, use: SourceUse) -> Question:
 
 
 def _csv_files(folder: Path, use: SourceUse) -> list[Path]:
-    endings = [f"{subject}{FILE_ENDINGS[use.split]}" for subject in SUBJECTS]
-    return sorted(path for path in folder.rglob("*.csv") if path.name in endings)
+    names = [f"{subject}{FILE_ENDINGS[use.split]}" for subject in SUBJECTS]
+    return files.plain_first(path for path in folder.rglob("*.csv*") if suffix(path) == ".csv" and f"{stem(path)}.csv" in names)
 
 
 def _first_release(path: Path, use: SourceUse) -> Iterator[Row | RowError]:
     ending = FILE_ENDINGS[use.split]
     for each in _csv_files(path, use) if path.is_dir() else [path]:
-        subject = each.name.removesuffix(ending)
-        if subject not in SUBJECTS or subject == each.name:
+        subject = f"{stem(each)}.csv".removesuffix(ending)
+        if subject not in SUBJECTS:
             raise UserError(f"{each}: expected a file such as anatomy{ending} for split {use.split!r}")
         for row in files.read(each, header=HEADER):
             yield row if isinstance(row, RowError) else {**row, "subject": subject}

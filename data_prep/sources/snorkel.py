@@ -66,4 +66,5 @@ SOURCE = Source(
         "train_iteration_2": (150, 430),
         "train_iteration_3": (150, 535),
     },
+    version=2,
 )

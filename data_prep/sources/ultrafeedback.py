@@ -9,16 +9,17 @@ Example row, of our own:
      "rejected": [{"role": "user", "content": "Name a citrus fruit."}, {"role": "assistant", "content": "A pear."}],
      "score_chosen": 8.5, "score_rejected": 2.0}
 
-Pairs with equal scores or equal answers say nothing about which is better: they are dropped and counted, and not taken
-for bad rows. One prompt can have several rows, so an id is the prompt's id and a hash of the answers; `group` is the
-prompt's id. Snorkel's sets have the same prompts under the same ids. The commit is the one that many public projects
-pin, one of them with the digest of `test_prefs`; columns and counts were read on stored copies of the card.
+Pairs with equal scores or equal answers say nothing about which is better: they are dropped and counted, and not
+taken for bad rows; scores that contradict the sides are bad. One prompt can have several rows, so an id is the
+prompt's id and a hash of the answers; `group` is the prompt's id. Snorkel's sets have the same prompts under the same
+ids. The commit is the one that many public projects pin, one of them with the digest of `test_prefs`; columns and
+counts were read on stored copies of the card.
 """
 
 from rounds.data_prep import hub
 from rounds.data_prep.records import Pair, stable_hash
 from rounds.data_prep.schema import SourceUse
-from rounds.data_prep.sources import Row, RowError, Source
+from rounds.data_prep.sources import Row, Source
 from rounds.data_prep.turns import identity, preference, required
 
 REPOSITORY = "HuggingFaceH4/ultrafeedback_binarized"
@@ -26,11 +27,11 @@ REVISION = "3949bf5f8c17c394422ccfab0c31ea9c20bdeb85"
 
 
 def to_record(row: Row, index: int, use: SourceUse) -> Pair:
-    """Take all turns but the last as the prompt; raises `RowError`: `tied_scores` and those of `turns.preference`."""
+    """Take all turns but the last as the prompt; raises `RowError` with the reasons of `turns.preference`."""
     group = identity(required(row, "prompt_id"), "prompt_id")
     prompt, chosen, rejected = preference(None, required(row, "chosen"), required(row, "rejected"))
-    if required(row, "score_chosen") == required(row, "score_rejected"):
-        raise RowError("tied_scores", bad=False)
+    for column in ("score_chosen", "score_rejected"):  # `Source.convert` compares them
+        required(row, column)
     name = f"{group}:{stable_hash(chosen, rejected):016x}"
     return Pair(id=name, source="ultrafeedback", prompt=prompt, chosen=chosen, rejected=rejected, group=group)
 
@@ -48,4 +49,5 @@ SOURCE = Source(
     evaluation_only=("test_prefs",),
     sizes={"train_prefs": 61_135, "test_prefs": 2_000},
     mean_tokens={"train_prefs": (150, 275)},
+    version=2,
 )

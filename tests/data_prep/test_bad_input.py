@@ -163,7 +163,7 @@ BAD_ROWS = {
         ({"question": "Which?", "choices": ["one", "two"], "answer": -1}, "answer_out_of_range"),
         ({"question": "Which?", "choices": ["one", "two"], "answer": 10**30}, "answer_out_of_range"),
         ({"question": "Which?", "choices": ["one", "two"], "answer": "three"}, "answer_not_among_choices"),
-        ({"question": "Which?", "choices": ["one", "two"], "answer": 1.0}, "answer_not_index_or_text"),
+        ({"question": "Which?", "choices": ["one", "two"], "answer": 1.5}, "answer_not_index_or_text"),
         ({"question": "Which?", "choices": ["one", "two"], "answer": True}, "answer_not_index_or_text"),
         ({"question": "Which?", "choices": ["one", "two"]}, "missing_column_answer"),
     ],
@@ -235,7 +235,7 @@ FILES = {
     "object.json": (b'"rows"', "list of rows"),
     "surrogate.jsonl": (b'{"a\\ud800\\nb": 1}', r"found in row 1.*a\\ud800\\nb"),
     "binary.parquet": (parquet([{"question": b"Hot?", "answer": "Fever."}]), "question_not_text"),
-    "rows.xlsx": (b"PK", "files that end in"),
+    "rows.xlsx": (b"PK", "cannot be read as .xlsx|xlsx. is read with openpyxl"),
 }
 
 

@@ -53,6 +53,7 @@ def test_source_counts_what_it_drops_and_never_writes_its_text(tmp_path: Path) -
         "dropped": {"duplicate_id": 1, "empty_answer": 1, "not_json": 1},
         "not_chosen": 0,
         "phi": None,
+        "files": {"read": {"source.jsonl": 9}, "not_read": {}},
         "licence": None,
         "repository": None,
         "revision": None,

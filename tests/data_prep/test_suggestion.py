@@ -39,6 +39,13 @@ def test_the_mapping_keeps_what_the_recipe_says_and_replaces_what_is_wrong() -> 
     assert "`columns: {question: q, answer: reply}`" in hint("question_answer", ["question", "reply"], {"question": "q", "answer": "repl"})
 
 
+def test_no_hint_loses_what_is_asked_or_learns_what_is_marked_as_bad() -> None:
+    said = hint("question_answer", ["instruction", "input", "output"])
+    assert said.startswith("These are the columns of format alpaca, which asks with the input too. Else perhaps question is instruction")
+    assert "`format: question_answer`" not in hint("preference", ["prompt", "completion", "label"])  # KTO's
+    assert "`columns: {chosen: preferred_output" in hint("messages", ["input", "preferred_output", "non_preferred_output"])
+
+
 def test_another_format_that_fits_is_named() -> None:
     assert hint("question_answer", ["messages"]) == "It looks like `format: messages`"
     assert "`format: preference` with `columns: {rejected: worse}`" in hint("question_answer", ["prompt", "chosen", "worse"])

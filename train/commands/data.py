@@ -48,6 +48,8 @@ def preview(
     using = rendered.tokenizer(plan, root)
     console = options.console
     console.print(f"{len(found.records)} rows {found.found}", style="bold", highlight=False)
+    if found.not_used:
+        console.print(f"not used: {found.not_used}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     if found.unfit:
         console.print(found.unfit, style="yellow", highlight=False, markup=False, soft_wrap=True)
     if isinstance(using, str):

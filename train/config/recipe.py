@@ -4,12 +4,13 @@ Every field has its meaning, unit and default here and nowhere else. Trainer kno
 What changes where or how fast a stage runs is not in a recipe but in `recipes/clusters/`.
 """
 
+import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from rounds.data_prep.schema import Between, Count, FieldError, Filters, FilterUse, Mix, Name, Section, SourceUse, listed
+from rounds.data_prep.schema import Between, Count, FieldError, Filters, FilterUse, Later, Mix, Name, Section, SourceUse, listed
 from rounds.train.config import yaml_file
 from rounds.train.config.evaluation import Evaluate, Gate
 from rounds.train.config.training import Round, Sft
@@ -18,7 +19,27 @@ _Width = Annotated[int, Between(1, 65536, "no model is wider")]
 _Depth = Annotated[int, Between(1, 1024, "no model has more")]
 
 
-class StartTiny(Section):
+def _date(value: Any) -> Any:
+    """YAML reads 2024-07-26 as a date, and a key is made of text."""
+    return value.isoformat() if type(value) is datetime.date else value
+
+
+def _is_date(value: str) -> str:
+    datetime.datetime.strptime(value, "%Y-%m-%d")
+    return value
+
+
+class StartDated(Section):
+    """What is said of every start model."""
+
+    template_date: Annotated[
+        str, BeforeValidator(_date), Field(pattern=r"^\d{4}-\d{2}-\d{2}$"), AfterValidator(_is_date), Later("2024-07-26")
+    ] = "2024-07-26"
+    """The day, as YYYY-MM-DD, that a chat template writes where it would write today's, as Llama 3.1's does; the default is the day that
+    Llama 3.1's own template falls back to. Other templates write none."""
+
+
+class StartTiny(StartDated):
     """A small random Llama: what a stage's key says of it."""
 
     kind: Literal["tiny"]
@@ -54,7 +75,7 @@ class Tiny(StartTiny):
     """Conversations to train the tokenizer on; None takes the sft data. Give it where there is no SFT."""
 
 
-class StartLocal(Section):
+class StartLocal(StartDated):
     """A model folder, whose content enters a stage's key by its digest."""
 
     kind: Literal["local"]
@@ -69,7 +90,7 @@ class Local(StartLocal):
     """Jinja file to use instead of the tokenizer's own template; needed where the tokenizer has none."""
 
 
-class StartHub(Section):
+class StartHub(StartDated):
     """A model on the hub, at a commit: what a stage's key says of it."""
 
     kind: Literal["hub"]

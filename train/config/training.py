@@ -120,6 +120,9 @@ class Sft(Training):
     """Sources under `sources`, each a name or {name, max_rows, keep_fraction, epochs, share}."""
     filters: Filters | None = None
     """Filters for this set in place of the recipe's own."""
+    each_answer: Annotated[bool, Later(False)] = False
+    """For chat templates that write an answer otherwise once there is more, as Qwen3's and gpt-oss's do: a row of its own for each answer
+    that is not learnt in its conversation, up to that answer. Off learns the last answer of each conversation there."""
     weight_decay: Annotated[float, _DECAY] = 0.01
 
     @model_validator(mode="after")

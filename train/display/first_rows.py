@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from rounds.data_prep import records, rewrite, sources, tally
+from rounds.data_prep import inventory, records, rewrite, sources, tally
 from rounds.data_prep.errors import UserError, nearest
 from rounds.data_prep.records import RECORDS, Record
 from rounds.data_prep.schema import SourceParams, SourceUse
@@ -24,6 +24,10 @@ _LOOKED_AT = 200
 """Rows of an unfinished source that are looked at, at the least, so that the reasons of those that do not fit are seen."""
 
 
+_NAMED = 5
+"""Files that are not read are named up to this many."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """Some rows of a source, and where they were found."""
@@ -32,8 +36,10 @@ class Rows:
     found: str
     max_length: int | None
     """Tokens that training reads of a row at most, where a set of the recipe takes rows of this source."""
+    not_used: str = ""
+    """The columns that say something and that nobody reads, as far as the rows were looked at."""
     unfit: str = ""
-    """How many of the rows looked at do not fit, and why; "" where all fit, or where the source's stage has counted them."""
+    """How many of the rows looked at do not fit, and why, and which files are not read; "" where the source's stage has counted them."""
 
 
 def rows(plan: Plan, root: Path, name: str, count: int) -> Rows:
@@ -54,8 +60,9 @@ def rows(plan: Plan, root: Path, name: str, count: int) -> Rows:
         path = store.folder(root, own) / RECORDS
         return Rows(list(_first(path, None, count)), f"of {own.name}: before filters and mix", longest)
     said = f"read for this preview, since {own.name} is not finished: before filters and mix"
-    taken, unfit = _straight(own, count)
-    return Rows(taken, said, longest, unfit)
+    counts = tally.Tally()
+    taken, unfit = _straight(own, count, counts)
+    return Rows(taken, said, longest, _not_used(own, counts), unfit)
 
 
 def _max_length(plan: Plan, source: Stage) -> int | None:
@@ -88,7 +95,12 @@ def _first(path: Path, source: str | None, count: int) -> Iterator[Record]:
             return
 
 
-def _straight(stage: Stage, count: int) -> tuple[list[Record], str]:
+def _not_used(stage: Stage, counts: tally.Tally) -> str:
+    use = SourceUse.model_validate(stage.params.use.model_dump()) if isinstance(stage.params, SourceParams) else None
+    return ", ".join(sources.load(use.source).not_used(use, counts.unread)) if use else ""
+
+
+def _straight(stage: Stage, count: int, counts: tally.Tally) -> tuple[list[Record], str]:
     """Read the first rows that fit, and treat them as the source's stage would; also say how many of those looked at do not fit."""
     params = stage.params
     assert isinstance(params, SourceParams)
@@ -97,14 +109,15 @@ def _straight(stage: Stage, count: int) -> tuple[list[Record], str]:
     given["path"] = str(asset.path) if isinstance(asset, Asset) else None
     given["revision"] = params.revision or given["revision"]
     use = SourceUse.model_validate(given)
-    origin, counts = sources.load(use.source), tally.Tally()
+    origin = sources.load(use.source)
     where = f"{stage.name}" + (f" ({use.path})" if use.path else "")
     fitting: list[Record] = []
-    for record in tally.records(origin, origin.rows(use), use, counts, lambda line: None):
-        if len(fitting) < count:
-            fitting.append(record)
-        if len(fitting) == count and counts.rows >= _LOOKED_AT:
-            break
+    with inventory.noting() as noted:
+        for record in tally.records(origin, origin.rows(use), use, counts, lambda line: None):
+            if len(fitting) < count:
+                fitting.append(record)
+            if len(fitting) == count and counts.rows >= _LOOKED_AT:
+                break
     if not fitting and counts.too_many_bad(use):
         raise UserError(f"{where}: {counts.complaint(origin, use)}")
     if not fitting:
@@ -113,4 +126,12 @@ def _straight(stage: Stage, count: int) -> tuple[list[Record], str]:
     if counts.too_many_bad(use):
         return kept, f"a run would refuse this source if the rest were alike: {counts.complaint(origin, use)}"
     reasons = ", ".join(f"{reason} ({rows})" for reason, rows in counts.dropped.most_common())
-    return kept, f"of the first {counts.rows} rows {counts.dropped.total()} give no record: {reasons}" if reasons else ""
+    said = [f"of the first {counts.rows} rows {counts.dropped.total()} give no record: {reasons}"] if reasons else []
+    said += [f"of the first {counts.rows} rows {counts.cleaned} had control characters taken out"] if counts.cleaned else []
+    return kept, "; ".join([*said, *_not_read(noted)])
+
+
+def _not_read(noted: inventory.Inventory) -> list[str]:
+    named = [f"{name} ({why.split(';')[0]})" for name, why in list(noted.not_read.items())[:_NAMED]]
+    more = f", and {len(noted.not_read) - _NAMED} more" if len(noted.not_read) > _NAMED else ""
+    return [f"not read: {', '.join(named)}{more}"] if named else []

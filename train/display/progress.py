@@ -19,7 +19,7 @@ from rich.progress import (
 from rounds.data_prep import progress
 from rounds.train.engine import claims, store
 from rounds.train.engine.graph import Stage
-from rounds.train.engine.records import Done
+from rounds.train.engine.records import Counts, Done
 from rounds.train.plan.pipeline import Plan
 
 _SECONDS_BETWEEN_LINES = 15.0
@@ -100,6 +100,22 @@ def numbers(state: dict) -> str:
 
 
 def headline(stage: Stage, record: Done) -> str:
+    """Say in a line what a finished stage did, and what it left."""
+    return ", ".join(filter(None, (_figures(stage, record), *_left_out(record.counts))))
+
+
+def _left_out(counts: Counts) -> list[str]:
+    not_used, not_learnt, limits = (counts.get(name) for name in ("not_used", "answers_not_learnt", "chat_template"))
+    # Few templates write what is thought beside an answer, and only rows that say some are told of it.
+    written = {what: how for what, how in limits.items() if what != "reasoning beside answers"} if isinstance(limits, dict) else {}
+    return [
+        *(f"chat template: {what} are {how}" for what, how in written.items()),
+        *([f"not used: {', '.join(not_used)}"] if isinstance(not_used, list) else []),
+        *([f"{sum(not_learnt.values()):,} answers not learnt"] if isinstance(not_learnt, dict) else []),
+    ]
+
+
+def _figures(stage: Stage, record: Done) -> str:
     counts = record.counts
     if stage.kind.decides:
         return counts["decision"]
@@ -112,4 +128,6 @@ def headline(stage: Stage, record: Done) -> str:
     dropped = counts.get("dropped", {})
     lost = sum(sum(v.values()) if isinstance(v, dict) else v for v in dropped.values()) if isinstance(dropped, dict) else 0
     parts = [f"{counts[name]:,} {name}" for name in names if isinstance(counts.get(name), int)][:3]
-    return ", ".join([*parts, f"{lost:,} dropped"] if lost else parts)
+    files = counts.get("files")
+    left = len(files.get("not_read", ())) if isinstance(files, dict) else 0
+    return ", ".join([*parts, *([f"{lost:,} dropped"] if lost else []), *([f"{left:,} files not read"] if left else [])])

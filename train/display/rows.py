@@ -14,7 +14,7 @@ from rounds.data_prep.render import to_conversation
 from rounds.train.config.recipe import Hub, Local
 from rounds.train.engine import policy, store
 from rounds.train.plan.pipeline import Plan
-from rounds.train.tokens import chat, pair_budget
+from rounds.train.tokens import chat, pair_budget, template_date
 from rounds.train.weights import models
 
 LEARNT, READ, WORSE = "bold green", "dim", "red"
@@ -41,6 +41,7 @@ def tokenizer(plan: Plan, root: Path) -> PreTrainedTokenizerBase | str:
         return "the base model's tokenizer is not on this machine"
     if asked.chat_template:
         found.chat_template = Path(asked.chat_template).read_text(encoding="utf-8")
+    template_date.pin(found, asked.template_date)
     chat.check_template(found)
     return found
 
@@ -87,10 +88,13 @@ def _pair(pair: Pair, using: PreTrainedTokenizerBase | str, marked: bool, max_le
 
 def _turns(messages: tuple[Message, ...], style: str) -> list[tuple[str, str, bool]]:
     """Return turns as (text, style, learnt); of several by the assistant the last in its own style."""
-    return [
-        (f"[{turn.role}] {turn.content}\n", _ROLES[turn.role] if turn is not messages[-1] else style, turn.role == "assistant")
-        for turn in messages
-    ]
+    found = []
+    for turn in messages:
+        learns = turn.role == "assistant" and turn.learnt
+        thought = f"(thought: {turn.reasoning}) " if turn.reasoning else ""
+        shade = style if turn is messages[-1] else _ROLES[turn.role]
+        found.append((f"[{turn.role}] {thought}{turn.content}\n", shade if learns or turn.role != "assistant" else READ, learns))
+    return found
 
 
 def _text(heading: str, parts: list[tuple[str, str, bool]], marked: bool) -> Text:
@@ -104,8 +108,9 @@ def _text(heading: str, parts: list[tuple[str, str, bool]], marked: bool) -> Tex
 def _runs(encoded: chat.Encoded) -> Iterator[tuple[list[int], bool]]:
     """Yield the tokens in runs of equal mask. A character is never cut: answers begin and end at control tokens."""
     ids: list[int] = []
+    mask = encoded.answer_mask
     for place, token in enumerate(encoded.input_ids):
         ids.append(token)
-        if place + 1 == len(encoded.input_ids) or encoded.answer_mask[place + 1] != encoded.answer_mask[place]:
-            yield ids, encoded.answer_mask[place]
+        if place + 1 == len(mask) or mask[place + 1] != mask[place]:
+            yield ids, mask[place]
             ids = []

@@ -35,6 +35,8 @@ class PackParams(Section):
     """Conversations to packed rows of tokens."""
 
     max_length: int
+    each_answer: Annotated[bool, Later(False)] = False
+    """An answer that is not learnt in its conversation, since the chat template writes it otherwise there, has a row that ends with it."""
 
 
 class TokenizeParams(Section):

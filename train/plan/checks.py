@@ -93,7 +93,8 @@ def not_trained_on(recipe: Recipe, name: str, where: str) -> None:
 
 def _same_rows(evaluated: SourceUse, trained: SourceUse | None) -> bool:
     """Tell whether two uses share rows of one set, however many they keep and in whatever format they read a file."""
-    if trained is None or any(getattr(evaluated, name) != getattr(trained, name) for name in ("source", "path", "revision")):
+    named = ("source", "path", "revision", "from_split", "config")
+    if trained is None or any(getattr(evaluated, name) != getattr(trained, name) for name in named):
         return False
     if evaluated.split == "heldout" and trained.split == "train":
         # Held out is what hashes below the fraction: a use of the file with a smaller one trains on the rows between.

@@ -49,7 +49,7 @@ def read(base: Base) -> tuple[dict[str, Any], str]:
         if not isinstance(found, dict):
             raise UserError(f"{file}: no config of a model; base.path must be a Hugging Face model folder")
         return _clean(found), str(file)
-    numbers = base.model_dump(exclude={"kind", "chat_template"})
+    numbers = base.model_dump(exclude={"kind", "chat_template", "template_date"})
     return {"model_type": "llama", **numbers, "num_key_value_heads": base.num_attention_heads}, "the recipe"
 
 

@@ -109,7 +109,8 @@ def _sft(planning: Planning, base: Stage) -> Stage:
     assert sft
     checks.fits_model(model_config.limits(planning.recipe.base), sft, "sft")
     checks.sft_starts_anew(sft)
-    packed = Stage("pack", kinds.PACK, params.PackParams(max_length=sft.max_length), {"tokenizer": base, "data": rows.sft_data(planning)})
+    packing = params.PackParams(max_length=sft.max_length, each_answer=sft.each_answer)
+    packed = Stage("pack", kinds.PACK, packing, {"tokenizer": base, "data": rows.sft_data(planning)})
     asked = params.SftParams(training=_part(sft, Training), seed=planning.recipe.seed)
     return Stage("sft", kinds.SFT, asked, {"policy": base, "rows": packed})
 

@@ -15,6 +15,9 @@ from rounds.train.engine.graph import Asset, Stage
 from rounds.train.plan import checks
 from rounds.train.plan.held_out import HeldOut
 
+_FOLDER_READER = 2
+"""Of `SourceParams.folder_reader`. 2: a folder gives the rows that its files give one by one."""
+
 
 @dataclass(frozen=True)
 class Planning:
@@ -63,15 +66,17 @@ def source(planning: Planning, name: str, where: str, training: bool) -> Stage:
         checks.for_training(use, registered, where)
     if name not in planning.sources:
         home = registered.home(use)
+        inputs = {"path": planning.asset(use.path, f"sources.{name}.path")} if use.path else {}
         params = SourceParams(
             # A licence that is stated later, or better, must not train everything again.
             use=RowsUse.model_validate(use.model_dump(include=set(RowsUse.model_fields))),
             source_version=registered.version,
             repository=home.repository if home else None,
             revision=home.revision if home and not use.path else None,
+            # A source that names its files has read them one by one all along.
+            folder_reader=_FOLDER_READER if use.path and not (registered.files or registered.origin) and Path(use.path).is_dir() else 1,
             **changes(name, use, registered),
         )
-        inputs = {"path": planning.asset(use.path, f"sources.{name}.path")} if use.path else {}
         checks.licence(planning.recipe, name, use, registered)
         planning.sources[name] = Stage(f"source.{name}", kinds.SOURCE, params, inputs)
     return planning.sources[name]

@@ -22,7 +22,7 @@ from rounds.train.config.recipe import Start, StartHub, StartTiny
 from rounds.train.engine import policy
 from rounds.train.engine.params import BaseParams
 from rounds.train.engine.records import Counts
-from rounds.train.tokens import chat
+from rounds.train.tokens import chat, template_date
 from rounds.train.weights import models
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def run(params: BaseParams, inputs: dict[str, Path], out: Path, machine: Machine
         return _tiny(params.base, params, inputs["corpus"] / RECORDS, out)
     where = str(inputs["model"]) if "model" in inputs else _fetch(params.base)
     model, tokenizer = models.open_folder(where)
-    _finish_tokenizer(tokenizer, params.chat_template, out)
+    limits = _finish_tokenizer(tokenizer, params, out)
     embedded: Any = model.get_input_embeddings()
     _check_tokens(tokenizer, embedded.num_embeddings, where)
     from_hub = params.base if isinstance(params.base, StartHub) else None
@@ -44,7 +44,7 @@ def run(params: BaseParams, inputs: dict[str, Path], out: Path, machine: Machine
         Path(where), f"{where}: {{name}} holds values that are no finite numbers: the weights are damaged; fetch them again"
     )
     policy.write_base(out, from_hub.id if from_hub else None, from_hub.revision if from_hub else None)
-    return {"model_type": model.config.model_type, "vocabulary": len(tokenizer), **models.count_parameters(model)}
+    return {"model_type": model.config.model_type, "vocabulary": len(tokenizer), **models.count_parameters(model), **limits}
 
 
 def _check_tokens(tokenizer: PreTrainedTokenizerBase, rows: int, where: str) -> None:
@@ -90,9 +90,9 @@ def _tiny(base: StartTiny, params: BaseParams, corpus: Path, out: Path) -> Count
         additional_special_tokens=_CONTROL_TOKENS[2:4],
         model_max_length=base.max_position_embeddings,
     )
-    _finish_tokenizer(tokenizer, params.chat_template, out)
+    limits = _finish_tokenizer(tokenizer, params, out)
     torch.manual_seed(params.seed or 0)
-    shape = base.model_dump(exclude={"kind", "vocab_size", "chat_template"})
+    shape = base.model_dump(exclude={"kind", "vocab_size", "template_date"})
     model = LlamaForCausalLM(
         LlamaConfig(
             **shape,
@@ -103,7 +103,7 @@ def _tiny(base: StartTiny, params: BaseParams, corpus: Path, out: Path) -> Count
     )
     model.save_pretrained(out / "model")
     policy.write_base(out, "model", None)
-    return {"model_type": "llama", "vocabulary": len(tokenizer), **models.count_parameters(model)}
+    return {"model_type": "llama", "vocabulary": len(tokenizer), **models.count_parameters(model), **limits}
 
 
 def _texts(corpus: Path) -> Iterator[str]:
@@ -112,10 +112,11 @@ def _texts(corpus: Path) -> Iterator[str]:
         yield from records.answers_of(record)
 
 
-def _finish_tokenizer(tokenizer: PreTrainedTokenizerBase, template: str | None, out: Path) -> None:
-    """Set the template, make its end-of-turn token the one EOS, see to a pad token, check and save."""
-    if template is not None:
-        tokenizer.chat_template = template
+def _finish_tokenizer(tokenizer: PreTrainedTokenizerBase, params: BaseParams, out: Path) -> Counts:
+    """Set the template, make its end-of-turn token the one EOS, see to a pad token, check and save; return what it does not write."""
+    if params.chat_template is not None:
+        tokenizer.chat_template = params.chat_template
+    is_dated = template_date.pin(tokenizer, params.base.template_date)
     stop = chat.check_template(tokenizer)
     if tokenizer.eos_token != stop:
         logger.info("eos token %s -> %s, which ends the template's turns", tokenizer.eos_token, stop)
@@ -125,3 +126,10 @@ def _finish_tokenizer(tokenizer: PreTrainedTokenizerBase, template: str | None, 
         tokenizer.pad_token = spare[-1] if spare else tokenizer.eos_token
         logger.info("no pad token; using %s. Training masks padding by position, never by token", tokenizer.pad_token)
     tokenizer.save_pretrained(out / "tokenizer")
+    limits = chat.template_limits(tokenizer)
+    for what, problem in limits.items():
+        logger.warning("the chat template: %s are %s", what, problem)
+    dated: Counts = {"template_date": params.base.template_date} if is_dated else {}
+    if is_dated:
+        logger.info("the chat template writes today's date: pinned to %s (base.template_date)", params.base.template_date)
+    return {**dated, **({"chat_template": limits} if limits else {})}

@@ -3,13 +3,17 @@
 In: `data` (conversations), `tokenizer` (the base stage). Out: `rows.parquet` with `input_ids`, `labels` (-100 where
 nothing is learnt: prompts, and the first token of each conversation) and `seq_lengths` (the conversations in a row), and
 `dropped.jsonl`. A conversation longer than a row is dropped and counted, never cut.
+
+Answers that the chat template writes otherwise once there is more (`rounds.train.tokens.rendering`) are read and not learnt, and counted
+as `answers_not_learnt`; with `each_answer` each of them ends a row of its own, in which it alone is learnt.
 """
 
 import json
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -31,6 +35,8 @@ from rounds.train.tokens import chat
 from rounds.train.tokens.lengths import Lengths, bucket, none_left
 from rounds.train.weights import models
 
+logger = logging.getLogger(__name__)
+_REWRITTEN = "template_rewrites_history"
 _BATCH = 1000
 # Conversations are packed a window at a time, so that memory does not grow with their number. At the end of a window
 # about half a row stays empty; TRL's own windows, 1000 conversations, fill rows of 8192 to 92 % where answers are short.
@@ -49,6 +55,8 @@ class _Batch:
     sources: list[str]
     lengths: list[int]
     answer_tokens: list[int]
+    not_learnt: Counter[str]
+    """Answers of the kept conversations that no row learns, by reason."""
     dropped: list[tuple[records.Conversation, str]]
 
 
@@ -60,6 +68,7 @@ class _Counts:
     conversations: int = 0
     tokens: int = 0
     answer_tokens: int = 0
+    not_learnt: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     histogram: Counter[str] = field(default_factory=Counter)
     by_source: defaultdict[str, Lengths] = field(default_factory=lambda: defaultdict(Lengths))
@@ -70,6 +79,7 @@ class _Counts:
         self.conversations += len(batch.lengths)
         self.tokens += sum(batch.lengths)
         self.answer_tokens += sum(batch.answer_tokens)
+        self.not_learnt.update(batch.not_learnt)
         self.histogram.update(map(bucket, batch.lengths))
         for source, length, learnt in zip(batch.sources, batch.lengths, batch.answer_tokens, strict=True):
             self.by_source[source].add(length, length, learnt)
@@ -81,6 +91,7 @@ class _Counts:
     def plain(self) -> Counts:
         """Return them as JSON."""
         return {"conversations": self.conversations, "tokens": self.tokens, "answer_tokens": self.answer_tokens,
+                **({"answers_not_learnt": dict(self.not_learnt)} if self.not_learnt else {}),
                 "dropped": dict(self.dropped), "length_histogram": dict(self.histogram),
                 "by_source": {name: lengths.counts() for name, lengths in sorted(self.by_source.items())}}  # fmt: skip
 
@@ -91,7 +102,7 @@ def run(params: PackParams, inputs: dict[str, Path], out: Path, machine: Machine
     source = inputs["data"] / RECORDS
     total, counts, rows = pq.read_metadata(source).num_rows, _Counts(), 0
     pool = ThreadPoolExecutor(_THREADS)
-    batches = in_order(pool, lambda each: _encode(each, tokenizer, params.max_length), _batches(source), _THREADS)
+    batches = in_order(pool, lambda each: _encode(each, tokenizer, params), _batches(source), _THREADS)
     with (
         whole(out / ROWS) as partial,
         (out / "dropped.jsonl").open("w") as log,
@@ -102,13 +113,16 @@ def run(params: PackParams, inputs: dict[str, Path], out: Path, machine: Machine
         for batch in batches:
             counts.add(batch, log)
             window.append(batch.rows)
-            progress.write(out, counts.seen, total, "conversations")
+            progress.write(out, min(counts.seen, total), total, "conversations")
             if counts.tokens - packed >= _WINDOW_ROWS * params.max_length:
                 rows += _write(window, params.max_length, writer)
                 window, packed = [], counts.tokens
         rows += _write(window, params.max_length, writer)
         if not counts.conversations:
             raise none_left("conversation", params.max_length, counts.dropped, out / "dropped.jsonl")
+    if number := counts.not_learnt[_REWRITTEN]:
+        logger.warning("%d answers are read and not learnt: the chat template writes them otherwise once there is more. "
+                       "`sft.each_answer: true` makes a row of each", number)  # fmt: skip
     return {**counts.plain(), "rows": rows, "fill": round(counts.tokens / (rows * params.max_length), 4)}
 
 
@@ -119,14 +133,16 @@ def _batches(source: Path) -> Iterator[list[records.Conversation]]:
             yield [each for each in batch[start : start + _BATCH] if isinstance(each, records.Conversation)]
 
 
-def _encode(batch: list[records.Conversation], tokenizer: Any, max_length: int) -> _Batch:
+def _encode(batch: list[records.Conversation], tokenizer: Any, params: PackParams) -> _Batch:
     """Tokenise conversations; labels are the answers' tokens, and never a conversation's first: in a packed row that
     would be predicted from another conversation."""
     encoded = chat.encode_conversations(tokenizer, [each.messages for each in batch])
+    if params.each_answer:
+        batch, encoded = _each_answer(batch, encoded, tokenizer)
     kept: list[tuple[records.Conversation, chat.Encoded]] = []
     dropped: list[tuple[records.Conversation, str]] = []
     for conversation, result in zip(batch, encoded, strict=True):
-        reason = result if isinstance(result, str) else _unusable(result, max_length)
+        reason = result if isinstance(result, str) else _unusable(result, params.max_length)
         if isinstance(result, str) or reason:
             dropped.append((conversation, str(reason)))
         else:
@@ -139,7 +155,27 @@ def _encode(batch: list[records.Conversation], tokenizer: Any, max_length: int) 
             labels[start + max(low, 1) : start + high] = tokens[start + max(low, 1) : start + high]
     rows = pa.Table.from_arrays([ids, pa.ListArray.from_arrays(ids.offsets, pa.array(labels))], schema=_SCHEMA)
     answer_tokens = [sum(high - low for low, high in result.answers) for _, result in kept]
-    return _Batch(rows, [each.source for each, _ in kept], np.diff(starts).tolist(), answer_tokens, dropped)
+    not_learnt = Counter({_REWRITTEN: sum(len(result.left_out) for _, result in kept)})
+    not_learnt["weight_0"] = sum(not each.learnt for talk in {talk.id: talk for talk, _ in kept}.values() for each in talk.messages)
+    return _Batch(rows, [each.source for each, _ in kept], np.diff(starts).tolist(), answer_tokens, +not_learnt, dropped)
+
+
+def _each_answer(
+    batch: list[records.Conversation], encoded: list[chat.Encoded | str], tokenizer: Any
+) -> tuple[list[records.Conversation], list[chat.Encoded | str]]:
+    """Put before each conversation one for each of its answers that is not learnt in it, which ends with that answer."""
+    if not any(each.left_out for each in encoded if isinstance(each, chat.Encoded)):
+        return batch, encoded
+    parts = [
+        [] if isinstance(each, str) else chat.answers_apart(talk.messages, each.left_out) for talk, each in zip(batch, encoded, strict=True)
+    ]
+    apart = iter(chat.encode_conversations(tokenizer, [messages for own in parts for messages in own]))
+    longer = [
+        (talk, result)
+        for talk, whole, own in zip(batch, encoded, parts, strict=True)
+        for result in (*(next(apart) for _ in own), whole if isinstance(whole, str) else replace(whole, left_out=()))
+    ]
+    return [talk for talk, _ in longer], [result for _, result in longer]
 
 
 def _unusable(encoded: chat.Encoded, max_length: int) -> str | None:

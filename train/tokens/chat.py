@@ -1,39 +1,44 @@
 """Messages to tokens, by the tokenizer's own chat template: which tokens the model reads and which it learns.
 
 The whole conversation is rendered to one text and tokenised once, so training sees exactly what
-`tokenizer.apply_chat_template` gives. Answer tokens are found by character spans of that text: from the end of the
-rendered prompt to the control token that ends the turn. A template whose prompt is no prefix of prompt plus answer, or a
-token that straddles the border, is refused per row with a stable reason.
-
-The prompts of most rows are not rendered again to find the spans: a template writes the same around the contents of any
-two conversations with the same roles, so what it writes is learnt once for each sequence of roles (`_Frame`). A row
-whose text is not that is rendered turn by turn.
+`tokenizer.apply_chat_template` gives. Answer tokens are found by character spans of that text (`rendering.py`): from the
+end of the rendered prompt to the control token that ends the turn. A token that straddles the border is refused per row
+with a stable reason.
 """
 
-import functools
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, replace
 
-from jinja2 import TemplateError
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from rounds.data_prep.errors import UserError
-from rounds.data_prep.records import Message, Pair, Role
+from rounds.data_prep.records import Message, Pair
+from rounds.train.tokens import rendering
+from rounds.train.tokens.rendering import TemplateFailure, control_tokens
+from rounds.train.tokens.time_limit import OutOfTimeError, time_limit
+
+__all__ = ["Encoded", "EncodedPair", "answers_apart", "check_template", "control_tokens", "encode_conversations", "encode_pairs",
+           "render_prompt", "template_limits"]  # fmt: skip
+_PROBE_SECONDS, _ROW_SECONDS = 10.0, 60.0
+"""A template renders a question in a millisecond, and a conversation of a hundred turns in a second: what takes longer does not end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A tokenised conversation: `answers` are the tokens of each assistant turn, from a place up to another."""
+    """A tokenised conversation: `answers` are the tokens of each assistant turn that is learnt, from a place up to another.
+
+    `left_out` are the places, among the messages, of answers that were to be learnt and cannot be learnt exactly, since the template
+    writes them otherwise once there is more.
+    """
 
     input_ids: list[int]
     answers: tuple[tuple[int, int], ...]
+    left_out: tuple[int, ...] = ()
 
     @property
     def answer_mask(self) -> list[bool]:
-        """Tell of each token whether it belongs to an assistant turn."""
+        """Tell of each token whether it is learnt."""
         mask = [False] * len(self.input_ids)
         for start, end in self.answers:
             mask[start:end] = [True] * (end - start)
@@ -52,77 +57,145 @@ class EncodedPair:
 def check_template(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the control token that ends an assistant turn, at which generation must stop.
 
-    Raises `UserError` when there is no chat template, or when it ends answers without a control token: a model trained
-    so would never learn to stop.
+    Raises `UserError` when there is no chat template, when it does not render, when it leaves out what is said, or when it ends answers
+    without a control token: a model trained so would never learn to stop.
     """
     if not tokenizer.chat_template:
         raise UserError(
             "the tokenizer has no chat template: set base.chat_template to a Jinja file, for example chat_templates/llama3.jinja"
         )
-    probe = (Message("user", "Is it so?"), Message("assistant", "It is."))
+    question, answer = probe = (Message("user", "Is it so?"), Message("assistant", "It is."))
     try:
-        text, spans = _render(tokenizer, probe)
-        asked = tokenizer.apply_chat_template(_dicts(probe[:1]), tokenize=False)
-        opens_answer = asked != tokenizer.apply_chat_template(_dicts(probe[:1]), tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:
+        with time_limit(_PROBE_SECONDS):
+            text = rendering.apply(tokenizer, probe)
+            prompt, unasked = rendering.apply(tokenizer, probe[:1], asked=True), rendering.apply(tokenizer, probe[:1])
+            rendered = rendering.render(tokenizer, probe)
+    except OutOfTimeError:
+        raise UserError(
+            f"the chat template did not render a plain question and answer within {_PROBE_SECONDS:g} s: it loops, or calls itself, without "
+            "an end. Mend it, or set base.chat_template to another"
+        ) from None
+    except TemplateFailure as error:
         raise UserError(f"the chat template cannot render a plain question and answer: {error}") from None
-    if not spans:
+    if question.content not in prompt or answer.content not in text:
+        raise UserError(
+            f"the chat template leaves out the {'answer' if question.content in prompt else 'question'}: it renders {text[:500]!r}. Set "
+            "base.chat_template to one that writes all that is said"
+        )
+    if not text.startswith(prompt):
         raise UserError(
             "the chat template renders a prompt differently once it is answered, so a model would be trained on "
             "another text than it is asked with: use a template whose prompt is a prefix of prompt and answer"
         )
-    if not opens_answer:
+    header = text[len(prompt) : text.find(answer.content, len(prompt))]
+    if prompt == unasked and header.strip():
         raise UserError(
             "the chat template ignores add_generation_prompt: the model would be trained to write the assistant's "
-            "header, and asked without it. Add the header where add_generation_prompt is set"
+            f"header, {header!r}, and asked without it. Add the header where add_generation_prompt is set"
         )
-    end = _turn_end(tokenizer, text, *spans[-1])
-    if end is None:
+    if rendered == "answer_without_end_token":
         raise UserError(
-            f"the chat template ends an assistant turn with {text[spans[-1][0] :]!r}, without one of the tokenizer's "
+            f"the chat template ends an assistant turn with {text[len(prompt) :]!r}, without one of the tokenizer's "
             f"control tokens {tokenizer.all_special_tokens[:8]}: the model would never learn to stop"
         )
-    (encoded,) = _encode(tokenizer, [text], [[(spans[-1][0], end)]])
+    (encoded,) = _encode(tokenizer, [text], [[rendered.answers[1]]]) if not isinstance(rendered, str) else [rendered]
     if isinstance(encoded, str):
         raise UserError(f"the chat template cannot be used for training: {encoded}")
     stop = encoded.input_ids[encoded.answers[-1][1] - 1]
     return str(tokenizer.convert_ids_to_tokens(stop))
 
 
-@functools.lru_cache(maxsize=4)
-def control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """Match any control token of the tokenizer, the unnamed ones too: Llama 3 has 253 beside those it names by role."""
-    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    longest_first = sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+def template_limits(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Tell what of a conversation a template that `check_template` passed does not write as it is said; nothing where it writes all.
+
+    For the counts of stage `base`. What it costs is counted row by row where rows are made into tokens.
+    """
+    question, answer = (Message("user", "Is it so?"), Message("assistant", "It is."))
+    thought = "<think>\nI look it up.\n</think>\n\n"
+    further = (Message("user", "Why is it so?"), Message("assistant", "Nobody knows."))
+    limits = {}
+    try:
+        with time_limit(_PROBE_SECONDS):
+            if problem := _problem(tokenizer, (Message("system", "Be brief."), question, answer)):
+                limits["system turns"] = problem
+            talk = _rendered(tokenizer, (question, answer, *further))
+            if isinstance(talk, str):
+                limits["conversations of several turns"] = _PROBLEMS.get(talk, talk)
+            elif len(talk.answers) < 2:
+                limits["earlier answers"] = "written otherwise once there is more, and so not learnt"
+            if problem := _problem(tokenizer, (question, Message("assistant", f"{thought}It is."))):
+                limits["think blocks in answers"] = problem
+            if problem := _problem(tokenizer, (question, replace(answer, reasoning="I look it up."))):
+                limits["reasoning beside answers"] = problem
+    except OutOfTimeError:
+        raise UserError(
+            f"the chat template did not render short conversations within {_PROBE_SECONDS:g} s: it loops, or calls itself, without an end. "
+            "Mend it, or set base.chat_template to another"
+        ) from None
+    return limits
 
 
-def encode_conversations(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[tuple[Message, ...]]) -> list[Encoded | str]:
-    """Tokenise conversations in one batch. A string in place of a result is the reason why a row cannot be used."""
+_PROBLEMS = {rendering.LOSES: "not written; such rows are dropped", "template_refuses_conversation": "refused; such rows are dropped"}
+
+
+def _problem(tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...]) -> str | None:
+    rendered = _rendered(tokenizer, messages)
+    return _PROBLEMS.get(rendered, rendered) if isinstance(rendered, str) else None
+
+
+def encode_conversations(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[tuple[Message, ...]], *, last_only: bool = False
+) -> list[Encoded | str]:
+    """Tokenise conversations in one batch. A string in place of a result is the reason why a row cannot be used.
+
+    With `last_only` no other answer than the last is learnt. Raises `UserError` where the template does not come to an end.
+    """
     results: list[Encoded | str] = [""] * len(conversations)
-    texts, spans, places = [], [], []
-    for place, messages in enumerate(conversations):
-        rendered = _checked_render(tokenizer, messages)
-        if isinstance(rendered, str):
-            results[place] = rendered
-        else:
-            texts.append(rendered[0])
-            spans.append(rendered[1])
-            places.append(place)
-    for place, found in zip(places, _encode(tokenizer, texts, spans) if texts else (), strict=True):
-        results[place] = found
+    texts, spans, places, left = [], [], [], []
+    messages: tuple[Message, ...] = ()
+    try:
+        with time_limit(_ROW_SECONDS) as restart:
+            for place, messages in enumerate(conversations):
+                restart()
+                rendered = _rendered(tokenizer, messages, last_only)
+                if isinstance(rendered, str):
+                    results[place] = rendered
+                    continue
+                wanted = {at for at, each in enumerate(messages) if each.role == "assistant" and each.learnt}
+                wanted = {len(messages) - 1} if last_only else wanted
+                texts.append(rendered.text)
+                spans.append([span for at, span in sorted(rendered.answers.items()) if at in wanted])
+                left.append(tuple(sorted(wanted - rendered.answers.keys())))
+                places.append(place)
+    except OutOfTimeError:
+        raise UserError(
+            f"the chat template did not render a conversation of {len(messages)} turns and {sum(len(each.content) for each in messages)} "
+            f"characters within {_ROW_SECONDS:g} s: it loops, or calls itself, without an end"
+        ) from None
+    found = _encode(tokenizer, texts, spans) if texts else []
+    for place, left_out, encoded in zip(places, left, found, strict=True):
+        results[place] = encoded if isinstance(encoded, str) else replace(encoded, left_out=left_out)
     return results
 
 
+def answers_apart(messages: tuple[Message, ...], places: Sequence[int]) -> list[tuple[Message, ...]]:
+    """Return the conversation up to each of these answers, of which that answer alone is learnt."""
+    unlearnt = tuple(replace(each, learnt=False) if each.role == "assistant" else each for each in messages)
+    return [(*unlearnt[:place], messages[place]) for place in places]
+
+
 def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...]) -> str:
-    """Render a prompt up to where the assistant starts to answer."""
-    return str(tokenizer.apply_chat_template(_dicts(messages), tokenize=False, add_generation_prompt=True))
+    """Render a prompt up to where the assistant starts to answer. Raises `UserError` where the template does not."""
+    try:
+        return rendering.apply(tokenizer, messages, asked=True)
+    except TemplateFailure as error:
+        raise UserError(f"the chat template cannot render a prompt of {len(messages)} turns: {error}") from None
 
 
 def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> list[EncodedPair | str]:
     """Tokenise pairs in one batch. A string in place of a result is the reason why a pair cannot be used."""
     sides = [(*pair.prompt, Message("assistant", answer)) for pair in pairs for answer in (pair.chosen, pair.rejected)]
-    encoded = encode_conversations(tokenizer, sides)
+    encoded = encode_conversations(tokenizer, sides, last_only=True)
     return [_pair(chosen, rejected) for chosen, rejected in zip(encoded[::2], encoded[1::2], strict=True)]
 
 
@@ -139,94 +212,14 @@ def _split(encoded: Encoded) -> tuple[list[int], list[int]]:
     return encoded.input_ids[:start], encoded.input_ids[start:end]
 
 
-def _checked_render(tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...]):
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...], last_only: bool = False) -> rendering.Rendered | str:
     control = control_tokens(tokenizer)
-    if any(control.search(message.content) for message in messages):
+    if any(control.search(message.content) or (message.reasoning and control.search(message.reasoning)) for message in messages):
         return "control_token_in_text"
     try:
-        text, spans = _render_fast(tokenizer, messages)
-    except TemplateError:
+        return rendering.render(tokenizer, messages, last_only=last_only)
+    except TemplateFailure:
         return "template_refuses_conversation"
-    if not spans:
-        return "template_prompt_is_no_prefix"
-    ends = [_turn_end(tokenizer, text, *span) for span in spans]
-    if None in ends:
-        return "answer_without_end_token"
-    return text, [(start, end) for (start, _), end in zip(spans, ends, strict=True)]
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...]) -> tuple[str, list[tuple[int, int]]]:
-    """Render a conversation, and find the characters of each assistant turn; no spans where prefixes do not fit."""
-    dicts = _dicts(messages)
-    text = str(tokenizer.apply_chat_template(dicts, tokenize=False))
-    spans = []
-    for place, message in enumerate(messages):
-        if message.role != "assistant":
-            continue
-        before = str(tokenizer.apply_chat_template(dicts[:place], tokenize=False, add_generation_prompt=True))
-        last = place + 1 == len(messages)
-        through = text if last else str(tokenizer.apply_chat_template(dicts[: place + 1], tokenize=False))
-        if not (through.startswith(before) and text.startswith(through)):
-            return text, []
-        spans.append((len(before), len(through)))
-    return text, spans
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """What a template writes around the contents of a conversation with certain roles.
-
-    `pieces` stand before each content and after the last. `trims` says which contents lose white space at their ends.
-    `answers` are the assistant turns: the turn's place, and how far from its content's start and end its span reaches.
-    """
-
-    pieces: tuple[str, ...]
-    trims: tuple[bool, ...]
-    answers: tuple[tuple[int, int, int], ...]
-
-    def spans(self, messages: tuple[Message, ...], text: str) -> list[tuple[int, int]] | None:
-        """Return the answers' spans in a rendered text, or None where this frame did not write it."""
-        contents = [each.content.strip() if trims else each.content for each, trims in zip(messages, self.trims, strict=True)]
-        written = [part for pair in zip(self.pieces, contents, strict=False) for part in pair]
-        if text != "".join((*written, self.pieces[-1])):
-            return None
-        ends = list(accumulate(map(len, written)))
-        return [(ends[2 * place] + low, ends[2 * place + 1] + high) for place, low, high in self.answers]
-
-
-@functools.lru_cache(maxsize=1024)
-def _frame(tokenizer: PreTrainedTokenizerBase, template: str, roles: tuple[Role, ...]) -> _Frame | None:
-    """Learn a frame from a conversation of marks, rendered turn by turn; None where they do not come out in order."""
-    marks = [f"Mark{place}of{len(roles)}." for place in range(len(roles))]
-    given = [f"\t\t{mark}\t\t" for mark in marks]
-    try:
-        text, spans = _render(tokenizer, tuple(map(Message, roles, given)))
-    except TemplateError:
-        return None
-    trims = tuple(each not in text for each in given)
-    found = [mark if trimmed else each for mark, each, trimmed in zip(marks, given, trims, strict=True)]
-    starts = [text.find(each) for each in found]
-    if not spans or -1 in starts or starts != sorted(starts) or any(text.count(mark) != 1 for mark in marks):
-        return None
-    ends = [start + len(each) for start, each in zip(starts, found, strict=True)]
-    pieces = tuple(text[end:start] for end, start in zip([0, *ends], [*starts, len(text)], strict=True))
-    answered = [place for place, role in enumerate(roles) if role == "assistant"]
-    answers = [(at, low - starts[at], high - ends[at]) for at, (low, high) in zip(answered, spans, strict=True)]
-    return _Frame(pieces, trims, tuple(answers))
-
-
-def _render_fast(tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...]) -> tuple[str, list[tuple[int, int]]]:
-    """Do what `_render` does, with one rendering where a frame is known for these roles."""
-    frame = _frame(tokenizer, str(tokenizer.chat_template), tuple(message.role for message in messages))
-    text = str(tokenizer.apply_chat_template(_dicts(messages), tokenize=False)) if frame else ""
-    spans = frame.spans(messages, text) if frame else None
-    return _render(tokenizer, messages) if spans is None else (text, spans)
-
-
-def _turn_end(tokenizer: PreTrainedTokenizerBase, text: str, start: int, end: int) -> int | None:
-    """Find where the last control token of a turn ends; ChatML, for one, adds a newline after it that is no answer."""
-    ends = [match.end() for match in control_tokens(tokenizer).finditer(text, start, end)]
-    return max(ends, default=None)
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], spans: list[list[tuple[int, int]]]) -> list[Encoded | str]:
@@ -270,7 +263,3 @@ def _tokens_of_slowly(offsets: Sequence[tuple[int, int]], spans: list[tuple[int,
         elif end > spans[place][0]:
             return "token_across_answer_border"
     return tuple((tokens[0], tokens[-1] + 1) for tokens in inside if tokens)
-
-
-def _dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in messages]

@@ -11,6 +11,19 @@ from rounds.data_prep.errors import UserError
 
 EDGES = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 
+_ADVICE = {
+    "longer_than_max_length": "Raise max_length, or look at the rows",
+    "prompt_too_long": "Raise max_length, or look at the rows",
+    "template_prompt_is_no_prefix": "The chat template writes what comes before an answer otherwise once it is answered: set "
+    "base.chat_template to one that does not, or look at the rows",
+    "template_loses_content": "The chat template leaves out a part of what is said, such as a system turn or a think block: set "
+    "base.chat_template to one that writes it, or look at the rows",
+    "template_refuses_conversation": "The chat template refuses such conversations, as some do with a system turn: set base.chat_template "
+    "to one that takes them, or look at the rows",
+    "answer_without_end_token": "The chat template ends these answers without a control token: set base.chat_template to another, or look "
+    "at the rows",
+}
+
 
 @dataclass
 class Lengths:
@@ -52,8 +65,9 @@ def edge(name: str) -> float:
 
 def none_left(what: str, max_length: int, dropped: Counter[str], log: Path) -> UserError:
     """Return the error of a set of which nothing can be trained on, with the reasons; `log` names the rows."""
+    advice = "; ".join(text for reason, text in _ADVICE.items() if dropped[reason])
     reasons = ", ".join(f"{number:,} {reason}" for reason, number in dropped.most_common())
     return UserError(
         f"no {what} is left to train on within max_length {max_length}; dropped: {reasons or 'none came in'}. "
-        f"Raise max_length, or look at the rows: {log} names them"
+        f"{advice or 'Look at the rows'}: {log} names them"
     )

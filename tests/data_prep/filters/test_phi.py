@@ -5,6 +5,7 @@ import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,10 @@ def test_every_text_of_every_kind_of_record_is_masked() -> None:
     question = changed(Question("q", "s", ask, ("yes", "a@b.org"), 1)).record
     assert question == Question("q", "s", asked, ("yes", "[EMAIL]"), 1)
     assert rule()([Pair("p", "s", ask, "a@b.org", "c@d.org")]) == ["same_answers_once_masked"]
+    thought = Message("assistant", "Write to a@b.org.", reasoning="They are at 312-555-0147.")
+    talk = changed(Conversation("c", "s", (*ask, replace(thought, learnt=False, reasoning=""), *ask, thought))).record
+    hidden = Message("assistant", "Write to [EMAIL].", reasoning="They are at [PHONE].")
+    assert talk == Conversation("c", "s", (*asked, replace(hidden, learnt=False, reasoning=""), *asked, hidden))
 
 
 @needs_extra

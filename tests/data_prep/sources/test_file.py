@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -12,9 +14,12 @@ from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Conversation, Message, Pair, Question
 from rounds.data_prep.schema import SourceUse
 from rounds.data_prep.sources import RowError, file
+from rounds.data_prep.tally import Tally, records
 
 ROWS: dict[str, dict[str, Any]] = {
     "messages": {"messages": [{"role": "user", "content": "Hot?"}, {"role": "assistant", "content": "Measure it."}]},
+    "sharegpt": {"conversations": [{"from": "human", "value": "Hot?"}, {"from": "gpt", "value": "Measure it."}]},
+    "alpaca": {"instruction": "Hot?", "output": "Measure it."},
     "question_answer": {"question": "Hot?", "answer": "Measure it."},
     "summary": {"text": "Measure it twice a day, they say.", "summary": "Measure it."},
     "dialogue": {"dialogue": "Doctor: Hot?\nPatient: Since Monday.", "note": "Fever since Monday."},
@@ -54,7 +59,7 @@ def one(tmp_path: Path, convert):
 
 def test_each_format_becomes_its_record(one) -> None:
     asked = (Message("user", "Hot?"),)
-    for format in ("messages", "question_answer"):
+    for format in ("messages", "sharegpt", "alpaca", "question_answer"):
         (found,) = one(format, ROWS[format] | {"id": 7, "group": "heat"})
         assert found == Conversation("7", "file", (*asked, Message("assistant", "Measure it.")), "heat")
     (found,) = one("multiple_choice", ROWS["multiple_choice"] | {"id": "7"})
@@ -114,8 +119,159 @@ def test_a_system_text_comes_first(one) -> None:
     assert [turn.role for turn in found.messages] == ["system", "user", "assistant"]
 
 
-def test_the_right_choice_may_be_its_text(one) -> None:
-    assert one("multiple_choice", ROWS["multiple_choice"] | {"answer": "Steam"})[0].answer == 1
+@pytest.mark.parametrize(
+    ("choices", "answer", "base"),
+    [
+        (["ice", "steam"], "Steam", 0),
+        (["ice", "steam"], "B", None),
+        (["ice", "steam"], "(b)", None),
+        (["ice", "steam"], "B. steam", None),
+        (["ice", "steam"], "1", 0),
+        (["ice", "steam"], 1.0, 0),
+        (["ice", "steam"], 2, 1),
+        (["ice", "steam"], "2", 1),
+        ([3, 4], "4", None),
+        ({"A": "ice", "B": "steam", "C": None}, "b", None),
+        ({"1": "ice", "2": "steam"}, 2, None),
+        ({"label": ["A", "B"], "text": ["ice", "steam"]}, "B", None),
+        ([{"label": "A", "text": "ice"}, {"label": "B", "text": "steam"}], "B", None),
+        ('["ice", "steam"]', "steam", None),
+        ("['ice', 'steam']", "steam", None),
+        (["A. ice", "B. steam"], "steam", None),
+        (["B. steam", "A. ice"], "A", None),  # their own letters, not those of their order
+        (["E. coli", "B. cereus"], "B", None),  # no letters of a list
+        (["ice", "steam"], "Option B", None),
+        (["ice", "steam"], "1.0", 0),
+        (["ice", "steam"], ["steam"], None),
+        ([{"aid": 1, "atext": "ice"}, {"aid": 2, "atext": "steam"}], 2, None),  # HEAD-QA's own keys
+        ({"opa": "ice", "opb": "steam"}, "b", None),
+        ({"(A)": "ice", "(B)": "steam"}, "B", None),
+        ({"A": "ice", "B": None, "C": "steam"}, 2, 0),
+    ],
+)
+def test_the_right_choice_may_be_told_in_many_ways(one, choices: Any, answer: Any, base: int | None) -> None:
+    row = {"question": "Which is hotter?", "choices": choices, "answer": answer}
+    (found,) = one("multiple_choice", row, **({} if base is None else {"answer_base": base}))
+    assert found.answer == 1 and len(found.choices) == 2
+
+
+@pytest.mark.parametrize("names", [("A", "B"), ("opa", "opb"), ("option_1", "option_2"), ("Option A", "Option B"), ("ending0", "ending1")])
+@pytest.mark.parametrize(("answer", "base"), [("B", None), ("steam", None), (1, 0), (2, 1)])
+def test_choices_may_stand_in_a_column_each(one, names: tuple[str, str], answer: Any, base: int | None) -> None:
+    row = {"question": "Which is hotter?", names[0]: "ice", names[1]: "steam", "answer": answer}
+    (found,) = one("multiple_choice", row, **({} if base is None else {"answer_base": base}))
+    assert (found.choices, found.answer) == (("ice", "steam"), 1)
+
+
+@pytest.mark.parametrize(("answers", "said"), [([1, 2, 3, 4], "1 are the number of choices"), ([1, 2] * 10, "first 20 none is 0")])
+def test_answers_that_seem_to_count_from_1_are_questioned(tmp_path: Path, convert, answers: list[int], said: str) -> None:
+    rows = [{"question": f"Which, {n}?", "choices": list("wxyz"), "answer": answer} for n, answer in enumerate(answers)]
+    path = write(tmp_path / "rows.jsonl", *rows)
+    with pytest.raises(UserError, match=f"{said}.*`answer_base: 1`"):
+        next(iter(file.rows(use(path, "multiple_choice"))))
+    found, reasons = convert(use(path, "multiple_choice", answer_base=1))
+    assert [each.answer + 1 for each in found] == answers and not reasons
+    assert convert(use(path, "multiple_choice", answer_base=0))[1].total() == answers.count(4)
+    write(path, *rows, rows[0] | {"answer": 0})
+    if len(answers) < 20:
+        assert len(convert(use(path, "multiple_choice"))[0]) == len(answers)
+
+
+def test_choices_may_be_a_map_of_arrow(tmp_path: Path, convert) -> None:
+    choices = pa.array([[("A", "ice"), ("B", "steam")]], pa.map_(pa.string(), pa.string()))
+    pq.write_table(pa.table({"question": ["Which is hotter?"], "choices": choices, "answer": ["B"]}), tmp_path / "rows.parquet")
+    (found,), reasons = convert(use(tmp_path / "rows.parquet", "multiple_choice"))
+    assert (found.choices, found.answer, not reasons) == (("ice", "steam"), 1, True)
+
+
+def test_turns_come_in_many_forms(one) -> None:
+    turns = ROWS["messages"]["messages"]
+    columns = {name: [turn[name] for turn in turns] for name in ("role", "content")}
+    hh = "\n\nHuman: Hot?\n\nAssistant: Measure it."
+    for value in (json.dumps(turns), str(turns), columns, columns | {"tool_calls": None}, ROWS["sharegpt"]["conversations"], hh):
+        assert one("messages", {"messages": value, "id": "7"}) == one("messages", {"messages": turns, "id": "7"})
+    (found,) = one("sharegpt", {"conversations": [{"from": "system", "value": "Be brief."}, *ROWS["sharegpt"]["conversations"]]})
+    assert [turn.role for turn in found.messages] == ["system", "user", "assistant"]
+
+
+def test_alpaca_asks_with_its_input_after_its_history(one) -> None:
+    row = {"instruction": "Explain.", "input": "ECG", "output": 4, "history": [["Hi?", "Hello."]], "system": "Be brief."}
+    (found,) = one("alpaca", row)
+    assert [turn.content for turn in found.messages] == ["Be brief.", "Hi?", "Hello.", "Explain.\n\nECG", "4"]
+    for change, asked in (
+        ({"input": 7}, "Explain.\n\n7"),
+        ({"instruction": ""}, "ECG"),
+        ({"instruction": None}, "ECG"),
+        ({"input": " "}, "Explain."),
+    ):
+        assert one("alpaca", row | change)[0].messages[-2].content == asked
+
+
+ASKED, BETTER, WORSE = ({"role": role, "content": said} for role, said in (("user", "Hot?"), ("assistant", "No."), ("assistant", "Yes.")))
+PAIRS: dict[str, dict[str, Any]] = {
+    "openai": {"input": {"messages": [ASKED]}, "preferred_output": [BETTER], "non_preferred_output": [WORSE]},
+    "llama_factory": {
+        "conversations": [{"from": "human", "value": "Hot?"}],
+        "chosen": {"from": "gpt", "value": "No."},
+        "rejected": {"from": "gpt", "value": "Yes."},
+    },
+    "alpaca": {"instruction": "Hot?", "input": "", "chosen": "No.", "rejected": "Yes."},
+    "alpaca_list": {"instruction": "Hot?", "input": "", "output": ["No.", "Yes."]},
+    "hh_rlhf": {"chosen": "\n\nHuman: Hot?\n\nAssistant: No.", "rejected": "\n\nHuman: Hot?\n\nAssistant: Yes."},
+    "hh_prompt": {"prompt": "\n\nHuman: Hot?\n\nAssistant:", "chosen": " No.", "rejected": " Yes."},
+    "cells": {"prompt": json.dumps([ASKED]), "chosen": json.dumps([BETTER]), "rejected": json.dumps([WORSE])},
+}
+
+
+@pytest.mark.parametrize("form", PAIRS)
+def test_pairs_come_in_the_forms_of_other_programmes(one, form: str) -> None:
+    (found,) = one("preference", PAIRS[form])
+    assert [(turn.role, turn.content) for turn in found.prompt] == [("user", "Hot?")]
+    assert (found.chosen.strip(), found.rejected.strip()) == ("No.", "Yes.")
+
+
+def test_the_history_of_a_pair_is_part_of_its_prompt(one) -> None:
+    row = {"instruction": "Explain.", "input": "ECG", "history": [["Hi?", "Hello."]], "chosen": "Waves.", "rejected": "No."}
+    (found,) = one("preference", row)
+    assert [turn.content for turn in found.prompt] == ["Hi?", "Hello.", "Explain.\n\nECG"]
+    assert one("preference", row | {"history": "Hi?"}) == "history_not_pairs"
+    assert one("preference", row | {"input": {}}) == "input_not_text"
+
+
+def test_numbers_are_the_text_that_they_are(one) -> None:
+    turns = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": 7}]
+    assert one("messages", {"messages": turns})[0].messages[-1].content == "7"
+    (pair,) = one("preference", {"prompt": "How many?", "chosen": 7, "rejected": 8.5})
+    assert (pair.chosen, pair.rejected) == ("7", "8.5")
+    assert one("summary", ROWS["summary"] | {"summary": 7})[0].messages[-1].content == "7"
+    assert one("graded", {"question": "How many?", "answers": {"text": [7, 8], "score": [2, 1]}})[0].chosen == "7"
+    assert (
+        one("question_answer", {"question": "How many?", "answer": 7, "id": 3.0})[0]
+        == one("question_answer", {"question": "How many?", "answer": "7", "id": "3"})[0]
+    )
+    assert one("classification", ROWS["classification"] | {"label": 1.0})[0].messages[-1].content == "1"
+    unnamed = one("question_answer", ROWS["question_answer"])
+    assert one("question_answer", ROWS["question_answer"] | dict.fromkeys(("id", "group"), float("nan"))) == unnamed
+
+
+def test_one_answer_that_cannot_be_used_costs_itself_alone(tmp_path: Path, convert) -> None:
+    bad = [{"text": "Blow on it.", "score": None}, {"text": " ", "score": 3}, {"text": "Hm."}]
+    row = {"question": "Hot?", "answers": [*ROWS["graded"]["answers"], *bad]}
+    found, reasons = convert(use(write(tmp_path / "rows.jsonl", row), "graded"))
+    assert len(found) == 3 and reasons == {"empty_score": 1, "empty_text": 1, "missing_column_score": 1}
+
+
+def test_control_characters_are_cleaned_where_that_is_chosen_and_counted(tmp_path: Path, convert) -> None:
+    turns = [{"role": "user", "content": "Page 1\x0cPage\x02 2?"}, {"role": "assistant", "content": "Yes.\x00\u202e"}]
+    path = write(tmp_path / "rows.jsonl", {"messages": turns}, ROWS["messages"])
+    assert convert(use(path, "messages"))[1] == {"control_characters": 1}
+    chosen = use(path, "messages", control_characters="clean")
+    counts = Tally()
+    dirty, clean = records(file.SOURCE, file.rows(chosen), chosen, counts, lambda line: None)
+    assert [turn.content for turn in dirty.messages] == ["Page 1\nPage 2?", "Yes."]  # type: ignore[union-attr]
+    assert [clean] == convert(use(path, "messages"))[0] and (counts.rows, counts.cleaned) == (2, 1)
+    lone = use(write(tmp_path / "lone.jsonl", {"question": "\ud800", "answer": "Yes."}), "question_answer", control_characters="clean")
+    assert convert(lone)[1] == {"not_utf8": 1}
 
 
 def test_graded_answers_become_ordered_pairs_widest_first(one) -> None:
@@ -150,7 +306,18 @@ def test_columns_are_mapped_also_inside_answers(one) -> None:
         ("question_answer", {"answer": ...}, "missing_column_answer"),
         ("question_answer", {"answer": None}, "empty_answer"),
         ("question_answer", {"answer": "\t"}, "empty_answer"),
-        ("question_answer", {"answer": 5}, "answer_not_text"),
+        ("question_answer", {"answer": ["5"]}, "answer_not_text"),
+        ("question_answer", {"answer": float("nan")}, "answer_not_text"),
+        ("alpaca", {"instruction": ...}, "missing_column_instruction"),
+        ("alpaca", {"history": [["Hot?"]]}, "history_not_pairs"),
+        ("alpaca", {"history": "Hot?"}, "history_not_pairs"),
+        ("alpaca", {"input": ["ECG"]}, "input_not_text"),
+        ("alpaca", {"instruction": " ", "input": ""}, "empty_instruction"),
+        ("alpaca", {"instruction": None}, "empty_instruction"),
+        ("alpaca", {"instruction": 3}, "instruction_not_text"),
+        ("alpaca", {"output": None}, "empty_output"),
+        ("sharegpt", {"conversations": [{"from": "function_call", "value": "f()"}]}, "calls_a_tool"),
+        ("sharegpt", {"conversations": [{"from": "observation", "value": "7"}]}, "calls_a_tool"),
         ("question_answer", {"question": "a\x07"}, "control_characters"),
         ("question_answer", {"question": "\ud83d"}, "not_utf8"),
         ("question_answer", {"system": 3}, "system_not_text"),
@@ -164,10 +331,14 @@ def test_columns_are_mapped_also_inside_answers(one) -> None:
         ("multiple_choice", {"choices": ["ice"]}, "fewer_than_two_choices"),
         ("multiple_choice", {"choices": ["ice", None]}, "empty_choice"),
         ("multiple_choice", {"choices": ["ice", "Ice "]}, "repeated_choices"),
-        ("multiple_choice", {"answer": 2}, "answer_out_of_range"),
+        ("multiple_choice", {"answer": 2, "answer_base": 0}, "answer_out_of_range"),
         ("multiple_choice", {"answer": -1}, "answer_out_of_range"),
         ("multiple_choice", {"answer": True}, "answer_not_index_or_text"),
-        ("multiple_choice", {"answer": "B"}, "answer_not_among_choices"),
+        ("multiple_choice", {"answer": "C"}, "answer_not_among_choices"),
+        ("multiple_choice", {"choices": ["b", "a"], "answer": "A"}, "answer_is_a_label_and_another_text"),
+        ("multiple_choice", {"choices": ["1", "2", "3"], "answer": "1"}, "answer_is_a_label_and_another_text"),
+        ("multiple_choice", {"choices": {"A": "ice", "B": None, "C": "steam"}, "answer": 1}, "answer_out_of_range"),
+        ("multiple_choice", {"answer": ["ice", "steam"]}, "answer_not_index_or_text"),
         ("preference", {"rejected": ...}, "missing_column_rejected"),
         ("preference", {"prompt": ...}, "missing_column_prompt"),
         ("preference", {"rejected": "Measure it."}, "identical_answers"),
@@ -182,7 +353,7 @@ def test_columns_are_mapped_also_inside_answers(one) -> None:
 )
 def test_what_is_wrong_with_a_row_is_named(one, format: str, change: dict[str, Any], reason: str) -> None:
     row = {name: value for name, value in (ROWS[format] | change).items() if value is not ...}
-    assert one(format, row) == reason
+    assert one(format, row, **({"answer_base": 0} if format == "multiple_choice" else {})) == reason
 
 
 @pytest.mark.parametrize(
@@ -234,6 +405,14 @@ def test_a_question_is_on_one_side_of_the_split(tmp_path: Path, convert, questio
     asked = [{" ".join(each.messages[0].content.casefold().split()) for each in side} for side in (train, heldout)]
     assert not asked[0] & asked[1]
     assert len(train) + len(heldout) == len(whole)
+
+
+def test_a_whole_file_may_be_held_out(tmp_path: Path, convert) -> None:
+    path = write(tmp_path / "rows.jsonl", *({"question": f"Hot {n}?", "answer": "No."} for n in range(30)))
+    whole = use(path, "question_answer", split="heldout", heldout_fraction=1.0)
+    assert len(convert(whole)[0]) == 30 and whole.split in file.SOURCE.evaluation_only
+    with pytest.raises(UserError, match="holds the whole file out: give it `split: heldout`"):
+        file.SOURCE.check(whole.model_copy(update={"split": "train"}))
 
 
 def test_one_question_falls_on_the_same_side_in_every_format(tmp_path: Path) -> None:

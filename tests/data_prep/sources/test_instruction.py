@@ -4,6 +4,7 @@ Three rows of our own per set. The third is one that does not fit, and its reaso
 """
 
 import csv
+import gzip
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -435,12 +436,13 @@ def test_a_row_without_its_columns_is_named(case: Case) -> None:
 def test_the_right_option_of_medmcqa_counts_from_one_on_github(tmp_path: Path, convert) -> None:
     from_one = write(tmp_path / "dev.json", [medmcqa(1, 3), medmcqa(2, 4)])
     from_zero = write(tmp_path / "rows.parquet", [medmcqa(1, 2), medmcqa(2, 0)])
+    folder = write(tmp_path / "github" / "dev.json", [medmcqa(1, 3), medmcqa(2, 4)]).parent
     unclear = write(tmp_path / "unclear.jsonl", [medmcqa(1, 2)])
     found = [
         [choice(each) for each in convert(SourceUse(source="medmcqa", split="validation", path=str(path)))[0]]
-        for path in (from_one, from_zero)
+        for path in (from_one, from_zero, folder)
     ]
-    assert found == [["Vitamin C", "Vitamin D"], ["Vitamin C", "Vitamin A"]]
+    assert found == [["Vitamin C", "Vitamin D"], ["Vitamin C", "Vitamin A"], ["Vitamin C", "Vitamin D"]]
     with pytest.raises(UserError, match="from 0 to 3 or from 1 to 4"):
         convert(SourceUse(source="medmcqa", split="validation", path=str(unclear)))
 
@@ -474,6 +476,11 @@ def test_mmlu_names_its_rows_alike_in_both_forms(tmp_path: Path, convert) -> Non
     assert first == second
     assert [record.id for record in first] == ["anatomy/test/1", "anatomy/test/2"]
     assert convert(SourceUse(source="mmlu_medical", split="test", path=str(tmp_path)))[0] == first
+    packed = tmp_path / "packed" / "anatomy_test.csv.gz"
+    packed.parent.mkdir()
+    packed.write_bytes(gzip.compress((tmp_path / "anatomy_test.csv").read_bytes()))
+    for path in (packed, packed.parent):
+        assert convert(SourceUse(source="mmlu_medical", split="test", path=str(path)))[0] == first
     with pytest.raises(UserError, match=r"expected a file such as anatomy_val.csv"):
         convert(SourceUse(source="mmlu_medical", split="validation", path=str(tmp_path / "anatomy_test.csv")))
 

@@ -46,6 +46,10 @@ def test_hub_rows_become_pairs(tmp_path: Path, write_parquet, convert) -> None:
     [
         (row("Why?", "Because.", "Because.", 5.0, 1.0), "identical_answers", False),
         (row("Why?", "Because.", "No.", 5.0, 5.0), "tied_scores", False),
+        (row("Why?", "Because.", "No.", 2.0, 8.0), "scores_contradict_sides", True),
+        (row("Why?", "Because.", "No.", float("nan"), 8.0), "score_not_a_number", True),
+        (row("Why?", "Because.", "No.", "best", "worst"), "score_not_a_number", True),  # type: ignore[arg-type]
+        (row("Why do we sleep?", "Why do we sleep? For rest.", "Why do  we sleep? No.", 8.0, 2.0), "prompt_repeated_in_answers", True),
         (ROWS[0] | {"rejected": ROWS[2]["rejected"]}, "prompts_differ", True),
         (ROWS[0] | {"chosen": None}, "empty_chosen", True),
         ({"prompt": "Why?"}, "missing_column_prompt_id", True),
@@ -53,5 +57,5 @@ def test_hub_rows_become_pairs(tmp_path: Path, write_parquet, convert) -> None:
 )
 def test_what_is_wrong_with_a_row_is_named(wrong: dict, reason: str, bad: bool) -> None:
     with pytest.raises(RowError, match=f"^{reason}$") as caught:
-        ultrafeedback.to_record(wrong, 0, SourceUse(source="ultrafeedback", split="train_prefs"))
+        ultrafeedback.SOURCE.convert(wrong, 0, SourceUse(source="ultrafeedback", split="train_prefs"))
     assert caught.value.bad is bad

@@ -48,6 +48,20 @@ def test_preview_gives_the_reasons_of_a_run_with_the_nearest_column_and_a_mappin
     assert str(run.value).partition("201 of")[2] == str(preview.value).partition("201 of")[2]
 
 
+def test_preview_names_what_nobody_reads_and_what_to_do_about_reasoning(tmp_path: Path) -> None:
+    good = {"question": "Is 2 even?", "answer": "Yes.", "input": "", "tools": None}
+    found = first_rows.rows(
+        planned(tmp_path, [good, good | {"question": "Is 3?", "input": "3", "images": ["a"]}]), tmp_path / "store", "notes", 1
+    )
+    assert (found.not_used, found.unfit) == ("images, input", "")
+    thought = {"role": "assistant", "reasoning_content": "Count.", "content": "Yes."}
+    planned(tmp_path, [{"messages": [{"role": "user", "content": "Is 2 even?"}, thought]}])
+    (tmp_path / "own.yaml").write_text((tmp_path / "own.yaml").read_text().replace("question_answer", "messages"))
+    plan = build_plan(recipe.load(tmp_path / "own.yaml"), tmp_path / "store", tmp_path)
+    with pytest.raises(UserError, match=r"has_reasoning \(1\) \(`reasoning: learn` learns"):
+        first_rows.rows(plan, tmp_path / "store", "notes", 1)
+
+
 def test_preview_tells_of_the_rows_beside_those_that_fit(tmp_path: Path) -> None:
     good = [{"question": f"Is {n} even?", "answer": "Count."} for n in range(9)]
     found = first_rows.rows(planned(tmp_path, [*good, good[0] | {"id": "x", "answer": ""}, "{cut"]), tmp_path / "store", "notes", 2)
@@ -56,6 +70,17 @@ def test_preview_tells_of_the_rows_beside_those_that_fit(tmp_path: Path) -> None
     bad = first_rows.rows(planned(tmp_path, [*good, *["{cut"] * 6]), tmp_path / "store", "notes", 2)
     assert len(bad.records) == 2 and "a run would refuse this source" in bad.unfit and "6 of 15 rows do not fit" in bad.unfit
     assert first_rows.rows(planned(tmp_path, good), tmp_path / "store", "notes", 2).unfit == ""
+
+
+def test_preview_tells_of_the_files_of_a_folder_that_are_not_read(tmp_path: Path) -> None:
+    planned(tmp_path, [])
+    for name in ("symptoms", "validation"):
+        (tmp_path / "rows").mkdir(exist_ok=True)
+        (tmp_path / "rows" / f"{name}.jsonl").write_text('{"question": "Hot?", "answer": "Yes.\\f"}\n')
+    (tmp_path / "own.yaml").write_text(RECIPE.format(path=tmp_path / "rows, control_characters: clean"))
+    plan = build_plan(recipe.load(tmp_path / "own.yaml"), tmp_path / "store", tmp_path)
+    said = "of the first 1 rows 1 had control characters taken out; not read: validation.jsonl (its name says split 'validation')"
+    assert first_rows.rows(plan, tmp_path / "store", "notes", 2).unfit == said
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,20 @@ FILES = {
         {"conversations": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]} for asked, answer in ASKED
     ],
     "pairs.jsonl": [{"question": asked, "chosen": answer, "rejected": "Nothing."} for asked, answer in ASKED],
+    "factory.jsonl": [{"instruction": asked, "input": "Now.", "chosen": answer, "rejected": "Nothing."} for asked, answer in ASKED],
+    "openai.jsonl": [
+        {
+            "input": {"messages": [{"role": "user", "content": asked}]},
+            "preferred_output": [{"role": "assistant", "content": answer}],
+            "non_preferred_output": [{"role": "assistant", "content": "Nothing."}],
+        }
+        for asked, answer in ASKED
+    ],
+    "dolly.jsonl": [{"instruction": "Answer.", "context": asked, "response": answer} for asked, answer in ASKED],
+    "hh.jsonl": [
+        {"chosen": f"\n\nHuman: {asked}\n\nAssistant: {answer}", "rejected": f"\n\nHuman: {asked}\n\nAssistant: No."}
+        for asked, answer in ASKED
+    ],
     "one.jsonl": [{"question": "What now?", "answer": "Nothing."}],
 }
 EXPECTED = {
@@ -28,6 +42,10 @@ EXPECTED = {
     "odd names.jsonl": ("question_answer", {"question": "user", "answer": "Reply", "system": "system prompt"}),
     "chat.json": ("messages", {"messages": "conversations"}),
     "pairs.jsonl": ("preference", {"prompt": "question"}),
+    "factory.jsonl": ("preference", {}),
+    "openai.jsonl": ("preference", {"chosen": "preferred_output", "rejected": "non_preferred_output", "prompt": "input"}),
+    "dolly.jsonl": ("alpaca", {"input": "context", "output": "response"}),
+    "hh.jsonl": ("preference", {}),
     "one.jsonl": ("question_answer", {}),
 }
 
@@ -60,7 +78,7 @@ def test_a_recipe_of_a_file_plans_as_it_is(name):
     said = rounds("init", "--data", name)
     mine = yaml.safe_load(Path("my-run.yaml").read_text())["sources"]["mine"]
     assert (mine["format"], mine.get("columns", {})) == EXPECTED[name] and mine["format"] in said
-    assert ("not read: yes" in said) == (name == "odd names.jsonl")
+    assert ("not read: yes" in said) == ("not read" in said) == (name == "odd names.jsonl")
     assert "source.mine " in rounds("plan", "my-run.yaml", "--keys")
 
 
@@ -93,6 +111,22 @@ def test_columns_that_cannot_be_understood_are_told(row, expected):
     assert not Path("my-run.yaml").exists()
     for part in expected:
         assert part in said
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("rows.csv", "question,answer\nFièvre à 40 °C ?,Oui.\n".encode("cp1252"), "encoding: cp1252"),
+        ("rows.csv", b"question;answer\nHot?;Yes.\n", "separated by semicolons: save it with commas"),
+        ("rows.jsonl", b'{"question": "Hot?\\f", "answer": "Yes."}\n', "`control_characters: clean`"),
+        ("rows.csv", b"question,A,B,answer\nHot?,Yes.,No.,B\n", "A, B are choices"),
+        ("rows.jsonl", b'{"question": "Hot?", "options": ["Yes.", "No."], "answer": "A"}\n', "options are choices"),
+        ("rows.jsonl", b"{cut", "none of its first 1 rows can be read: not_json"),
+    ],
+)
+def test_a_file_that_needs_a_choice_or_another_form_is_told_which(name, content, expected):
+    Path(name).write_bytes(content)
+    assert expected in rounds("init", "--data", name, expect=1)
 
 
 @pytest.mark.parametrize("name", ["a/b", "", "-x", "x" * 61, "ü"])

@@ -17,6 +17,7 @@ from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Conversation, Message
 from rounds.train.stages.sft import PackedRows, in_segments, learnt
 from rounds.train.weights import packed_attention
+from tests.train.tokens import families
 
 Run = Callable[..., tuple[Path, dict]]
 PAD = 1
@@ -257,3 +258,36 @@ def test_learnt_tokens_are_counted_row_by_row_in_any_slice_of_a_table():
     labels = pa.array([[-100, 1, 2], [], [3], [-100, -100]], pa.list_(pa.int32()))
     assert learnt(labels) == [2, 0, 1, 0]
     assert learnt(labels.slice(1, 2)) == [0, 1]
+
+
+def test_answers_that_the_template_rewrites_are_not_learnt_unless_each_has_a_row(run_stage: Run, shelf: Path, put: Callable):
+    families.tokenizer(families.QWEN3).save_pretrained(shelf / "base" / "tokenizer")
+    turns = [Message("user", "Why?"), Message("assistant", "It is so."), Message("user", "And then?"), Message("assistant", "It goes on.")]
+    half = [Message("user", "Why?"), Message("assistant", "Not this.", learnt=False), *turns[2:]]
+    inputs = {
+        "tokenizer": shelf / "base",
+        "data": put("data", [Conversation("a", "made", tuple(turns)), Conversation("b", "made", tuple(half))]),
+    }
+
+    def learnt_texts(name: str, **params: Any) -> tuple[list[str], dict]:
+        out, counts = run_stage("pack", name, {"max_length": ROW, **params}, inputs)
+        tokenizer = families.tokenizer(families.QWEN3)
+        labels = [[label for label in row["labels"] if label != -100] for row in pq.read_table(out / "rows.parquet").to_pylist()]
+        return sorted(text for ids in labels for text in str(tokenizer.decode(ids)).split("<|im_end|>") if text), counts
+
+    think = "<think>\n\n</think>\n\n"
+    texts, counts = learnt_texts("last")
+    assert texts == [f"{think}It goes on."] * 2
+    assert counts["answers_not_learnt"] == {"template_rewrites_history": 1, "weight_0": 1}
+    texts, counts = learnt_texts("each", each_answer=True)
+    assert texts == [f"{think}It goes on.", f"{think}It goes on.", f"{think}It is so."]
+    assert counts["answers_not_learnt"] == {"weight_0": 1}
+    assert counts["conversations"] == 3
+
+
+def test_where_nothing_is_left_the_advice_fits_the_reason(run_stage: Run, shelf: Path, put: Callable):
+    families.tokenizer(families.MISTRAL).save_pretrained(shelf / "base" / "tokenizer")
+    talk = Conversation("a", "made", (Message("system", "Be brief."), Message("user", "Why?"), Message("assistant", "It is so.")))
+    with pytest.raises(UserError, match=r"1 template_refuses_conversation\. The chat template refuses") as caught:
+        run_stage("pack", "none", {"max_length": ROW}, {"tokenizer": shelf / "base", "data": put("data", [talk])})
+    assert "max_length," not in str(caught.value)

@@ -7,19 +7,15 @@ from typing import Any
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Message, Pair
 from rounds.train.tokens import chat
+from tests.train.tokens.families import CHATML, byte_level
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 LLAMA3 = (REPOSITORY / "recipes" / "chat_templates" / "llama3.jinja").read_text()
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 NO_REASON = ""
 
 
@@ -40,16 +36,6 @@ class Kit:
         """The reason to expect: white space that melts into the line end before an answer spoils the border."""
         starts = [message.content[:1] for message in messages if message.role == "assistant"]
         return "token_across_answer_border" if not self.trims and any(start.isspace() for start in starts) else NO_REASON
-
-
-def byte_level(texts: list[str], control: list[str], **names: str) -> PreTrainedTokenizerFast:
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=control, initial_alphabet=alphabet, show_progress=False)
-    inner.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=inner, **names)
 
 
 def chatml() -> PreTrainedTokenizerFast:

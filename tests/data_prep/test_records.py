@@ -1,0 +1,31 @@
+"""Records come back from their files as they were, also those that an earlier release wrote."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rounds.data_prep.records import Conversation, Message, Pair, read_records, write_records
+
+ASKED = Message("user", "How much?")
+PLAIN = Conversation("a", "made", (Message("system", "Be brief."), ASKED, Message("assistant", "5 mg.")))
+UNLEARNT = Conversation("b", "made", (ASKED, Message("assistant", "Say more.", learnt=False), ASKED, Message("assistant", "5 mg.")))
+THOUGHT = Conversation("c", "made", (ASKED, Message("assistant", "5 mg.", reasoning="50 kg.")), "doses")
+
+
+def test_what_is_not_learnt_and_what_was_thought_are_kept(tmp_path: Path) -> None:
+    rows = [PLAIN, UNLEARNT, THOUGHT]
+    assert write_records(tmp_path / "rows.parquet", rows, "conversation") == 3
+    assert list(read_records(tmp_path / "rows.parquet")) == rows
+    pair = Pair("d", "made", (*THOUGHT.messages, ASKED), "Yes.", "No.")
+    write_records(tmp_path / "pairs.parquet", [pair], "pair")
+    assert list(read_records(tmp_path / "pairs.parquet")) == [pair]
+
+
+def test_a_file_of_an_earlier_release_is_read(tmp_path: Path) -> None:
+    turns = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    schema = pa.schema([("id", pa.string()), ("source", pa.string()), ("group", pa.string()), ("messages", turns)])
+    messages = [{"role": turn.role, "content": turn.content} for turn in PLAIN.messages]
+    row = {"id": "a", "source": "made", "group": "", "messages": messages}
+    pq.write_table(pa.Table.from_pylist([row], schema), tmp_path / "rows.parquet")
+    assert list(read_records(tmp_path / "rows.parquet")) == [PLAIN]
