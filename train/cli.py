@@ -3,6 +3,10 @@
 A command's file is imported when it is called: `rounds --help` imports none of them, and planning never imports torch.
 """
 
+from rounds.train.launch import interrupts  # noqa: F401, first of all: from here on Ctrl-C is one line
+
+# isort: split
+
 import importlib
 import logging
 import os

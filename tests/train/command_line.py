@@ -17,6 +17,8 @@ from rounds.train import cli
 from rounds.train.launch import local
 
 WAIT_SECONDS = 300
+CONNECTIONS = Path(__file__).with_name("connections")
+"""Put on PYTHONPATH, it notes what Python processes connect to."""
 
 
 def here(*arguments: str | Path, expect: int = 0, environment: Mapping[str, str] | None = None) -> str:

@@ -139,8 +139,18 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
 
 @pytest.fixture(scope="session")
 def undisturbed(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
-    """A store in which the small recipe has run to its end, in a fresh interpreter."""
-    return made_once("undisturbed", lambda store: command_line.afresh("run", MINI, "--cluster", MINI_CLUSTER, "--store", store))
+    """A store in which the small recipe has run to its end, in a fresh interpreter that was not told to stay off the hub; beside it a
+    file with what that connected to."""
+
+    def make(store: Path) -> None:
+        watched = {
+            "HF_HUB_OFFLINE": "0",
+            "PYTHONPATH": str(command_line.CONNECTIONS),
+            "ROUNDS_TEST_CONNECTIONS": f"{store}.connections",
+        }
+        command_line.afresh("run", MINI, "--cluster", MINI_CLUSTER, "--store", store, environment=watched)
+
+    return made_once("undisturbed", make)
 
 
 @pytest.fixture

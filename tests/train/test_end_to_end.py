@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,17 @@ def test_a_run_leaves_a_model_a_report_and_scores(undisturbed):
     scores = json.loads((found["evaluate.second"] / "scores.json").read_text())
     assert scores["facts/acc"]["n"] == 24 and scores["facts/acc"]["stderr"] > 0
     assert not list(undisturbed.glob("*/checkpoints")) and not list(undisturbed.glob("*/cache"))
+
+
+def test_a_run_connects_to_nothing_that_its_recipe_does_not_need(undisturbed, tmp_path):
+    """Nothing of the small recipe is fetched, and the hub is not forbidden: what is left would be telemetry."""
+    noted = Path(f"{undisturbed}.connections")
+    assert not noted.exists(), noted.read_text()
+    seen = tmp_path / "seen"  # the hook itself works
+    environment = {**os.environ, "PYTHONPATH": str(command_line.CONNECTIONS), "ROUNDS_TEST_CONNECTIONS": str(seen)}
+    look_up = "import socket; socket.create_connection(('192.0.2.1', 9), timeout=0.01)"
+    subprocess.run([sys.executable, "-c", look_up], env=environment, capture_output=True)
+    assert seen.read_text().startswith("192.0.2.1 by ")
 
 
 def test_whoever_reads_a_stage_s_description_reads_its_result(undisturbed):
@@ -300,6 +312,12 @@ def test_weights_with_a_flipped_bit_are_told_of_and_never_trained_on(copied):
     rounds("clean", found["sft"].name, store=copied)
     run_mini(copied)
     assert weights(found["sft"]) == wanted and "are whole" in rounds("verify", RECIPE, store=copied)
+
+
+def test_a_report_that_was_changed_is_not_handed_out(copied):
+    page = stages(copied)["report"] / "report.html"
+    page.write_text(page.read_text().replace("0.", "1.", 1))
+    assert f"report ({page.parent.name}) is damaged: report.html" in rounds("report", RECIPE, store=copied, expect=1)
 
 
 def test_a_base_model_that_moved_is_found_where_it_is_now(undisturbed, copied, tmp_path):

@@ -102,5 +102,7 @@ def _run(made: AblationPlan, file: Path, root: Path, cluster: Cluster, stages: t
 
     plan = made.as_plan()
     runs.remember_run(root, made.name, str(file), list(made.stages))
+    settings = tracking.settings(plan.recipe.wandb, made.name)
+    options.console.print(tracking.told(settings, root), highlight=False, soft_wrap=True)
     with progress.Live(options.console, plan, root) as live:
-        return local.run_all(stages, root, cluster, tracking.settings(plan.recipe.wandb, made.name), live)
+        return local.run_all(stages, root, cluster, settings, live)

@@ -9,6 +9,7 @@ from rounds.train.commands import options
 from rounds.train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
 from rounds.train.config.cluster import load as load_cluster
 from rounds.train.engine import store
+from rounds.train.plan import ablation
 from rounds.train.plan.pipeline import Plan
 
 app = typer.Typer(
@@ -38,6 +39,7 @@ def preview(
     """
     root = root or store.default_root()
     plan = plan_of(file, overrides, root)
+    _refuse_damaged(file, overrides, root, plan)
     from rounds.train.display import first_rows
 
     found = first_rows.rows(plan, root, source, count)
@@ -85,6 +87,11 @@ def _sets(plan: Plan) -> Plan:
     return plan.until([stage.name for stage in plan.stages if stage.kind.mixes or stage.kind.makes_tokens])
 
 
+def _refuse_damaged(file: Path, overrides: list[str] | None, root: Path, plan: Plan) -> None:
+    command = "ablate" if ablation.is_ablation(file) else "run"
+    options.refuse_damaged(command, file, overrides, None, root, [stage for stage in plan.stages if stage.kind.about_rows])
+
+
 @app.command("stats")
 @told
 def stats(
@@ -104,6 +111,7 @@ def stats(
     """
     root = root or store.default_root()
     plan = plan_of(file, overrides, root)
+    _refuse_damaged(file, overrides, root, plan)
     from rounds.train.display import training_sets
 
     options.console.print(training_sets.table(plan, root))

@@ -15,6 +15,7 @@ from rounds.data_prep.errors import UserError
 from rounds.data_prep.filters import phi
 from rounds.train.commands import options
 from rounds.train.commands.options import told
+from rounds.train.engine import digests
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,59}"
 _PLAIN = re.compile(r"[A-Za-z_./][\w./-]*")
@@ -41,6 +42,8 @@ def init(
     if not re.fullmatch(_NAME, name):
         raise UserError(f"{name!r} names no recipe: expected letters, digits, - and _, at most 60, such as my-run")
     file = Path(f"{name}.yaml")
+    if data:
+        digests.refuse_what_has_no_end(data)
     layout = columns.layout(data) if data else None
     try:
         with file.open("x", encoding="utf-8") as out:

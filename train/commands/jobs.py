@@ -31,6 +31,7 @@ def wanted(file: Path, made: Plan, root: Path, cluster: Cluster, cluster_file: P
 
 def submit(stages: Sequence[Stage], root: Path, cluster: Cluster, purpose: slurm.Run, dry_run: bool, lanes: int | None = None) -> None:
     """Submit stages, or with `dry_run` only write and check their scripts, and print the table of jobs with its GPU-hours."""
+    options.console.print(tracking.told(purpose.wandb, root), highlight=False, soft_wrap=True)
     unused = [name for name in cluster.stages if not any(slurm.fits(name, stage) for stage in stages)]
     if unused:
         options.errors.print(f"{purpose.cluster}: no stage here is called {', '.join(unused)}", style="yellow", markup=False)

@@ -15,6 +15,7 @@ from rounds.data_prep.errors import UserError
 from rounds.train.config import cluster, recipe, shipped
 from rounds.train.engine import damage, store
 from rounds.train.engine.graph import Asset, Stage
+from rounds.train.launch import interrupts
 from rounds.train.offline import folder, needs
 from rounds.train.plan import ablation, pipeline
 from rounds.train.plan.pipeline import Plan
@@ -77,8 +78,8 @@ def told(command: Callable) -> Callable:
         except (UserError, OSError) as error:
             raise tell(error) from None
         except KeyboardInterrupt:
-            errors.print("\nstopped; the same command goes on from here", style="yellow")
-            raise typer.Exit(130) from None
+            errors.print(f"\n{interrupts.LINE}" if errors.is_terminal else interrupts.LINE, style="yellow")
+            raise typer.Exit(interrupts.EXIT_CODE) from None
 
     return wrapped
 

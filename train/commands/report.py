@@ -27,8 +27,9 @@ def report(
     stage = plan_of(file, overrides, root).stage("report")
     folder = store.folder(root, stage)
     page = folder / stage.kind.page
+    command = "ablate" if stage.kind.compares else "run"
+    options.refuse_damaged(command, file, overrides, cluster_file, root, [stage])
     if not page.is_file():
-        command = "ablate" if stage.kind.compares else "run"
         failure = store.failure(folder)
         why = failure.message if failure else "the run is not finished"
         go_on = options.command_line(command, file, overrides, cluster_file, root)

@@ -120,6 +120,7 @@ def _here(file: Path, plan: Plan, wanted: Plan, root: Path, cluster: Cluster, to
         from rounds.train.launch import local
 
         settings = tracking.settings(plan.recipe.wandb, plan.recipe.name)
+        options.console.print(tracking.told(settings, root), highlight=False, soft_wrap=True)
         with progress.Live(options.console, wanted, root) as live:
             local.run(wanted.stages, root, cluster, settings, live)
     return time.monotonic() - began

@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from rounds.data_prep.errors import UserError
 from rounds.data_prep.schema import Between, FieldError, Section
+from rounds.train.config import own_file, yaml_file
 from rounds.train.config import slurm as slurm_fields
-from rounds.train.config import yaml_file
 from rounds.train.config.gpus import GpuName
 from rounds.train.config.slurm import AbsolutePath, Resources
 
@@ -34,10 +35,12 @@ def _deepspeed(value: Any) -> Any:
     """Read the file that a row names, so that a job on another node carries its content."""
     if isinstance(value, str):
         try:
-            value = json.loads(Path(value).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ValueError(f"{value}: {error.strerror}; give a file of recipes/deepspeed") from None
-        except ValueError as error:
+            text = own_file.text(Path(value), "JSON")
+        except (UserError, OSError) as error:
+            raise ValueError(f"{error}; give a file of recipes/deepspeed") from None
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{value}: not valid JSON: {error}") from None
         if not isinstance(value, dict):
             raise ValueError(f"expected a JSON object in the DeepSpeed file, found {type(value).__name__}")

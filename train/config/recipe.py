@@ -102,10 +102,15 @@ class Export(Section):
 
 
 class Wandb(Section):
-    """Weights & Biases: one group per run, one job per stage. Without a key it records offline."""
+    """Weights & Biases: one group per run, one job per stage."""
 
     project: str = "rounds"
+    """Where its jobs are listed."""
     entity: str | None = None
+    """User or team that the project is of; None is that of the key."""
+    mode: Literal["offline", "online"] = "offline"
+    """`offline` records beside each stage, for `wandb sync`, and connects to nothing. `online` sends while it trains; without a key, or
+    where wandb cannot be reached, it records offline."""
 
 
 def _wandb(value: Any) -> Any:
@@ -144,8 +149,8 @@ class Recipe(Section):
     export: Export = Export()
     published_steps: dict[Name, Count] | None = None
     """Optimizer steps that a publication reports, by `sft` or a round's name; `rounds plan` prints them beside ours."""
-    wandb: Annotated[Wandb | None, BeforeValidator(_wandb)] = Wandb()
-    """`off` switches it off."""
+    wandb: Annotated[Wandb | None, BeforeValidator(_wandb)] = None
+    """What is recorded in Weights & Biases, such as {project: NAME, mode: offline}; without it, or with `off`, nothing is."""
 
     @model_validator(mode="after")
     def _names_are_free(self) -> "Recipe":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from rounds.data_prep.errors import UserError, nearest
+from rounds.train.config import own_file
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 """In a checkout `recipes/` at its top, in an installed package `rounds/recipes`."""
@@ -25,6 +26,8 @@ def find(name: Path, kind: Kind) -> Path:
     if name.is_file():
         return name
     found = shipped(name, kind)
+    if found is None and name.exists():
+        own_file.check(name)
     if found is None:
         raise UserError(f"{name}: no such file, and Rounds ships no {kind} of that name. {_nearest(name, kind)}")
     return found

@@ -19,6 +19,9 @@ _SHARED_FIELDS = ("chat_template", "deepspeed", "system_prompt")
 _PATH_FIELDS = ("path", "fetched", "base", *_SHARED_FIELDS)
 """Fields that hold a local path where they hold text; a recipe's own `base` is a section."""
 
+_MOST_TOLD, _MOST_SHOWN = 30, 300
+"""Mistakes of one file, and characters of one value, that a message tells."""
+
 
 def load(path: Path, section: type[S], overrides: Iterable[str] = ()) -> S:
     """Read `path`, laid over the files that it `extends`, as `section`. See `rounds.train.config.recipe.load` for how paths and overrides
@@ -57,8 +60,19 @@ Locate = Callable[[tuple], str]
 
 
 def _told(found: Iterable[Any], section: type[Section], locate: Locate, data: Any, overrides: tuple[str, ...]) -> str:
-    """Give each mistake one line, and none twice."""
-    return "\n".join(dict.fromkeys(_explain(entry, section, locate, data, overrides) for entry in found))
+    """Give each mistake one line, and none twice; of very many the first."""
+    found = list(found)
+    lines = list(dict.fromkeys(_explain(entry, section, locate, data, overrides) for entry in found[:_MOST_TOLD]))
+    return "\n".join([*lines, f"and {len(found) - _MOST_TOLD} mistakes more"] if len(found) > _MOST_TOLD else lines)
+
+
+def _short(value: Any) -> str:
+    """Write a value that a person gave as Python does, of a long one the beginning."""
+    return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}... ({len(text):,} characters)"
 
 
 def find(name: str, beside: Path) -> Path | None:
@@ -98,33 +112,34 @@ def _resolve(field: str, value: str, folder: Path) -> str:
 def _override(data: dict, text: str) -> None:
     """Set one field: `a.b.c=value`. A list is entered by position, or by the `name` of its element."""
     dotted, equals, raw = text.partition("=")
+    where = f"--set {_cut(text)}"
     if not equals:
-        raise UserError(f"--set {text}: expected path.to.field=value")
+        raise UserError(f"{where}: expected path.to.field=value")
     try:
-        value = yaml.safe_load(raw)
-    except yaml.YAMLError:
-        raise UserError(f"--set {text}: {raw!r} is not valid YAML") from None
+        value, _ = yaml_layers.parse(raw)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{where}: {_short(raw)} is not valid YAML: {yaml_layers.told(error)}") from None
     *parents, last = dotted.split(".")
     try:
         value = absolute({last: value}, Path.cwd())[last]
     except UserError as error:
-        raise UserError(f"--set {text}: {error}") from None
+        raise UserError(f"{where}: {error}") from None
     node: Any = data
     for depth, part in enumerate(parents):
-        node = _enter(node, part, f"--set {text}: {'.'.join(parents[: depth + 1])}")
+        node = _enter(node, part, f"{where}: {'.'.join(parents[: depth + 1])}")
     if isinstance(node, list):
-        node[position(node, last, f"--set {text}")] = value
+        node[position(node, last, where)] = value
     elif isinstance(node, dict):
         node[last] = value
     else:
-        raise UserError(f"--set {text}: {'.'.join(parents)} is {node!r}, which has no fields")
+        raise UserError(f"{where}: {'.'.join(parents)} is {_short(node)}, which has no fields")
 
 
 def _enter(node: Any, part: str, where: str) -> Any:
     if isinstance(node, list):
         return node[position(node, part, where)]
     if not isinstance(node, dict):
-        raise UserError(f"{where}: the field above it is {node!r}, which has no fields")
+        raise UserError(f"{where}: the field above it is {_short(node)}, which has no fields")
     if not isinstance(node.get(part), dict | list):
         node[part] = {}  # a section that the file leaves at its default
     return node[part]
@@ -134,7 +149,7 @@ def _explain(error: Any, section: type[BaseModel], locate: Locate, data: Any, ov
     loc = (*error["loc"], *getattr(error.get("ctx", {}).get("error"), "loc", ()))
     field = ".".join(str(part) for part in loc) or "the whole"
     set_here = [override for override in overrides if _sets(override, loc, data)]
-    where = f"--set {set_here[-1]}: {field}" if set_here else f"{locate(loc)}: {field}"
+    where = f"--set {_cut(set_here[-1])}: {field}" if set_here else f"{locate(loc)}: {field}"
     kind, found = error["type"], error["input"]
     if kind == "extra_forbidden":
         return f"{where}: unknown field. {nearest(str(loc[-1]), _fields_at(section, loc[:-1]))}"
@@ -143,11 +158,11 @@ def _explain(error: Any, section: type[BaseModel], locate: Locate, data: Any, ov
     if kind in ("literal_error", "union_tag_invalid"):
         expected = error["ctx"].get("expected") or error["ctx"].get("expected_tags")
         wanted = [word.strip(" '") for word in expected.replace(" or ", ", ").split(",")]
-        return f"{where}: found {error['ctx'].get('tag', found)!r}; {nearest(str(error['ctx'].get('tag', found)), wanted)}"
+        return f"{where}: found {_short(error['ctx'].get('tag', found))}; {nearest(str(error['ctx'].get('tag', found)), wanted)}"
     message = error["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         return f"{where}: {message}"
-    return f"{where}: {message.replace('valid tuple', 'list')}; found {found!r} ({type(found).__name__})"
+    return f"{where}: {message.replace('valid tuple', 'list')}; found {_short(found)} ({type(found).__name__})"
 
 
 def _sets(override: str, loc: tuple, data: Any) -> bool:

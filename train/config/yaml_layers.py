@@ -12,8 +12,6 @@ an element of the name after a `+`, so
 changes one field of one round, and adds a source to the mix.
 """
 
-import difflib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,7 @@ from typing import Any
 import yaml
 
 from rounds.data_prep.errors import UserError, nearest
-from rounds.train.config import shipped
+from rounds.train.config import own_file, shipped
 
 FIELD = "extends"
 
@@ -36,19 +34,36 @@ class Layer:
     root: yaml.Node | None
 
 
-def read(path: Path, prepare: Callable[[Any, Path], Any], inside: tuple[Path, ...] = ()) -> list[Layer]:
+_MOST_FILES = 100
+"""Where each of many files extends two others, and these the same two, their number doubles with every one."""
+_MOST_VALUES, _DEEPEST = 20_000, 100
+"""Of one file, as if each alias were written out: far more than a recipe needs, and read in a second."""
+_TOO_MUCH = f"more than {_MOST_VALUES:,} values, or more than {_DEEPEST} inside each other"
+_UNREADABLE = (ValueError, OverflowError, AttributeError, KeyError, IndexError, TypeError)
+"""What PyYAML raises for a scalar that is not what its tag or its form says."""
+
+
+def read(
+    path: Path, prepare: Callable[[Any, Path], Any], inside: tuple[Path, ...] = (), read_so_far: list[Path] | None = None
+) -> list[Layer]:
     """Read `path` and what it extends, the file itself first, then the files under it from top to bottom.
 
     `prepare(data, folder)` is applied to each file's fields, with the folder of that file.
 
-    Raises `UserError` for a file that is missing, that is no YAML mapping, or that extends itself.
+    Raises `UserError` for a file that is missing, that is no YAML mapping, or that extends itself, or more files than anybody can follow.
     """
+    read_so_far = [] if read_so_far is None else read_so_far
+    read_so_far.append(path)
+    if len(read_so_far) > _MOST_FILES:
+        raise UserError(
+            f"{(*inside, path)[0]}: extends more than {_MOST_FILES} files, directly or through others: each counts as often as it is named"
+        )
     data, root = _parse(path)
     named = data.pop(FIELD, [])
     where = f"{path}{line_of(root, FIELD)}: {FIELD}"
     named = [named] if isinstance(named, str) else named
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
-        raise UserError(f"{where}: expected the path of a file, or a list of paths; found {named!r}")
+        raise UserError(f"{where}: expected the path of a file, or a list of paths; found {named!r:.200}")
     inside = (*inside, path.resolve())
     under: list[Layer] = []
     for name in named:
@@ -56,15 +71,16 @@ def read(path: Path, prepare: Callable[[Any, Path], Any], inside: tuple[Path, ..
             target = path.parent / Path(name).expanduser()
             if not target.is_file():
                 target = shipped.shipped(Path(name)) or target
-            whole, is_there = target.resolve(), target.is_file()
+            whole = target.resolve()
+            own_file.check(target)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"{where}: {name!r} is no path: {error}") from None
         if whole in inside:
             ring = " -> ".join(each.name for each in (*inside, whole))
             raise UserError(f"{where}: {ring}: a file may not extend itself")
-        if not is_there:
-            raise UserError(f"{where}: {_missing(target)}")
-        under = [*read(target, prepare, inside), *under]
+        under = [*read(target, prepare, inside, read_so_far), *under]
     try:
         return [Layer(path, prepare(data, path.resolve().parent), root), *under]
     except UserError as error:
@@ -172,35 +188,97 @@ _Safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Loader(_Safe):
-    """YAML's safe loader, but a field that is given twice is a mistake, not silently the last one."""
+    """YAML's safe loader, but a field that is given twice is a mistake, not silently the last one, and so is one whose name is no text."""
 
     def construct_mapping(self, node, deep=False):
-        written = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        seen = [key.value for key in written]
-        twice = next((key for place, key in enumerate(written) if key.value in seen[:place]), None)
-        if twice is not None and not node.__dict__.get("merged"):
-            raise yaml.constructor.ConstructorError(None, None, f"field {twice.value!r} is given twice", twice.start_mark)
-        return super().construct_mapping(node, deep)
+        written = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge"]
+        seen: set[str] = set()
+        for key in written if not node.__dict__.get("merged") else ():
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"field {key.value!r} is given twice", key.start_mark)
+            seen.add(key.value)
+        made = super().construct_mapping(node, deep)
+        wrong = next((name for name in made if not isinstance(name, str | int) or isinstance(name, bool)), None)
+        if wrong is not None or None in made:
+            says = f"a field's name is read as {wrong!r} ({type(wrong).__name__}): put it in quotes"
+            raise yaml.constructor.ConstructorError(None, None, says, node.start_mark)
+        return made
+
+    def construct_object(self, node, deep=False):
+        try:
+            return super().construct_object(node, deep)
+        except _UNREADABLE as error:
+            if not isinstance(node, yaml.ScalarNode):
+                raise
+            kind = node.tag.rpartition(":")[2]
+            says = f"{node.value[:80]!r} cannot be read as {kind} ({type(error).__name__}: {error}): put it in quotes if it is text"
+            raise yaml.constructor.ConstructorError(None, None, says, node.start_mark) from None
 
     def flatten_mapping(self, node):
         super().flatten_mapping(node)
         node.__dict__["merged"] = True  # a field of its own beside one that an anchor brings in is no mistake
 
 
-def _parse(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
-    if not path.is_file():
-        raise UserError(_missing(path))
+def parse(text: str) -> tuple[Any, yaml.Node | None]:
+    """Read YAML with the safe loader: its value, and its nodes.
+
+    Raises `ValueError` or a `YAMLError` for what is none, for a field that is given twice or whose name is no text, and for what aliases
+    blow up, nest without end, or put into itself.
+    """
+    _count(text)
+    loader = _Loader(text)
     try:
-        text = path.read_text(encoding="utf-8")
-        data, root = _Loader(text).get_single_data(), yaml.compose(text, Loader=_Safe)
-        json.dumps(data, default=str)  # an alias inside its own anchor has no end
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        root = loader.get_single_node()
+        if root is None:
+            return None, None
+        _measure(root, {}, set())
+        return loader.construct_document(root), yaml.compose(text, Loader=_Safe)
+    finally:
+        loader.dispose()
+
+
+def _count(text: str) -> None:
+    """Refuse what is too much, before nodes are made of it: those are made by recursion, in C, which would end the process."""
+    values = depth = 0
+    for event in yaml.parse(text, Loader=_Safe):
+        values += isinstance(event, yaml.ScalarEvent | yaml.AliasEvent | yaml.CollectionStartEvent)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if values > _MOST_VALUES or depth > _DEEPEST:
+            raise ValueError(f"line {event.start_mark.line + 1}: {_TOO_MUCH}")
+
+
+def _measure(node: yaml.Node, known: dict[int, tuple[int, int]], inside: set[int]) -> tuple[int, int]:
+    """Return how many values a node holds with all aliases written out, and how deep they nest. Each node is visited once."""
+    if id(node) in inside:
+        raise ValueError(f"line {node.start_mark.line + 1}: an alias stands inside its own anchor, which has no end")
+    if id(node) not in known:
+        inside.add(id(node))
+        below = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else []
+        below = list(node.value) if isinstance(node, yaml.SequenceNode) else below
+        sizes = [_measure(part, known, inside) for part in below]
+        size, depth = 1 + sum(size for size, _ in sizes), 1 + max((depth for _, depth in sizes), default=0)
+        if size > _MOST_VALUES or depth > _DEEPEST or len(inside) > _DEEPEST:
+            raise ValueError(f"line {node.start_mark.line + 1}: {_TOO_MUCH}, counting each alias in full")
+        inside.remove(id(node))
+        known[id(node)] = (size, depth)
+    return known[id(node)]
+
+
+def told(error: Exception) -> str:
+    """Say in one line what is wrong with some YAML, the line first where it is known."""
+    mark = getattr(error, "problem_mark", None)
+    parts = (getattr(error, "context", None), getattr(error, "problem", None)) if mark else (str(error),)
+    says = " ".join(", ".join(filter(None, parts)).split())
+    return f"line {mark.line + 1}, column {mark.column + 1}: {says}" if mark else says
+
+
+def _parse(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
+    try:
+        data, root = parse(own_file.text(path, "YAML"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: not valid YAML: {told(error)}") from None
     if not isinstance(data, dict):
-        raise UserError(f"{path}: expected a mapping of fields, found {type(data).__name__}")
+        raise UserError(f"{path}: expected a mapping of fields, found {'nothing' if data is None else type(data).__name__}")
     return data, root
-
-
-def _missing(path: Path) -> str:
-    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
-    return f"{path}: no such file" + (f"; did you mean {path.parent / near[0]}?" if near else "")

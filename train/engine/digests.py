@@ -18,6 +18,8 @@ from rounds.train.engine.store import read_fields, write_json
 _MEMORY = "digests.json"
 _LONG_READ = 4 << 30  # bytes; some seconds, at the speed of a disk
 _HEX = 64
+_OF_THE_SYSTEM = {(), ("proc",), ("sys",), ("dev",)}
+"""The root, and folders in it without an end or with other content at every look."""
 
 
 def file_digest(path: Path) -> str:
@@ -34,12 +36,7 @@ def asset(root: Path, path: Path, patterns: tuple[str, ...] = ("*",)) -> Asset:
     Digests are remembered in the store, so that planning with a large model is quick the second time. Raises `UserError` when
     there is nothing at `path`.
     """
-    try:
-        exists = path.exists()
-    except (OSError, ValueError) as error:  # a name that no file can have
-        raise UserError(f"{str(path)[:200]}: {error}") from None
-    if not exists:
-        raise UserError(f"{path}: no such file or folder")
+    refuse_what_has_no_end(path)
     inside = [path] if path.is_file() else sorted(path.rglob("*"))
     files = [
         file
@@ -51,6 +48,18 @@ def asset(root: Path, path: Path, patterns: tuple[str, ...] = ("*",)) -> Asset:
     parts = [f"{file.relative_to(path) if file != path else ''}:{digest}" for file, digest in zip(files, digests(root, files), strict=True)]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     return Asset(path, digest, patterns)
+
+
+def refuse_what_has_no_end(path: Path) -> None:
+    """Raise `UserError` where there is nothing at a path, or what is no file or folder of a user's: devices, pipes, `/proc`."""
+    try:
+        exists = path.exists()
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise UserError(f"{str(path)[:200]}: {error}") from None
+    if not exists:
+        raise UserError(f"{path}: no such file or folder")
+    if not (path.is_file() or path.is_dir()) or path.resolve().parts[1:2] in _OF_THE_SYSTEM:
+        raise UserError(f"{path}: a device, a pipe or a folder of the system, where a file or folder of yours was expected")
 
 
 def digests(root: Path, files: Sequence[Path], fresh: bool = False, watch: Callable[[str], None] = lambda line: None) -> list[str]:

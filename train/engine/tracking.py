@@ -1,6 +1,7 @@
 """Weights & Biases: one group per run, one job per stage, the stage's params as its config.
 
-Offline without a key, and where wandb cannot be reached: that ends no training.
+Nothing is recorded unless the recipe says so. Online only where it says `mode: online`, and there offline without a key, or where
+wandb cannot be reached: that ends no training.
 """
 
 import contextlib
@@ -16,9 +17,29 @@ from rounds.train.engine.records import Input, Spec
 logger = logging.getLogger(__name__)
 
 
+_QUIET = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
+"""No lines of its own in the log, and no reports of crashes to its makers."""
+
+
 def settings(wandb: Any, group: str) -> dict[str, str | None] | None:
     """Turn a recipe's `wandb` section into what a worker needs."""
-    return {"project": wandb.project, "entity": wandb.entity, "group": group} if wandb else None
+    return {"project": wandb.project, "entity": wandb.entity, "group": group, "mode": wandb.mode} if wandb else None
+
+
+def told(settings: Mapping[str, str | None] | None, root: Path) -> str:
+    """Say in one line what a run records, and where."""
+    silenced = _is_silenced()
+    if settings is None or silenced == "disabled":
+        return f"recorded: in the store {root} alone" + (", as WANDB_MODE says disabled" if settings else "")
+    online = settings.get("mode") == "online"
+    project = "/".join(filter(None, (settings["entity"], settings["project"])))
+    if online and not silenced and _has_key():
+        return f"recorded: in the store {root}, and sent to Weights & Biases, project {project}, while it trains"
+    why = "" if not online else f", as WANDB_MODE says {silenced}" if silenced else ", as no key was found"
+    return (
+        f"recorded: in the store {root}, and for Weights & Biases, project {project}, in wandb/ beside each training stage{why}; "
+        "nothing is sent before you run `wandb sync` on it"
+    )
 
 
 @contextlib.contextmanager
@@ -30,7 +51,8 @@ def job(settings: dict[str, str | None] | None, spec: Spec, folder: Path) -> Ite
     import wandb
     from wandb.errors import Error
 
-    os.environ.setdefault("WANDB_SILENT", "true")
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
     how: dict[str, Any] = {
         "project": settings["project"],
         "entity": settings["entity"],
@@ -43,7 +65,7 @@ def job(settings: dict[str, str | None] | None, spec: Spec, folder: Path) -> Ite
         "dir": folder,
     }
     try:
-        run = wandb.init(mode=_mode(), **how)
+        run = wandb.init(mode=_mode(settings.get("mode")), **how)
     except Error as error:  # a key that is wrong, or a node that does not see the internet
         logger.warning("wandb: %s. Recorded offline; `wandb sync` on %s sends it", str(error).splitlines()[0], folder / "wandb")
         wandb.teardown()  # its service still holds the run of this id
@@ -76,9 +98,21 @@ def _loaded() -> Any:
     return sys.modules.get("wandb")
 
 
-def _mode() -> Any:
-    if "WANDB_MODE" in os.environ:
-        return os.environ["WANDB_MODE"]
+def _mode(wanted: str | None) -> Any:
+    """Return wandb's mode: what the recipe says, unless the environment says less, or there is no key."""
+    return _is_silenced() or ("online" if wanted == "online" and _has_key() else "offline")
+
+
+def _is_silenced() -> str | None:
+    """Return what WANDB_MODE says, where that sends nothing: it never makes a run go online that its recipe keeps offline."""
+    return {"offline": "offline", "dryrun": "offline", "disabled": "disabled"}.get(os.environ.get("WANDB_MODE", ""))
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    has_key = bool(os.environ.get("WANDB_API_KEY")) or (netrc.is_file() and "wandb" in netrc.read_text(errors="ignore"))
-    return "online" if has_key else "offline"
+    try:
+        return netrc.is_file() and "wandb" in netrc.read_text(errors="ignore")
+    except OSError:
+        return False

@@ -5,12 +5,14 @@ nothing behind in memory. Where the cluster row says more than one process, that
 are fresh interpreters. When the launcher dies, however it dies, the running stage ends within a second or two.
 """
 
+import contextlib
 import multiprocessing
 import os
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -24,13 +26,14 @@ from rounds.train.engine import claims, ranks, store, worker
 from rounds.train.engine.graph import Asset, Stage
 from rounds.train.engine.params import Requirement
 from rounds.train.engine.records import FAILED, JOB, STOP
-from rounds.train.launch import failures
+from rounds.train.launch import failures, interrupts
 from rounds.train.launch.quiet import QUIET
 from rounds.train.weights import requirements
 
 POLL_SECONDS = 0.2
 _PRELOAD = ["rounds.train.launch.preload"]
 _PORTS_TRIED = 3
+_SECONDS_TO_END = 10
 TORCHRUN_LOG = "logs/torchrun.txt"
 
 
@@ -56,11 +59,27 @@ def run(
 ) -> None:
     """Run what is not done, parents first.
 
-    Raises `UserError` before the first where a stage asks for what this machine does not have, and `StageFailed` at the first
-    stage that does not finish.
+    Raises `UserError` before the first where a stage asks for what this machine does not have, `StageFailed` at the first
+    stage that does not finish, and `KeyboardInterrupt` at Ctrl-C, when no process is left.
     """
-    _check(stages, root, cluster)
-    _run(stages, root, cluster, wandb, watch)
+    with _ended_by_interrupts():
+        _check(stages, root, cluster)
+        _run(stages, root, cluster, wandb, watch)
+
+
+@contextlib.contextmanager
+def _ended_by_interrupts() -> Iterator[None]:
+    """Leave no process behind a Ctrl-C: the shell's prompt is the last on the screen."""
+    try:
+        with interrupts.raised():
+            yield
+    except KeyboardInterrupt:
+        ours = psutil.Process().children(recursive=True)
+        for process in ours:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(ours, timeout=_SECONDS_TO_END)
+        raise
 
 
 def _run(
@@ -97,6 +116,9 @@ def _check(stages: Sequence[Stage], root: Path, cluster: Cluster) -> None:
         context.set_forkserver_preload(_PRELOAD)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    resource_tracker.ensure_running()  # which takes the signal mask back when it starts
+    with interrupts.kept_from_children():
+        forkserver.ensure_running()
     wrong = []
     for stage in todo:
         machine = cluster.machine(stage.row, stage.name)
@@ -163,17 +185,18 @@ def run_all(
     Returns stage key -> why, for the stages that did not finish, with those that were not started for that reason. Raises
     `UserError` as `run` does, before the first.
     """
-    _check(stages, root, cluster)
     lost: dict[str, str] = {}
-    for stage in stages:
-        because = next((lost[parent.key] for parent in stage.parents if parent.key in lost), None)
-        if because is None:
-            try:
-                _run([stage], root, cluster, wandb, watch)
-            except StageFailed as error:
-                because = str(error)
-        if because is not None:
-            lost[stage.key] = because
+    with _ended_by_interrupts():
+        _check(stages, root, cluster)
+        for stage in stages:
+            because = next((lost[parent.key] for parent in stage.parents if parent.key in lost), None)
+            if because is None:
+                try:
+                    _run([stage], root, cluster, wandb, watch)
+                except StageFailed as error:
+                    because = str(error)
+            if because is not None:
+                lost[stage.key] = because
     return lost
 
 

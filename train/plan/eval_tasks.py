@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from rounds.data_prep.errors import UserError, nearest
-from rounds.train.config import shipped, yaml_file
+from rounds.train.config import own_file, shipped, yaml_file, yaml_layers
 from rounds.train.config.evaluation import TaskUse
 
 
@@ -23,11 +23,13 @@ def metrics(file: Path | None) -> list[str] | None:
     if file is None:
         return None
     try:
-        task = yaml.safe_load(file.read_text(encoding="utf-8"))
+        task, _ = yaml_layers.parse(own_file.text(file))
         names = [entry["metric"] for entry in task["metric_list"]]
         filters = [entry["name"] for entry in task.get("filter_list", [])]
         return names if len(filters) < 2 else [f"{name},{each}" for name in names for each in filters]
-    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{file}: not a task file of lm-eval: expected a `metric_list` of `metric: NAME` ({error})") from None
 
 
@@ -36,7 +38,7 @@ def check(task: TaskUse, file: Path | None, where: str) -> str | None:
     if file is not None:
         if not task.source:
             raise UserError(f"{where}.source: required: the name under `sources` whose questions {task.task!r} asks")
-        return file.read_text(encoding="utf-8")
+        return own_file.text(file)
     if task.source:
         raise UserError(f"{where}.source: only tasks of recipes/eval_tasks read a source; {nearest(task.task, own_names())}")
     if not re.fullmatch(r"[\w.-]+", task.task) or not _is_bundled(task.task):

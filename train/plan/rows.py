@@ -8,7 +8,7 @@ from rounds.data_prep import sources
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.render import system_prompt
 from rounds.data_prep.schema import DataParams, Filters, FilterUse, Mix, RowsUse, SourceParams, SourceUse
-from rounds.train.config import yaml_file
+from rounds.train.config import own_file, yaml_file
 from rounds.train.config.recipe import Recipe, Tiny
 from rounds.train.engine import digests, kinds
 from rounds.train.engine.graph import Asset, Stage
@@ -51,9 +51,11 @@ class Planning:
     def text(self, path: str, where: str) -> str:
         """Read a small file whose text is part of a key: the recipe's, or one that all recipes share."""
         try:
-            return (yaml_file.find(path, self.recipe_folder) or Path(path)).read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{where}: {path}: {error.strerror}") from None
+            file = yaml_file.find(path, self.recipe_folder) or Path(path)
+            own_file.refuse_empty(file)
+            return own_file.text(file)
+        except (UserError, OSError) as error:
+            raise UserError(f"{where}: {error}") from None
 
 
 def source(planning: Planning, name: str, where: str, training: bool) -> Stage:
@@ -85,6 +87,7 @@ def changes(name: str, use: SourceUse, registered: sources.Source) -> dict[str, 
     done: dict[str, Any] = {}
     if use.system_prompt:
         try:
+            own_file.refuse_empty(Path(use.system_prompt))
             done["system_prompt"] = system_prompt(Path(use.system_prompt))
         except UserError as error:
             raise UserError(f"sources.{name}.system_prompt: {error}") from None

@@ -21,10 +21,10 @@ from transformers import GenerationConfig
 from rounds.data_prep.schema import SourceParams
 from rounds.train.config.cluster import Machine
 from rounds.train.config.recipe import StartHub, StartLocal
-from rounds.train.engine import policy, store, templates
+from rounds.train.engine import policy, store
 from rounds.train.engine.params import EvaluateParams, ExportParams
 from rounds.train.engine.records import MANIFEST, POLICY, Counts, Decision
-from rounds.train.reports import pages
+from rounds.train.reports import markdown
 from rounds.train.reports.steps import Finished, Step, find_steps, finished
 from rounds.train.tokens import chat
 from rounds.train.weights import models
@@ -71,9 +71,8 @@ def card(asked: ExportParams, inputs: Mapping[str, Path]) -> str:
     measured = [step for step in steps if step.scores]
     rows = store.read_json(inputs["manifest"] / MANIFEST)
     assert rows
-    environment = templates.environment(pages.FOLDER)
-    environment.filters["cell"] = _cell
-    text = environment.get_template("model_card.md.jinja").render(
+    text = markdown.render(
+        "model_card.md.jinja",
         asked=asked,
         base=base.id
         if isinstance(base, StartHub)
@@ -168,8 +167,3 @@ def _reasons(step: Step, inputs: Mapping[str, Path]) -> list[str]:
     if step.status == "trained":
         return ["no gate was set"]
     return [rule.says for rule in (store.decision(inputs[f"gate.{step.name}"]) or Decision(decision="")).rules]
-
-
-def _cell(value: Any) -> str:
-    """Keep a value from ending its cell of a table."""
-    return " ".join(str(value).split()).replace("|", "\\|")

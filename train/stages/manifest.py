@@ -14,10 +14,10 @@ from typing import Any
 from rounds.data_prep import licences
 from rounds.data_prep.schema import SourceParams
 from rounds.train.config.cluster import Machine
-from rounds.train.engine import store, templates
+from rounds.train.engine import store
 from rounds.train.engine.params import ManifestParams
 from rounds.train.engine.records import MANIFEST, Counts
-from rounds.train.reports import pages
+from rounds.train.reports import markdown
 from rounds.train.reports.training_sets import set_names, training_set
 
 SCHEMA = 1
@@ -114,10 +114,7 @@ def _warnings(asked: ManifestParams, sources: Mapping[str, Any], sets: Mapping[s
 
 
 def _card(made: Mapping[str, Any]) -> str:
-    environment = templates.environment(pages.FOLDER)
-    environment.filters["cell"] = lambda value: " ".join(str(value).split()).replace("|", "\\|")
-    environment.filters["bars"] = _bars
-    return environment.get_template("data_card.md.jinja").render(**made)
+    return markdown.render("data_card.md.jinja", bars=_bars, **made)
 
 
 def _bars(histogram: Mapping[str, int]) -> list[tuple[str, int, str]]:

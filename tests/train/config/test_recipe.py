@@ -226,10 +226,21 @@ def test_wandb_can_be_switched_off(tmp_path: Path, value: str):
     assert recipe.load(write(tmp_path, VALID.replace("wandb: off", f"wandb: {value}"))).wandb is None
 
 
-@pytest.mark.parametrize(("text", "project"), [("", "rounds"), ("wandb: on", "rounds"), ("wandb: {project: mine}", "mine")])
-def test_wandb_is_on_unless_switched_off(tmp_path: Path, text: str, project: str):
+@pytest.mark.parametrize(
+    ("text", "project", "mode"),
+    [
+        ("wandb: on", "rounds", "offline"),
+        ("wandb: {project: mine}", "mine", "offline"),
+        ("wandb: {mode: online}", "rounds", "online"),
+    ],
+)
+def test_wandb_records_what_the_recipe_says_and_goes_online_only_where_it_says_so(tmp_path: Path, text: str, project: str, mode: str):
     read = recipe.load(write(tmp_path, VALID.replace("wandb: off", text)))
-    assert read.wandb and read.wandb.project == project
+    assert read.wandb and (read.wandb.project, read.wandb.mode) == (project, mode)
+
+
+def test_without_a_line_on_wandb_nothing_is_recorded(tmp_path: Path):
+    assert recipe.load(write(tmp_path, VALID.replace("wandb: off", ""))).wandb is None
 
 
 # --set

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from rounds.train import cli
 from rounds.train.commands import options
-from rounds.train.config import cluster, recipe, shipped
+from rounds.train.config import cluster, recipe, shipped, yaml_file
 
 
 @pytest.fixture(autouse=True)
@@ -100,3 +100,9 @@ def test_a_command_to_repeat_names_a_shipped_file_as_short_as_it_can(elsewhere):
         "run", shipped.RECIPES / "quickstart.yaml", None, shipped.RECIPES / "clusters" / "slurm.yaml", Path("store")
     )
     assert line == "rounds run quickstart --cluster clusters/slurm"
+
+
+@pytest.mark.parametrize("file", sorted(shipped.RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_what_is_recorded_stands_in_a_line_of_the_recipe(file: Path):
+    wandb = yaml_file.fields(file)["wandb"]
+    assert wandb.keys() >= {"project", "mode"} and recipe.load(file).wandb

@@ -1,11 +1,15 @@
 """`extends`: a recipe states its differences from another, and every mistake still names its own file and line."""
 
+import os
+import re
+import time
 from pathlib import Path
 
 import pytest
 
 from rounds.data_prep.errors import UserError
-from rounds.train.config import cluster, recipe, yaml_file
+from rounds.train.config import cluster, recipe, shipped, yaml_file
+from rounds.train.plan import pipeline
 from tests.train.config.test_recipe import VALID
 
 
@@ -132,3 +136,94 @@ def test_an_override_is_still_named_first(tmp_path: Path):
     file = write(tmp_path, top="extends: base.yaml\n")
     assert message_of(file, "rounds.second.beta=-2").startswith("--set rounds.second.beta=-2: rounds.1.beta")
     assert "unknown field" in message_of(file, "extends=base.yaml")
+
+
+# What has no end, or nearly none
+
+
+def doubled(line: str, times: int = 40) -> str:
+    return "".join(f"a{n}: &a{n} {line.replace('BELOW', f'*a{n - 1}') if n else '{x: 1}'}\n" for n in range(times))
+
+
+HUGE = {
+    "aliases that double": doubled("[BELOW, BELOW]"),
+    "merges that double": doubled("{<<: [BELOW, BELOW]}"),
+    "an alias in its own anchor": "name: &a [*a]\n",
+    "many fields": "".join(f"f{number}: 1\n" for number in range(60_000)),
+    "nested lists": f"a: {'[' * 200_000}{']' * 200_000}\n",
+    "nested maps": "a: " + "{a: " * 5000 + "}" * 5000,
+    "many bytes": f"description: {'x' * (2 << 20)}\n",
+    "a number of very many digits": f"seed: {'9' * 50_000}\n",
+}
+
+
+@pytest.mark.parametrize("text", HUGE.values(), ids=HUGE.keys())
+def test_what_blows_up_is_one_short_message_soon(tmp_path: Path, text: str):
+    began = time.process_time()
+    file = write(tmp_path, top=text)
+    assert message_of(file).startswith(f"{file}: ") and len(message_of(file)) < 400
+    with pytest.raises(UserError):
+        cluster.load(file)
+    if len(text) < 100_000:  # a word of a command line
+        assert len(message_of(tmp_path / "base.yaml", f"sft.lora={text}")) < 1200
+    assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{data: [facts], data: [facts]}", "field 'data' is given twice"),
+        ("{2020-01-01: 1}", "read as datetime.date(2020, 1, 1) (date): put it in quotes"),
+        ("{!!binary aGk=: 1}", "read as b'hi' (bytes)"),
+        ("{1.5: 1}", "read as 1.5 (float)"),
+        ("{on: 1}", "read as True (bool)"),
+        ("2020-99-99", "'2020-99-99' cannot be read as timestamp"),
+        ("!!bool maybe", "'maybe' cannot be read as bool"),
+        ("!!timestamp now", "'now' cannot be read as timestamp"),
+        ("&a [*a]", "an alias stands inside its own anchor"),
+    ],
+)
+def test_odd_values_are_the_same_message_in_a_file_and_after_set(tmp_path: Path, text: str, says: str):
+    file = write(tmp_path, top=f"extends: base.yaml\nsft: {text}\n")
+    assert message_of(file).startswith(f"{file}: not valid YAML: line 2") and says in message_of(file)
+    assert message_of(tmp_path / "base.yaml", f"sft={text}").startswith(f"--set sft={text}: ")
+    assert says in message_of(tmp_path / "base.yaml", f"sft={text}")
+
+
+def test_files_that_each_extend_two_end(tmp_path: Path):
+    for number in range(40):
+        below = [f"f{number - 1}.yaml"] * 2 if number else ["base.yaml"]
+        file = write(tmp_path, **{f"f{number}": f"extends: [{', '.join(below)}]\n"})
+    assert "extends more than 100 files" in message_of(file)
+
+
+def test_very_many_mistakes_are_told_in_part(tmp_path: Path):
+    lines = message_of(write(tmp_path, top="".join(f"f{number}: 1\n" for number in range(9000)))).splitlines()
+    assert len(lines) < 40 and lines[-1].endswith("mistakes more")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "of the kernel"])
+def test_what_is_no_file_is_told_and_not_read(tmp_path: Path, kind: str):
+    """Whoever opened the pipe, or `/proc/kmsg`, would wait for ever."""
+    place = {"pipe": tmp_path / "pipe.yaml", "device": Path("/dev/zero"), "folder": tmp_path, "of the kernel": Path("/proc/kmsg")}[kind]
+    if kind == "pipe":
+        os.mkfifo(place)
+    base = write(tmp_path / "recipes")
+    (tmp_path / "recipes" / "top.yaml").write_text(f"extends: {place}\n")
+    (tmp_path / "cluster.yaml").write_text(f"train: {{deepspeed: {place}}}\n")
+    for wrong in (lambda: recipe.load(place), lambda: recipe.load(tmp_path / "recipes" / "top.yaml"), lambda: cluster.load(place)):
+        with pytest.raises(UserError, match=re.escape(str(place))):
+            wrong()
+    with pytest.raises(UserError, match="deepspeed"):
+        cluster.load(tmp_path / "cluster.yaml")
+    if kind != "of the kernel":
+        with pytest.raises(UserError, match=f"{re.escape(str(place))}: no such file, but a"):
+            shipped.find(place, "recipe")
+    for field in (
+        "base.chat_template={}",
+        "sources.facts.system_prompt={}",
+        *(["base={{kind: local, path: {}}}", "sources.facts={{source: file, path: {}, format: messages}}"] if kind != "folder" else []),
+    ):
+        made = recipe.load(base, (field.format(place),))
+        with pytest.raises(UserError, match=re.escape(field.partition("{")[0].rstrip("="))):
+            pipeline.build_plan(made, tmp_path / "store", base.parent)

@@ -89,6 +89,8 @@ def test_whatever_harms_a_result_is_told_before_anything_runs(root: Path, file: 
     assert "damaged" in rounds("plan", RECIPE, "--store", root)
     assert "damaged" in rounds("show", "data.sft", "--store", root)
     assert "damaged" in rounds("status", RECIPE, "--store", root)
+    assert "damaged" in rounds("data", "stats", RECIPE, "--store", root, expect=1)
+    assert "damaged" in rounds("data", "preview", RECIPE, "--source", "facts", "--store", root, expect=1)
     assert f"data.sft ({folder.name}) is damaged" in rounds("verify", RECIPE, "--store", root, expect=1)
     rounds("clean", folder.name, "--store", root)
     assert not folder.exists() and not list(root.glob(".removed-*"))

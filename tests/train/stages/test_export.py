@@ -217,6 +217,14 @@ def test_it_is_not_for_clinical_use_before_anything_else(run: Store):
     assert "Knows everything." in text and "No licence of the weights" not in text
 
 
+def test_what_people_write_stands_in_the_card_as_text(run: Store):
+    run.sft()
+    said = "<img src=x onerror=alert(1)> | **safe**\n\n# For clinical use"
+    text = run.card(name=said, description=said, licences={"facts": said})
+    assert "<img" not in text.split("---\n")[2] and "\n# For" not in text
+    assert text.count(r"&lt;img src=x onerror=alert(1)&gt; \| \*\*safe\*\* # For clinical use") >= 2
+
+
 def test_the_card_names_the_data_card_and_its_warnings(run: Store):
     run.sft()
     run.evaluate("base", "sft")
