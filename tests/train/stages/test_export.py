@@ -272,8 +272,10 @@ def test_the_folder_is_written_as_its_base_was_published(
 
 def test_the_card_says_to_the_hub_what_the_recipe_and_the_data_say(run: Store):
     run.sft()
-    told = ModelCard(run.card(licence="llama3", language=["en", "de"], base={"kind": "hub", "id": "org/base", "revision": "0" * 40})).data
+    told: Any = ModelCard(
+        run.card(licence="llama3", language=["en", "de"], base={"kind": "hub", "id": "org/base", "revision": "0" * 40})
+    ).data
     assert (told.license, told.language, told.base_model) == ("llama3", ["en", "de"], "org/base")
     assert told.datasets == ["some/facts_train"]
-    silent = ModelCard(run.card()).data
+    silent: Any = ModelCard(run.card()).data
     assert (silent.license, silent.language, silent.base_model) == (None, None, None)
