@@ -1,5 +1,8 @@
 """What bad input gets, through the real stages: each bad row is counted under its reason with file and row, or the build stops
-with one line. Nothing else goes on to the records: a row is there as it was, or named."""
+with one line. Nothing else goes on to the records: a row is there as it was, or named.
+
+Covers: data_prep/errors.
+"""
 
 import csv
 import importlib

@@ -1,4 +1,7 @@
-"""The two stages end to end on small files: what they write, what they count, and what they refuse."""
+"""The two stages end to end on small files: what they write, what they count, and what they refuse.
+
+Covers: data_prep/progress.
+"""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""Broken lines cost one row each; files that cannot be rows at all are one clear message."""
+"""Broken lines cost one row each; files that cannot be rows at all are one clear message.
+
+Covers: data_prep/json_rows.
+"""
 
 import bz2
 import gzip

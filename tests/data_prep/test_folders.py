@@ -1,4 +1,7 @@
-"""A folder gives the rows that its files give one by one; what is not read is named with the reason."""
+"""A folder gives the rows that its files give one by one; what is not read is named with the reason.
+
+Covers: data_prep/arrow_rows, data_prep/compressed, data_prep/encodings, data_prep/inventory, data_prep/sheets.
+"""
 
 import bz2
 import gzip

@@ -1,4 +1,7 @@
-"""What a source stage does to its rows: the system prompt, and the mask that is on for a person's own files."""
+"""What a source stage does to its rows: the system prompt, and the mask that is on for a person's own files.
+
+Covers: data_prep/pool.
+"""
 
 import json
 from pathlib import Path

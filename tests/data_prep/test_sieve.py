@@ -1,4 +1,7 @@
-"""Filters see what those before them leave, and the answer is the same whatever the number of processes."""
+"""Filters see what those before them leave, and the answer is the same whatever the number of processes.
+
+Covers: data_prep/words.
+"""
 
 import multiprocessing
 import random

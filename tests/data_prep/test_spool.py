@@ -1,4 +1,7 @@
-"""Rows come back from a spool in any order that is asked for, across its batches."""
+"""Rows come back from a spool in any order that is asked for, across its batches.
+
+Covers: data_prep/whole.
+"""
 
 import random
 from pathlib import Path

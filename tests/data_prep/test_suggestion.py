@@ -1,4 +1,7 @@
-"""Which column may be meant, and the mapping that a person can copy."""
+"""Which column may be meant, and the mapping that a person can copy.
+
+Covers: data_prep/columns.
+"""
 
 import pytest
 import yaml

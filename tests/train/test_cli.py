@@ -1,4 +1,7 @@
-"""The command line: what `--help` says without importing a command, what it costs, and how a name is completed."""
+"""The command line: what `--help` says without importing a command, what it costs, and how a name is completed.
+
+Covers: train/commands/options, train/commands/plan, train/commands/sources, train/display/plan.
+"""
 
 import os
 import resource

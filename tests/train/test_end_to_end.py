@@ -2,6 +2,9 @@
 
 One undisturbed run is made once, by a fresh interpreter; the others start from a copy of its store where they can, and in this
 process unless they are killed or run side by side. Only real parts: TRL trains, lm-eval scores, the operating system kills.
+
+Covers: train/commands/report, train/commands/show, train/display/progress, train/display/stage, train/engine/twins, train/launch/local,
+train/launch/preload.
 """
 
 import json

@@ -2,6 +2,8 @@
 
 One wheel is built and one small recipe is run, from the data to the report, with SFT as two ranks of torchrun; what is executed
 or read of the folder's own files leaves a trace there, and there must be none.
+
+Covers: train/launch/quiet.
 """
 
 import os

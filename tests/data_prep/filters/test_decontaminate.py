@@ -1,4 +1,7 @@
-"""A held-out prompt is found in a record as it is or re-told with small edits; stock phrases in common are no leak."""
+"""A held-out prompt is found in a record as it is or re-told with small edits; stock phrases in common are no leak.
+
+Covers: data_prep/filters/_run_index.
+"""
 
 import random
 import string

@@ -1,4 +1,7 @@
-"""Identifiers are masked by kind, public clinical text stays, and no report holds what was found."""
+"""Identifiers are masked by kind, public clinical text stays, and no report holds what was found.
+
+Covers: data_prep/filters/_phi_find, data_prep/filters/_phi_names, data_prep/filters/_phi_rules.
+"""
 
 import importlib.util
 import itertools

@@ -1,4 +1,7 @@
-"""Your own rows in each format: what they become, what is wrong with them, and on which side of the split they fall."""
+"""Your own rows in each format: what they become, what is wrong with them, and on which side of the split they fall.
+
+Covers: data_prep/controls.
+"""
 
 import json
 from pathlib import Path

@@ -1,6 +1,13 @@
 """Each instruction set, in its own columns and in the layout of its repository, becomes the records that it promises.
 
 Three rows of our own per set. The third is one that does not fit, and its reason is named.
+
+Covers: data_prep/sources/_alpaca, data_prep/sources/_chat, data_prep/sources/_exam, data_prep/sources/_forms, data_prep/sources/_plain,
+data_prep/sources/_questions, data_prep/sources/aci_bench, data_prep/sources/cord19, data_prep/sources/headqa,
+data_prep/sources/medical_flashcards, data_prep/sources/medical_instruction, data_prep/sources/mediqa, data_prep/sources/medmcqa,
+data_prep/sources/medqa, data_prep/sources/medquad, data_prep/sources/mmlu_medical, data_prep/sources/mts_dialog,
+data_prep/sources/natural_instructions, data_prep/sources/opengpt, data_prep/sources/pubhealth, data_prep/sources/pubmed_causal,
+data_prep/sources/sciq, data_prep/sources/slim_orca, data_prep/sources/stackexchange, data_prep/sources/ultrachat.
 """
 
 import csv

@@ -1,4 +1,7 @@
-"""`rounds data preview` of rows that do not fit: the reasons that a run gives, and what to do, without a long wait."""
+"""`rounds data preview` of rows that do not fit: the reasons that a run gives, and what to do, without a long wait.
+
+Covers: data_prep/tally, train/display/first_rows.
+"""
 
 import json
 import subprocess

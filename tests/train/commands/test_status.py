@@ -1,4 +1,7 @@
-"""`rounds status --watch` and `rounds logs -f` beside a run at work: they wait for what has not begun, and end with it."""
+"""`rounds status --watch` and `rounds logs -f` beside a run at work: they wait for what has not begun, and end with it.
+
+Covers: train/commands/logs.
+"""
 
 import os
 import subprocess

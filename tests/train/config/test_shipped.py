@@ -1,4 +1,7 @@
-"""What comes with Rounds is found by its name from any folder, the person's own files go first, and keys are the same either way."""
+"""What comes with Rounds is found by its name from any folder, the person's own files go first, and keys are the same either way.
+
+Covers: train/config/yaml_file.
+"""
 
 import shlex
 from pathlib import Path

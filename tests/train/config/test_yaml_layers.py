@@ -1,4 +1,7 @@
-"""`extends`: a recipe states its differences from another, and every mistake still names its own file and line."""
+"""`extends`: a recipe states its differences from another, and every mistake still names its own file and line.
+
+Covers: train/config/own_file.
+"""
 
 import os
 import re

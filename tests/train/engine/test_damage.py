@@ -1,4 +1,7 @@
-"""Finished results that are not what was written: told with stage, file, both digests and one command, and never computed on."""
+"""Finished results that are not what was written: told with stage, file, both digests and one command, and never computed on.
+
+Covers: train/commands/clean, train/commands/verify, train/launch/contents.
+"""
 
 import json
 import os

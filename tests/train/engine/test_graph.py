@@ -1,4 +1,7 @@
-"""A stage's key: what changes it, what does not, and that computing it stays cheap."""
+"""A stage's key: what changes it, what does not, and that computing it stays cheap.
+
+Covers: train/engine/kinds.
+"""
 
 from dataclasses import replace
 from pathlib import Path

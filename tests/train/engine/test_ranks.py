@@ -1,6 +1,8 @@
 """The same recipe on one process and on two, under DDP, ZeRO-2 and ZeRO-3, stopped and resumed: one curve, one policy.
 
 Real ranks over gloo, started by torchrun once for all cases (`ranks_driver`); the numbers are fp32, but for `in_bf16`.
+
+Covers: train/stages/reference.
 """
 
 import copy

@@ -1,4 +1,7 @@
-"""The store: digests by content, claims that die with their holder, and files that are whole or not there."""
+"""The store: digests by content, claims that die with their holder, and files that are whole or not there.
+
+Covers: train/engine/claims, train/engine/digests, train/engine/records, train/engine/runs, train/engine/worker.
+"""
 
 import json
 import os

@@ -1,4 +1,8 @@
-"""What the planner says that training needs: real skeletons, formulas that move the right way, and advice that helps."""
+"""What the planner says that training needs: real skeletons, formulas that move the right way, and advice that helps.
+
+Covers: train/config/gpus, train/config/training, train/display/forecast, train/forecast/advice, train/forecast/arithmetic,
+train/forecast/evaluation_tokens, train/forecast/memory, train/forecast/model_shape, train/forecast/skeleton.
+"""
 
 import json
 from dataclasses import replace

@@ -1,6 +1,8 @@
 """Batch scripts: golden texts, what a cluster file may say, and that nothing in a name or a path becomes a command.
 
 `python -m tests.train.launch.test_script` writes the golden files anew; look at the difference before committing it.
+
+Covers: train/config/slurm, train/engine/templates.
 """
 
 import os

@@ -2,6 +2,8 @@
 
 Every disturbance is SLURM's or the operating system's own: a higher partition preempts, a node's processes are killed, time runs
 out. The measure is always the same: the weights are those of an undisturbed local run with as many processes.
+
+Covers: train/commands/cancel, train/commands/jobs.
 """
 
 import json

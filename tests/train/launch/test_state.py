@@ -1,4 +1,7 @@
-"""Why a job ended, told from SLURM's word and from what its script printed; lanes; and the log that tells most."""
+"""Why a job ended, told from SLURM's word and from what its script printed; lanes; and the log that tells most.
+
+Covers: train/launch/queue, train/launch/submission.
+"""
 
 import json
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""A recipe is fetched from a hub on 127.0.0.1 through the real client, and runs where no socket can reach anything."""
+"""A recipe is fetched from a hub on 127.0.0.1 through the real client, and runs where no socket can reach anything.
+
+Covers: train/commands/fetch, train/display/sources, train/offline/folder, train/offline/needs, train/offline/rehearsal.
+"""
 
 import hashlib
 import io

@@ -1,4 +1,7 @@
-"""Ablations as graphs: what variants share, what each adds, and how a mistake is told; and one run for real."""
+"""Ablations as graphs: what variants share, what each adds, and how a mistake is told; and one run for real.
+
+Covers: train/commands/ablate, train/display/ablation, train/launch/compare.
+"""
 
 import csv
 import json

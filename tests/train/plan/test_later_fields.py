@@ -1,4 +1,7 @@
-"""Keys that outlive a release: a field that comes later, and says which value means as before, changes no key."""
+"""Keys that outlive a release: a field that comes later, and says which value means as before, changes no key.
+
+Covers: train/engine/params.
+"""
 
 import os
 import re

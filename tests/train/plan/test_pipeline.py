@@ -1,4 +1,7 @@
-"""The shape of a run: which stages a recipe makes, what each is wired to, and what a change re-runs."""
+"""The shape of a run: which stages a recipe makes, what each is wired to, and what a change re-runs.
+
+Covers: train/plan/checks, train/plan/eval_tasks, train/plan/rows.
+"""
 
 import json
 import subprocess

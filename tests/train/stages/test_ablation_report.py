@@ -1,4 +1,7 @@
-"""The page and the table of an ablation, from folders as the stages before would have left them."""
+"""The page and the table of an ablation, from folders as the stages before would have left them.
+
+Covers: train/reports/figures.
+"""
 
 import csv
 import json

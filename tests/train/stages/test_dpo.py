@@ -1,4 +1,7 @@
-"""Stored reference log-probabilities: the right numbers, checked at the first step, and as good as a reference model."""
+"""Stored reference log-probabilities: the right numbers, checked at the first step, and as good as a reference model.
+
+Covers: train/training/trainer, train/weights/experts, train/weights/logprobs, train/weights/pair_logprobs.
+"""
 
 import json
 import math

@@ -1,4 +1,7 @@
-"""What evaluation reports equals what a few plain lines compute on the same model, item by item."""
+"""What evaluation reports equals what a few plain lines compute on the same model, item by item.
+
+Covers: train/evaluation/questions.
+"""
 
 import dataclasses
 import json

@@ -1,4 +1,7 @@
-"""The model card of runs built by hand: it says what made the exported weights, and nothing of what was rejected."""
+"""The model card of runs built by hand: it says what made the exported weights, and nothing of what was rejected.
+
+Covers: train/stages/base.
+"""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""The gate: paired differences with their standard error, every kind of rule both ways, and what a rejection does."""
+"""The gate: paired differences with their standard error, every kind of rule both ways, and what a rejection does.
+
+Covers: train/config/evaluation, train/evaluation/items.
+"""
 
 import json
 import math

@@ -1,4 +1,7 @@
-"""The manifest and the data card of a recipe whose rows were really read, filtered, mixed and tokenised."""
+"""The manifest and the data card of a recipe whose rows were really read, filtered, mixed and tokenised.
+
+Covers: train/display/rows, train/display/training_sets, train/reports/data, train/reports/training_sets.
+"""
 
 import json
 from dataclasses import replace

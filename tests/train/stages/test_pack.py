@@ -1,4 +1,7 @@
-"""Packed conversations do not see each other, nothing is cut, and what does not fit is counted."""
+"""Packed conversations do not see each other, nothing is cut, and what does not fit is counted.
+
+Covers: train/tokens/lengths, train/tokens/packed_row.
+"""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""Preflight: the checks on one process, all complaints at once, and which checks a plan asks for."""
+"""Preflight: the checks on one process, all complaints at once, and which checks a plan asks for.
+
+Covers: train/commands/preflight, train/forecast/disk, train/launch/preflight, train/weights/requirements.
+"""
 
 import json
 from pathlib import Path

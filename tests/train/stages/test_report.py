@@ -1,4 +1,7 @@
-"""The report of runs built by hand: what it says of rounds that helped, failed, were rejected or skipped."""
+"""The report of runs built by hand: what it says of rounds that helped, failed, were rejected or skipped.
+
+Covers: train/display/scores, train/evaluation/paired, train/reports/pages, train/reports/samples, train/reports/steps.
+"""
 
 import csv
 import json

@@ -1,4 +1,7 @@
-"""Pairs within a token budget: prompts are never cut, sides share what is left, and equal sides are dropped."""
+"""Pairs within a token budget: prompts are never cut, sides share what is left, and equal sides are dropped.
+
+Covers: train/tokens/pair_budget.
+"""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""Templates of the kinds that people train: what can be learnt exactly is learnt, and what cannot is not."""
+"""Templates of the kinds that people train: what can be learnt exactly is learnt, and what cannot is not.
+
+Covers: train/tokens/rendering, train/tokens/time_limit.
+"""
 
 import pytest
 from transformers import PreTrainedTokenizerBase

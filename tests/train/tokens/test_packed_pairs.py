@@ -1,4 +1,7 @@
-"""Pairs in one row give the numbers that TRL's padded batch gives: log-probabilities, losses, metrics and gradients."""
+"""Pairs in one row give the numbers that TRL's padded batch gives: log-probabilities, losses, metrics and gradients.
+
+Covers: train/weights/packed_attention.
+"""
 
 import json
 import random

@@ -1,4 +1,7 @@
-"""Training stops and goes on without a trace: the weights of a resumed run are those of an undisturbed one, bit for bit."""
+"""Training stops and goes on without a trace: the weights of a resumed run are those of an undisturbed one, bit for bit.
+
+Covers: train/stages/sft, train/training/checkpoints, train/training/watcher.
+"""
 
 import json
 import shutil

@@ -1,4 +1,7 @@
-"""DoRA and QLoRA train, adapters go on or start anew as the recipe says, and a reference that is the start gives ln 2."""
+"""DoRA and QLoRA train, adapters go on or start anew as the recipe says, and a reference that is the start gives ln 2.
+
+Covers: train/engine/policy, train/weights/merging.
+"""
 
 import contextlib
 import dataclasses

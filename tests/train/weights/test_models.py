@@ -1,4 +1,7 @@
-"""A model folder that is not whole is refused before anything trains: transformers would draw what is missing at random."""
+"""A model folder that is not whole is refused before anything trains: transformers would draw what is missing at random.
+
+Covers: train/plan/model_config.
+"""
 
 import json
 import logging
