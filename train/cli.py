@@ -33,6 +33,7 @@ COMMANDS = {
     "verify": "Read every file that a run has made again, and compare its digest with the one that was written when it was made.",
     "clean": "List what the store holds by run and what no run wants any more; remove the stages that are named.",
     "report": "Say where the run's report is: one HTML page with scores, curves, gates, data and lineage.",
+    "push": "Upload a finished run's exported model, with its model card and data card, to the Hugging Face hub.",
     "sources": "List the registered sets of rows: splits with their published sizes, kind, licence, hub repository and commit.",
     "fetch": "Download every dataset, model and evaluation set of a recipe (or ablation) into one folder, with a list of digests.",
     "data": "Make the training sets of a recipe, and look at their rows.",

@@ -1,9 +1,10 @@
 """A few lines of the Hugging Face hub on 127.0.0.1, so that its real client can be used where there is no hub.
 
 Repositories are dictionaries of path -> bytes at one commit. Served are what huggingface_hub and datasets ask for: the
-information on a repository, its tree, and its files with their digests and byte ranges.
+information on a repository, its tree, and its files with their digests and byte ranges; and what an upload asks for.
 """
 
+import base64
 import hashlib
 import json
 import threading
@@ -34,6 +35,8 @@ class FakeHub:
     tokens: set[str] = field(default_factory=set)
     cut_after: int | None = None
     """Break off the body of every large file after this many bytes."""
+    private: dict[str, bool] = field(default_factory=dict)
+    """Repositories that were asked for, and whether only their owner is to see them."""
     claimed: dict[str, int] = field(default_factory=dict)
     """Sizes to claim for files, by path, in place of their own."""
 
@@ -64,8 +67,40 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self._refuse(404, "EntryNotFound", "not served here")
+        path = unquote(urlsplit(self.path).path).strip("/")
+        body = self.rfile.read(int(self.headers["Content-Length"])) if "Content-Length" in self.headers else self._chunks()
+        self.hub.requests.append(f"POST {path}")
+        if path == "api/validate-yaml":
+            return self._json({"errors": [], "warnings": []})
+        if not path.startswith(("api/repos/create", "api/models/")):
+            return self._refuse(404, "EntryNotFound", "not served here")
+        if self._token() not in self.hub.tokens:
+            return self._refuse(401, "Unauthorized", "a token that may write is needed")
+        if path == "api/repos/create":
+            asked = json.loads(body)
+            name = "/".join(filter(None, [asked.get("organization"), asked["name"]]))
+            self.hub.private[name] = asked.get("visibility") == "private" or bool(asked.get("private"))
+            self.hub.repositories.setdefault(("models", name), Repository("0" * 40, {}))
+            return self._json({"url": f"{self.hub.endpoint}/{name}", "id": name})
+        name, _, verb = path.removeprefix("api/models/").rpartition("/main")[0].rpartition("/")
+        if verb == "preupload":
+            files = [{"path": each["path"], "uploadMode": "regular", "shouldIgnore": False} for each in json.loads(body)["files"]]
+            return self._json({"files": files})
+        entries = [json.loads(line) for line in body.splitlines()]
+        sent = {each["value"]["path"]: base64.b64decode(each["value"]["content"]) for each in entries if each["key"] == "file"}
+        commit = hashlib.sha1(body).hexdigest()
+        known = self.hub.repositories["models", name].files
+        self.hub.repositories["models", name] = Repository(commit, {**known, **sent})
+        self._json({"commitOid": commit, "commitUrl": f"{self.hub.endpoint}/{name}/commit/{commit}", "pullRequestUrl": None})
+
+    def _chunks(self) -> bytes:
+        """Read a body that is sent in chunks, each after its length."""
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path).strip("/")
@@ -145,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body)
 
     def _refuse(self, status: int, code: str, message: str, commit: str | None = None) -> None:
