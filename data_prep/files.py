@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from rounds.data_prep import arrow_rows, encodings, json_rows, sheets
+from rounds.data_prep import encodings, json_rows, sheets
 from rounds.data_prep.compressed import COMPRESSIONS, is_compressed, opened, suffix
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.inventory import note_read
@@ -122,6 +122,8 @@ def plain_first(paths: Iterable[Path]) -> list[Path]:
 def _rows(path: Path, header: Sequence[str], encoding: str | None, name_labels: bool) -> Iterator[tuple[int, Any]]:
     kind = suffix(path)
     if kind == ".parquet":
+        from rounds.data_prep import arrow_rows  # with pyarrow, for which planning has no use
+
         return arrow_rows.parquet(path, name_labels)
     if kind == ".xlsx":
         return sheets.rows(path)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rounds.data_prep import arrow_rows, files, folders
+from rounds.data_prep import files, folders
 from rounds.data_prep.errors import UserError, nearest
 from rounds.data_prep.inventory import note_not_read, note_read
 from rounds.data_prep.schema import SourceUse
@@ -169,6 +169,8 @@ def _from_saved(path: Path, split: str, must_be_named: bool) -> Any:
 def _saved_rows(path: Path, saved: Path, split: str, where: str, name_labels: bool, must_be_named: bool) -> Iterator[Row]:
     import pyarrow as pa
     from datasets.exceptions import DatasetsError
+
+    from rounds.data_prep import arrow_rows
 
     dataset = _from_saved(saved, split, must_be_named)
     read = [Path(each["filename"]) for each in dataset.cache_files]
