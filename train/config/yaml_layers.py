@@ -211,7 +211,7 @@ class _Loader(_Safe):
             if not isinstance(node, yaml.ScalarNode):
                 raise
             kind = node.tag.rpartition(":")[2]
-            says = f"{node.value[:80]!r} cannot be read as {kind} ({type(error).__name__}: {error}): put it in quotes if it is text"
+            says = f"{node.value[:80]!r} cannot be read as {kind} ({type(error).__name__}): put it in quotes if it is text"
             raise yaml.constructor.ConstructorError(None, None, says, node.start_mark) from None
 
     def flatten_mapping(self, node):

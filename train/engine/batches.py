@@ -39,6 +39,10 @@ def check(stages: Iterable[Stage], cluster: Cluster) -> None:
         raise UserError("\n".join(wrong))
 
 
+_FEW_STEPS = 20
+"""Up to so many, the step that transformers' warm-up makes at a rate of 0 is a twentieth of the training or more."""
+
+
 def steps(rows: int, training: Training) -> int:
     """Optimizer steps as transformers' Trainer counts them: the last batch of an epoch is filled up to a whole one."""
     per_epoch = -(-rows // training.global_batch_size)
@@ -54,11 +58,17 @@ def notes(rows: int, training: Training) -> list[str]:
             f"global_batch_size {batch:,} is more than the {rows:,} rows of the set: each step computes them {batch / rows:.3g} times. "
             f"{rows:,} at most learns the same with less work"
         )
-    if training.lr_scheduler_type != "constant" and warm >= 1 and warm >= wanted:
+    if not warm or training.lr_scheduler_type == "constant":
+        return found
+    if wanted == 1:
+        found.append("a training of one step has no warm-up: its only step is made at the full learning rate")
+    elif warm >= wanted:
         found.append(
             f"warmup_steps {warm:,.0f} is no less than the {wanted:,} steps of the training: the learning rate never comes to "
             f"{training.learning_rate:g}. A number below 1 is a share of the steps, such as 0.1"
         )
+    elif wanted <= _FEW_STEPS:
+        found.append(f"the first of {wanted} steps warms up from a learning rate of 0 and changes nothing; `warmup_steps: 0` lets it learn")
     return found
 
 

@@ -89,11 +89,11 @@ DATA = Kind("data", "rounds.data_prep.build:data", "rounds.data_prep.schema:Data
 BASE = _kind("base", 1, column=4, starts=True, reads_weights=True)
 PACK = _kind("pack", 3, column=2, arrows=("data",), makes_tokens=True, packs=True, holds_text=True, about_rows=True)
 TOKENIZE = _kind("tokenize", 2, column=2, arrows=("data",), makes_tokens=True, of_pairs=True, holds_text=True, about_rows=True)
-SFT = _kind("sft", 3, "train", column=4, arrows=("policy", "rows"),
+SFT = _kind("sft", 2, "train", column=4, arrows=("policy", "rows"),
             reads_weights=True, loads_policy=True, trains=True, spread=True, tracked=True)
 REFERENCE = _kind("reference", 3, "train", column=3, arrows=("pairs", "policy"),
                   of_pairs=True, reads_weights=True, loads_policy=True, scores_pairs=True, spread=True)
-DPO = _kind("dpo", 3, "train", column=4, arrows=("policy", "reference"),
+DPO = _kind("dpo", 2, "train", column=4, arrows=("policy", "reference"),
             reads_weights=True, loads_policy=True, trains=True, is_round=True, spread=True, tracked=True)
 EVALUATE = _kind("evaluate", 2, "infer", column=5, arrows=("policy",),
                  reads_weights=True, loads_policy=True, measures=True, holds_text=True, tracked=True)

@@ -28,6 +28,8 @@ def plain(value: Any) -> Any:
     """Write a text on one line, so that Markdown shows it as it is; what is no text, or `Markup`, is left alone."""
     if isinstance(value, Markup) or not isinstance(value, str | list | tuple | dict):
         return value
-    text = " ".join(str(value).split())
+    whole = str(value)
+    text = " ".join(whole.split())
+    before, after = (" " if text and end.isspace() else "" for end in (whole[:1], whole[-1:]))  # as in a template's own ", "
     text = _MARKS.sub(lambda found: f"\\{found.group()}", text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
-    return _STARTS.sub(lambda found: f"{found.group()}\\", text)
+    return before + _STARTS.sub(lambda found: f"{found.group()}\\", text) + after

@@ -54,6 +54,13 @@ class Rounding(NamedTuple):
 _ROUNDING = {"fp32": Rounding(1e-4, 1e-3), "bf16": Rounding(2e-3, 1.0)}
 """Measured on SmolLM2-135M between padded and packed rows. fp32: below 1e-6 of 150 tokens. bf16: 1e-3 of 150 tokens, but of 1 to 20
 tokens up to 0.6 nats, 0.1 as root mean square, since a logit of 16 to 32 is rounded to eighths, however likely the answer is."""
+_WHAT_COMPUTED_THEM = (
+    "Both are as they were written, which was compared when this round began; so it is what computed them that differs: the cluster row "
+    "(attn_implementation, pair_batching, precision, use_liger_kernel, deepspeed) or the versions of torch and transformers. Run the round "
+    "as its reference was run. If nothing of that differs, the model computes in training what it does not in scoring: report it with its "
+    "config.json"
+)
+"""The causes that are left where the reference and the policy have the digests that they were written with."""
 _SAMPLE = 4
 """Pairs that are scored again before a round whose reference is not its start."""
 _COLUMNS = ["prompt_ids", "chosen_ids", "rejected_ids"]
@@ -166,9 +173,7 @@ class StoredReferenceTrainer(stage_trainer.StageTrainer, DPOTrainer):
             raise UserError(
                 f"the round starts from its own reference, so the first loss must be ln 2 = {math.log(2):.4f} and the rewards "
                 f"0, but the loss is {loss:.4f}, the rewards are {rewards['chosen']:.4f} (chosen) and "
-                f"{rewards['rejected']:.4f} (rejected): the stored log-probabilities are not this policy's. Files of "
-                "the reference or of the policy have changed since they were written (compare with the SHA-256 in `done.json` of both), or "
-                "the model computes in training what it does not in scoring: then report it with the model's config.json"
+                f"{rewards['rejected']:.4f} (rejected): the stored log-probabilities are not this policy's. {_WHAT_COMPUTED_THEM}"
             )
 
 
@@ -197,7 +202,7 @@ def _check_arithmetic(reference: Path, machine: Machine) -> None:
         raise UserError(
             f"the reference log-probabilities ({reference.name}) were computed in {found}, and this cluster's row `train` means "
             f"{here}: the round would not start from a reward of 0. Use a cluster file whose precision, and deepspeed or none, "
-            f"mean {found}, or remove {reference} to have them computed again"
+            f"mean {found}"
         )
 
 
@@ -233,7 +238,7 @@ def _check_sample(params: DpoParams, inputs: dict[str, Path], machine: Machine, 
                 raise UserError(
                     f"{inputs['reference'].name} says that the {side} answer of pair {old['id']} has a log-probability of {was:.3f} "
                     f"under {inputs['reference_policy'].name}, and it has {value:.3f}: the stored numbers are not that policy's. "
-                    f"Remove {inputs['reference']} and run again; if it stays, this is a bug to report"
+                    f"{_WHAT_COMPUTED_THEM}"
                 )
 
 
@@ -250,7 +255,9 @@ def _with_reference(pairs: Path, reference: Path, ld_alpha: float | None, out: P
     rows = pq.read_table(pairs / PAIRS)
     logps = pq.read_table(reference / LOGPS)
     if rows["id"].to_pylist() != logps["id"].to_pylist():
-        raise UserError(f"{reference.name} was not computed on the pairs of {pairs.name}; remove its folder and run again")
+        raise UserError(
+            f"{reference.name} was not computed on the pairs of {pairs.name}: `rounds verify RECIPE` says which is not as written"
+        )
     joined = rows.select(_COLUMNS)
     for side in ("chosen", "rejected"):
         whole = logps[f"ref_{side}_logps"].to_numpy()

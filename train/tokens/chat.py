@@ -111,12 +111,13 @@ def template_limits(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     For the counts of stage `base`. What it costs is counted row by row where rows are made into tokens.
     """
     question, answer = (Message("user", "Is it so?"), Message("assistant", "It is."))
+    text = "Be brief."
     thought = "<think>\nI look it up.\n</think>\n\n"
     further = (Message("user", "Why is it so?"), Message("assistant", "Nobody knows."))
     limits = {}
     try:
         with time_limit(_PROBE_SECONDS):
-            if problem := _problem(tokenizer, (Message("system", "Be brief."), question, answer)):
+            if problem := _problem(tokenizer, (Message("system", text), question, answer)):
                 limits["system turns"] = problem
             talk = _rendered(tokenizer, (question, answer, *further))
             if isinstance(talk, str):

@@ -1,14 +1,13 @@
 """What is mixed into TRL's trainers: our order of rows, checkpoints without what nobody reads, more numbers per step."""
 
-import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import psutil
 import torch
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -36,15 +35,10 @@ class StageTrainer(Trainer):
         return self.order
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
-        """Make the schedule of the learning rate, whose warm-up begins above 0: transformers' own spends the first step at 0, and with it
-        all of a run of one step."""
-        new = self.lr_scheduler is None
-        scheduler = super().create_scheduler(num_training_steps, optimizer)
-        steps = self.args.get_warmup_steps(num_training_steps)
-        if new and steps and isinstance(scheduler, LambdaLR) and scheduler.lr_lambdas[0](0) == 0:
-            rates = [functools.partial(_from_the_first_step, steps, after) for after in scheduler.lr_lambdas]
-            scheduler = self.lr_scheduler = LambdaLR(scheduler.optimizer, rates)
-        return scheduler
+        """Make transformers' schedule of the learning rate. Its warm-up makes the first step at 0; a training of one step has none."""
+        if num_training_steps == 1:
+            self.args.warmup_steps = 0
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def _prepare_input(self, data: Any) -> Any:
         """Move a batch to the device, but leave numbers as they are: under DeepSpeed transformers would round them to bf16.
@@ -85,11 +79,6 @@ class StageTrainer(Trainer):
         if state_dict:
             state_dict = {name: value for name, value in state_dict.items() if name not in tied}
         super()._save(output_dir, state_dict)
-
-
-def _from_the_first_step(warmup_steps: int, after: Callable[[int], float], step: int) -> float:
-    """Return the share of the peak learning rate: 1/(w+1), 2/(w+1), ... over w steps of warm-up, then as transformers has it."""
-    return (step + 1) / (warmup_steps + 1) if step < warmup_steps else after(step)
 
 
 def _memory_gib() -> float:

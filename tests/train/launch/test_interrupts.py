@@ -4,6 +4,7 @@ import os
 import pty
 import re
 import select
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ def interrupted(command: list[str], when: Callable[[str, int], bool]) -> tuple[i
     and what was on the screen from then on, till nobody had the terminal any more."""
     process, terminal = pty.fork()
     if process == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs the tests may be in the background, deaf to it
         os.execvp(command[0], command)
     began, screen, pressed = time.monotonic(), "", None
     while time.monotonic() - began < WAIT_SECONDS:

@@ -31,7 +31,7 @@ Loss = Callable[[Any, list[dict[str, Any]]], torch.Tensor]
 def rate(step: int, steps: int) -> float:
     """Share of the peak: up to it over a tenth of the steps, then half a cosine."""
     warm = math.ceil(0.1 * steps)
-    return (step + 1) / (warm + 1) if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
+    return step / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
 
 
 def trained(start: Path, rows: list[dict[str, Any]], loss_of: Loss) -> tuple[Any, list[float]]:
