@@ -47,10 +47,11 @@ def write(policy_folder: Path, dtype: str, folder: Path, machine: Machine) -> Pr
     """Write a policy as a model folder of its own, in the type that `ExportParams.dtype` names; returns the model."""
     described, start = policy.read(policy_folder), policy.read(policy.chain(policy_folder)[0])
     tokenizer, wanted = models.load_tokenizer(described), _dtype(dtype, start)
-    # Merged in the type of the base, as it was trained, and rounded once.
-    loaded = _dtype("base", start) if described.adapters else wanted
+    loaded = wanted
+    if described.adapters:  # merged in the wider of the base's type and the one to write, and rounded once
+        loaded = torch.float32 if wanted == "auto" else torch.promote_types(wanted, _dtype("base", start))
     model = models.load_model(described, machine, dtype=loaded, attention="eager")
-    if wanted != "auto":
+    if wanted not in ("auto", loaded):
         models.cast(model, wanted)
     _say_how_to_write(model, start, tokenizer)
     models.save_model(model, tokenizer, folder)

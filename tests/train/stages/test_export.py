@@ -13,6 +13,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from rounds.data_prep.records import Conversation
 from rounds.train.config.cluster import Machine
@@ -271,6 +272,8 @@ def test_the_folder_is_written_as_its_base_was_published(
         assert {weights.get_slice(name).get_dtype() for name in names} == {"BF16"}
     export.write(sft, "fp32", shelf / "wide", CPU)
     assert (shelf / "wide" / "model.safetensors").stat().st_size > 1.8 * (folder / "model.safetensors").stat().st_size
+    trained = load_file(shelf / "wide" / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"]
+    assert not torch.equal(trained, trained.bfloat16().float()), "merged in the base's type, and only then widened"
 
 
 def test_the_card_says_to_the_hub_what_the_recipe_and_the_data_say(run: Store):
