@@ -53,7 +53,7 @@ def ablate(
     if not now:
         options.go_offline(file, overrides, cluster, root)
     made = ablation.build_plan(file, root, tuple(overrides or ()))
-    options.refuse_damaged("ablate", file, overrides, cluster_file, root, made.stages)
+    options.refuse_damaged(file, overrides, cluster_file, root, made.stages)
     if now:
         lost = {stage.key: f"{stage.name} is not finished" for stage in _todo(made, root)}
         _end(made, file, root, Cluster(), lost, time.monotonic())

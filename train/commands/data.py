@@ -9,7 +9,6 @@ from rounds.train.commands import options
 from rounds.train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
 from rounds.train.config.cluster import load as load_cluster
 from rounds.train.engine import store
-from rounds.train.plan import ablation
 from rounds.train.plan.pipeline import Plan
 
 app = typer.Typer(
@@ -90,8 +89,7 @@ def _sets(plan: Plan) -> Plan:
 
 
 def _refuse_damaged(file: Path, overrides: list[str] | None, root: Path, plan: Plan) -> None:
-    command = "ablate" if ablation.is_ablation(file) else "run"
-    options.refuse_damaged(command, file, overrides, None, root, [stage for stage in plan.stages if stage.kind.about_rows])
+    options.refuse_damaged(file, overrides, None, root, [stage for stage in plan.stages if stage.kind.about_rows])
 
 
 @app.command("stats")

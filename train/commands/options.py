@@ -102,13 +102,16 @@ def command_line(command: str, file: Path, overrides: list[str] | None, cluster_
     return shlex.join(words)
 
 
-def refuse_damaged(
-    command: str, file: Path, overrides: list[str] | None, cluster_file: Path | None, root: Path, stages: Iterable[Stage]
-) -> None:
+def go_on(file: Path, overrides: list[str] | None, cluster_file: Path | str | None, root: Path, *more: str) -> str:
+    """Return the command that continues what a file describes: `ablate` for an ablation, `run` for a recipe."""
+    return command_line("ablate" if ablation.is_ablation(file) else "run", file, overrides, cluster_file, root, *more)
+
+
+def refuse_damaged(file: Path, overrides: list[str] | None, cluster_file: Path | None, root: Path, stages: Iterable[Stage]) -> None:
     """Raise one `UserError` that names the results of a run that are not what was written, and the command that mends them."""
     damages = damage.of_run(root, stages)
     if damages:
-        raise damage.told(damages, command_line(command, file, overrides, cluster_file, root))
+        raise damage.told(damages, go_on(file, overrides, cluster_file, root))
 
 
 def plan_of(file: Path, overrides: list[str] | None, root: Path, *, read_files: bool = True) -> Plan:

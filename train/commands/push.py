@@ -33,7 +33,7 @@ def push(
     if ablation.is_ablation(file):
         raise UserError(f"{file}: an ablation has a model for each variant; push the recipe of the one you want")
     stage = next(each for each in plan_of(file, overrides, root).stages if each.kind.exports)
-    folder, go_on = store.folder(root, stage), options.command_line("run", file, overrides, cluster_file, root)
+    folder, go_on = store.folder(root, stage), options.go_on(file, overrides, cluster_file, root)
     if not store.done(folder):
         raise UserError(f"nothing is exported in {root} yet; `{go_on}` goes on")
     if damages := damage.full(folder, Memory(root), stage.name):

@@ -27,12 +27,11 @@ def report(
     stage = plan_of(file, overrides, root).stage("report")
     folder = store.folder(root, stage)
     page = folder / stage.kind.page
-    command = "ablate" if stage.kind.compares else "run"
-    options.refuse_damaged(command, file, overrides, cluster_file, root, [stage])
+    options.refuse_damaged(file, overrides, cluster_file, root, [stage])
     if not page.is_file():
         failure = store.failure(folder)
         why = failure.message if failure else "the run is not finished"
-        go_on = options.command_line(command, file, overrides, cluster_file, root)
+        go_on = options.go_on(file, overrides, cluster_file, root)
         raise UserError(f"no report in {root}: {why}; `{go_on}` goes on")
     print(page)
     if browse:

@@ -81,7 +81,7 @@ def carry_out(
     options.go_offline(file, overrides, cluster, root, check, part)
     plan = plan_of(file, overrides, root)
     wanted = part(plan)
-    options.refuse_damaged("run", file, overrides, cluster_file, root, wanted.stages)
+    options.refuse_damaged(file, overrides, cluster_file, root, wanted.stages)
     todo = store.unfinished(root, wanted.stages)
     batches.check(todo, cluster)  # what is done may have run on a cluster of another size
     if cluster.kind == "slurm":

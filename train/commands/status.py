@@ -18,7 +18,6 @@ from rounds.train.engine import damage, store
 from rounds.train.engine.graph import Stage
 from rounds.train.launch import state, submission
 from rounds.train.launch.state import ENDED_BADLY, State
-from rounds.train.plan import ablation
 
 _SECONDS_BETWEEN_LOOKS = 10.0
 _METRICS = re.compile(r"\{'\w+': .*\}$")
@@ -163,5 +162,4 @@ def _go_on(file: Path, overrides: list[str] | None, cluster_file: Path | None, r
     known = [entry for stage in stages if (entry := submission.read(store.folder(root, stage)))]
     last = max(known, key=lambda entry: entry.submitted, default=None)
     given, more = (last.cluster, last.more) if last else (None, ())
-    command = "ablate" if ablation.is_ablation(file) else "run"
-    return options.command_line(command, file, overrides, cluster_file or given, root, *more)
+    return options.go_on(file, overrides, cluster_file or given, root, *more)

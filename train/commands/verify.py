@@ -8,7 +8,6 @@ from rounds.train.commands import options
 from rounds.train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
 from rounds.train.engine import damage, store
 from rounds.train.engine.digests import Memory
-from rounds.train.plan import ablation
 
 
 @told
@@ -46,6 +45,5 @@ def verify(
         highlight=False,
     )
     if damages:
-        again = "ablate" if ablation.is_ablation(file) else "run"
-        options.tell(damage.told(damages, options.command_line(again, file, overrides, cluster_file, root)))
+        options.tell(damage.told(damages, options.go_on(file, overrides, cluster_file, root)))
         raise typer.Exit(1)

@@ -60,9 +60,8 @@ def rows(plan: Plan, root: Path, name: str, count: int) -> Rows:
         path = store.folder(root, own) / RECORDS
         return Rows(list(_first(path, None, count)), f"of {own.name}: before filters and mix", longest)
     said = f"read for this preview, since {own.name} is not finished: before filters and mix"
-    counts = tally.Tally()
-    taken, unfit = _straight(own, count, counts)
-    return Rows(taken, said, longest, _not_used(own, counts), unfit)
+    taken, not_used, unfit = _straight(own, count)
+    return Rows(taken, said, longest, not_used, unfit)
 
 
 def _max_length(plan: Plan, source: Stage) -> int | None:
@@ -95,13 +94,9 @@ def _first(path: Path, source: str | None, count: int) -> Iterator[Record]:
             return
 
 
-def _not_used(stage: Stage, counts: tally.Tally) -> str:
-    use = SourceUse.model_validate(stage.params.use.model_dump()) if isinstance(stage.params, SourceParams) else None
-    return ", ".join(sources.load(use.source).not_used(use, counts.unread)) if use else ""
-
-
-def _straight(stage: Stage, count: int, counts: tally.Tally) -> tuple[list[Record], str]:
-    """Read the first rows that fit, and treat them as the source's stage would; also say how many of those looked at do not fit."""
+def _straight(stage: Stage, count: int) -> tuple[list[Record], str, str]:
+    """Read the first rows that fit, and treat them as the source's stage would; also say which columns of those looked at nobody reads,
+    and how many of them do not fit."""
     params = stage.params
     assert isinstance(params, SourceParams)
     given: dict[str, Any] = params.use.model_dump()
@@ -109,7 +104,7 @@ def _straight(stage: Stage, count: int, counts: tally.Tally) -> tuple[list[Recor
     given["path"] = str(asset.path) if isinstance(asset, Asset) else None
     given["revision"] = params.revision or given["revision"]
     use = SourceUse.model_validate(given)
-    origin = sources.load(use.source)
+    origin, counts = sources.load(use.source), tally.Tally()
     where = f"{stage.name}" + (f" ({use.path})" if use.path else "")
     fitting: list[Record] = []
     with inventory.noting() as noted:
@@ -123,12 +118,13 @@ def _straight(stage: Stage, count: int, counts: tally.Tally) -> tuple[list[Recor
     if not fitting:
         raise UserError(f"{where}: none of {counts.rows} rows of split {use.split!r} became a record {dict(counts.dropped)}")
     kept = rewrite.rewritten(fitting, system_prompt=params.system_prompt, phi=params.phi)
+    not_used = ", ".join(origin.not_used(use, counts.unread))
     if counts.too_many_bad(use):
-        return kept, f"a run would refuse this source if the rest were alike: {counts.complaint(origin, use)}"
+        return kept, not_used, f"a run would refuse this source if the rest were alike: {counts.complaint(origin, use)}"
     reasons = ", ".join(f"{reason} ({rows})" for reason, rows in counts.dropped.most_common())
     said = [f"of the first {counts.rows} rows {counts.dropped.total()} give no record: {reasons}"] if reasons else []
     said += [f"of the first {counts.rows} rows {counts.cleaned} had control characters taken out"] if counts.cleaned else []
-    return kept, "; ".join([*said, *_not_read(noted)])
+    return kept, not_used, "; ".join([*said, *_not_read(noted)])
 
 
 def _not_read(noted: inventory.Inventory) -> list[str]:
