@@ -1,12 +1,16 @@
 """What a recipe says of measuring a policy: tasks, held-out sets, and the rules by which a gate decides."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rounds.data_prep.schema import Between, Count, Name, Section, listed
+from rounds.data_prep.schema import Between, Count, FieldError, Later, Name, Section, listed
 
 Difference = Annotated[float, Between(0, 1e6, "the sign is in the name of the condition")]
+MIN_ITEMS = 30
+"""With fewer questions the normal approximation of a mean is not trusted and no verdict is given: the usual rule of thumb."""
+TooFew = Literal["accept", "reject", "stop"]
 
 
 class Rule(Section):
@@ -21,15 +25,25 @@ class Rule(Section):
     at_least: float | None = None
     """The new policy's own value, whatever the old one's."""
     at_most: float | None = None
-    unit: Literal["stderr", "absolute"] = "stderr"
-    """Unit of the four differences: standard errors of the paired difference over the same items, or the metric's own."""
+    beyond: Annotated[Difference | None, Later(None)] = None
+    """With `at_least` or `at_most`: how many standard errors of the value the bound must be passed by. None asks for the value alone."""
+    unit: Literal["stderr", "absolute", "relative"] = "stderr"
+    """Unit of the four differences: standard errors of the paired difference over the same items, the metric's own, or shares of the old
+    value (0.15 is 15 % of it)."""
 
     @model_validator(mode="after")
     def _one_condition(self) -> "Rule":
         given = [name for name in self.conditions() if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"a rule needs exactly one of {', '.join(self.conditions())}; found {given or 'none'}")
+        if self.beyond is not None and given[0] not in ("at_least", "at_most"):
+            raise ValueError(f"`beyond` goes with at_least or at_most; {given[0]} says by how much itself")
         return self
+
+    @property
+    def condition(self) -> str:
+        """The name of the one field that it sets."""
+        return next(name for name in self.conditions() if getattr(self, name) is not None)
 
     @staticmethod
     def conditions() -> tuple[str, ...]:
@@ -44,6 +58,9 @@ class Gate(Section):
     """The new policy is accepted when all hold."""
     on_reject: Literal["continue", "stop"] = "continue"
     """`continue`: the next round starts from the policy before this round. `stop`: later rounds are skipped."""
+    too_few: Annotated[TooFew, Later("stop")] = "stop"
+    """What becomes of a rule over fewer than 30 questions, which cannot decide: `accept` and `reject` take it as holding or not, and say
+    so; `stop` ends the run, and before it starts where the recipe alone tells the number."""
 
 
 class TaskUse(Section):
@@ -58,6 +75,8 @@ class TaskUse(Section):
     num_fewshot: Annotated[int, Between(0, 1000, "the examples stand before each question, in its length")] = 0
     limit: Count | None = None
     """Ask only the first this many."""
+    optional: Annotated[bool, Later(False)] = False
+    """Left out where the rows of its source are the user's own and are not given: its scores are then not available."""
 
     @property
     def label(self) -> str:
@@ -67,6 +86,33 @@ class TaskUse(Section):
 
 def _task(value: Any) -> Any:
     return {"task": value} if isinstance(value, str) else value
+
+
+class Average(Section):
+    """A score that is the mean of other scores, each counting as much."""
+
+    mean_of: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Metrics (`medqa/acc`, `mmlu/acc/anatomy`) and other averages. Where one was not measured there is no average."""
+
+
+class Published(Section):
+    """Scores of other models, as a publication prints them."""
+
+    source: str
+    """The publication, and where in it."""
+    protocol: str
+    """How they were measured, as far as it is told: what ours can be compared with."""
+    columns: tuple[str, ...]
+    """Our metrics and averages that stand for its columns, in their order."""
+    rows: dict[str, tuple[float | None, ...]]
+    """Model -> its scores in percent, one a column; null where none is given."""
+
+    @model_validator(mode="after")
+    def _rows_are_whole(self) -> "Published":
+        for name, row in self.rows.items():
+            if len(row) != len(self.columns):
+                raise FieldError(f"has {len(row)} scores, expected {len(self.columns)}: one for each of columns", "rows", name)
+        return self
 
 
 class Evaluate(Section):
@@ -85,6 +131,14 @@ class Evaluate(Section):
     """Longest greedy answer, in tokens."""
     max_length: Annotated[int, Between(8, 10_000_000, "a chat template alone takes some tokens, and no model reads more")] = 2048
     """Longest sequence in evaluation, in tokens."""
+    suites: Annotated[tuple[str, ...], BeforeValidator(listed), Later(())] = ()
+    """Names of files in recipes/suites, whose sources, tasks, answers and averages are laid beneath the recipe's own."""
+    averages: Annotated[dict[Name, Average], Later({})] = Field(default_factory=dict)
+    """Means of scores, which are scores like any other: with an error, in gates and in the report."""
+    published: Annotated[Published | None, Later(None)] = None
+    """What a publication reports of other models, shown beside the own scores."""
+    absent: Annotated[dict[str, str], Later({})] = Field(default_factory=dict)
+    """Optional tasks that are left out, and why; filled when the recipe is read."""
 
     @model_validator(mode="after")
     def _labels_differ(self) -> "Evaluate":
@@ -95,3 +149,20 @@ class Evaluate(Section):
         if len(set(self.preferences)) < len(self.preferences):
             raise ValueError(f"preferences: a source stands twice in {', '.join(self.preferences)}")
         return self
+
+    @model_validator(mode="after")
+    def _averages_end(self) -> "Evaluate":
+        for name in self.averages:
+            if name in {task.label for task in self.tasks}:
+                raise FieldError("a task has this name; give the average another", "averages", name)
+            ring = _ring(name, self.averages, ())
+            if ring:
+                raise FieldError(f"is a mean of itself: {' -> '.join(ring)}", "averages", name)
+        return self
+
+
+def _ring(name: str, averages: Mapping[str, Average], inside: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the averages by which one leads back to itself, or nothing."""
+    if name in inside:
+        return (*inside, name)
+    return next((ring for part in averages[name].mean_of if part in averages and (ring := _ring(part, averages, (*inside, name)))), ())

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from rounds.data_prep.schema import Between, Count, FieldError, Filters, FilterUse, Later, Mix, Name, Section, SourceUse, listed
-from rounds.train.config import yaml_file
+from rounds.train.config import suites, yaml_file
 from rounds.train.config.evaluation import Evaluate, Gate
 from rounds.train.config.training import Round, Sft
 
@@ -193,7 +193,12 @@ class Recipe(Section):
 def load(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     """Read a recipe, apply `--set` overrides such as `rounds.second.beta=0.05`, check it, and return it.
 
-    Local paths become absolute: those in the file relative to its folder, those in overrides to the current one.
+    The suites that it names are laid beneath it (`suites.py`). Local paths become absolute: those in the file relative to its folder,
+    those in overrides to the current one.
     Raises `UserError` with file, line, field, what was found and expected, and the nearest valid name.
     """
-    return yaml_file.load(path, Recipe, overrides)
+    recipe = yaml_file.load(path, Recipe, overrides, suites.beneath)
+    if recipe.evaluate is None:
+        return recipe
+    evaluate, sources = suites.settled(recipe.evaluate, recipe.sources)
+    return recipe.model_copy(update={"evaluate": evaluate, "sources": sources})

@@ -19,16 +19,27 @@ _SHARED_FIELDS = ("chat_template", "deepspeed", "system_prompt")
 _PATH_FIELDS = ("path", "fetched", "base", *_SHARED_FIELDS)
 """Fields that hold a local path where they hold text; a recipe's own `base` is a section."""
 
+_SUITES = "evaluate.suites="
 _MOST_TOLD, _MOST_SHOWN = 30, 300
 """Mistakes of one file, and characters of one value, that a message tells."""
 
 
-def load(path: Path, section: type[S], overrides: Iterable[str] = ()) -> S:
+def load(
+    path: Path, section: type[S], overrides: Iterable[str] = (), beneath: Callable[[dict[str, Any], Path], dict[str, Any]] | None = None
+) -> S:
     """Read `path`, laid over the files that it `extends`, as `section`. See `rounds.train.config.recipe.load` for how paths and overrides
-    are treated."""
+    are treated. `beneath` lays more under the fields, before any override but those of the suites themselves."""
     layers = yaml_layers.read(path, absolute)
     data = yaml_layers.merged(layers)
     overrides = tuple(overrides)
+    if beneath is not None:
+        for override in overrides:
+            if override.startswith(_SUITES):
+                _override(data, override)
+        try:
+            data = beneath(data, path.resolve().parent)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
     for override in overrides:
         _override(data, override)
     try:

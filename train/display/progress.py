@@ -120,7 +120,7 @@ def _figures(stage: Stage, record: Done) -> str:
     if stage.kind.decides:
         return counts["decision"]
     if stage.kind.measures:
-        shown = [name for name in counts["scores"] if name.count("/") == 1][:4]
+        shown = [name for name in counts["scores"] if name.count("/") <= 1][:4]
         return ", ".join(f"{name} {counts['scores'][name][0]:.3f}" for name in shown)
     if stage.kind.trains:
         return f"{counts['steps']} steps, mean loss {counts['train_loss']:.4f}"

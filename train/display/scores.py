@@ -40,10 +40,13 @@ def scores_table(name: str, evaluations: dict[str, dict[str, Score]]) -> Table:
     table.add_column("metric", no_wrap=True)
     for column in evaluations:
         table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("n", justify="right", no_wrap=True)
     metrics = dict.fromkeys(metric for scores in evaluations.values() for metric in scores)
     for metric in metrics:
-        if metric.count("/") == 1:  # not the breakdown by group; the report has it
-            table.add_row(metric, *(_score(scores.get(metric)) for scores in evaluations.values()))
+        if metric.count("/") <= 1:  # not the breakdown by group; the report has it
+            sizes = sorted({scores[metric].n for scores in evaluations.values() if metric in scores})
+            asked = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
+            table.add_row(metric, *(_score(scores.get(metric)) for scores in evaluations.values()), asked)
     return table
 
 

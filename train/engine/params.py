@@ -6,6 +6,8 @@ import importlib
 from functools import cache
 from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
 from rounds.data_prep.schema import Later, Section
 from rounds.train.config.cluster import Machine, RowName
 from rounds.train.config.evaluation import Gate
@@ -87,6 +89,8 @@ class EvaluateParams(Section):
     num_answers: int
     max_new_tokens: int
     max_length: int
+    averages: Annotated[dict[str, tuple[str, ...]], Later({})] = Field(default_factory=dict)
+    """Scores that are means of others."""
 
 
 class GateParams(Gate):

@@ -1,5 +1,7 @@
 """What a policy scored: one row per item, and their mean with a standard error over questions."""
 
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -38,7 +40,7 @@ class Items:
 
     def _direction(self, metric: str) -> bool | None:
         """Tell which direction is better; None for what is measured to understand a policy, not to rank it."""
-        return None if metric in paired.NEUTRAL else metric not in self.lower_is_better
+        return None if paired.is_neutral(metric) else metric not in self.lower_is_better
 
     def write(self, path: Path) -> None:
         """Write one row per metric and item."""
@@ -53,7 +55,56 @@ class Items:
 def mean_and_stderr(values: list[float], asked: list[str]) -> Score:
     """Return the mean of some values, the standard error of that mean (None for one question), and their numbers.
 
-    `asked` names the question of each value.
+    `asked` names the question of each value. Where all values are 0, or all are 1, their spread is 0, which says nothing of how far
+    they hold: the error is then that of Wilson's interval (J. Am. Stat. Assoc. 22, 1927), half its width in units of `Z95`.
     """
     mean, stderr, number = paired.clustered(values, asked)
+    if stderr == 0 and mean in (0.0, 1.0):
+        stderr = paired.Z95 / (2 * (number + paired.Z95**2))
     return Score(value=mean, stderr=stderr if number > 1 else None, n=len(values), questions=number)
+
+
+def add_averages(items: Items, averages: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Add means of metrics, and of other such means, as metrics of their own; returns which could not be, and what was not measured."""
+    missing: dict[str, str] = {}
+
+    def add(name: str) -> None:
+        if name in items.values or name in missing:
+            return
+        for part in averages[name]:
+            if part in averages:
+                add(part)
+        lacking = _add_average(items, name, averages[name])
+        if lacking is not None:
+            missing[name] = missing.get(lacking, lacking)
+
+    for name in averages:
+        add(name)
+    return missing
+
+
+def _add_average(items: Items, name: str, parts: Sequence[str]) -> str | None:
+    """Add the mean of some metrics, each counting as much, as a metric of its own; returns which of them was not measured, if any.
+
+    A part's items count by the part's share over their number. What is kept for an item is the average plus its distance from its
+    part's mean, weighed so: the mean of these is the average, and their spread gives its standard error, also of a difference between
+    two policies (the linearised, or influence, form of a stratified mean). Parts that share questions stay correlated.
+    Raises `UserError` where more is better in some parts and worse in others.
+    """
+    missing = next((part for part in parts if part not in items.values), None)
+    if missing is not None:
+        return missing
+    lower = {part in items.lower_is_better for part in parts}
+    if len(lower) > 1:
+        raise UserError(f"evaluate.averages.{name}: in some of {', '.join(parts)} more is better, in others less; average them apart")
+    columns = {part: items.values[part] for part in parts}
+    means = {part: math.fsum(column.values()) / len(column) for part, column in columns.items()}
+    average = math.fsum(means.values()) / len(parts)
+    number = sum(map(len, columns.values()))
+    for part, column in columns.items():
+        weight = number / (len(parts) * len(column))
+        for item, value in column.items():
+            items.add(name, f"{part}: {item}", average + weight * (value - means[part]), items.questions[part][item])
+    if lower == {True}:
+        items.lower_is_better.add(name)
+    return None

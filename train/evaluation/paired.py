@@ -16,6 +16,7 @@ from typing import Any, Literal
 import pyarrow.parquet as pq
 
 from rounds.data_prep.errors import UserError
+from rounds.train.config.evaluation import MIN_ITEMS
 from rounds.train.engine.records import ITEMS
 
 Verdict = Literal["better", "worse", "within noise", "rose", "fell", "too few items"]
@@ -23,16 +24,8 @@ Conclusion = Literal["helped", "mixed", "made it worse", "no measurable differen
 
 Z95 = 1.959964
 """Half-width of a 95 % interval in standard errors (normal approximation)."""
-MIN_ITEMS = 30
-"""With fewer questions the normal approximation of a mean is not trusted and no verdict is given: the usual rule of thumb."""
-NEUTRAL = {
-    "preferences/margin",
-    "preferences/chosen_logp",
-    "preferences/rejected_logp",
-    "answers/tokens",
-    "answers/ended",
-}
-"""Measured to understand a policy, not to rank it: neither direction is better by itself."""
+NEUTRAL = {"margin", "chosen_logp", "rejected_logp", "tokens", "ended"}
+"""Metrics of any subject that are measured to understand a policy, not to rank it: neither direction is better by itself."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +100,7 @@ def _verdict(metric: str, difference: float, stderr: float, questions: int, high
         return "too few items"
     if abs(difference) <= Z95 * stderr or difference == 0:
         return "within noise"
-    if metric in NEUTRAL:
+    if is_neutral(metric):
         return "rose" if difference > 0 else "fell"
     return "better" if (difference > 0) == higher_is_better else "worse"
 
@@ -124,9 +117,20 @@ def conclude(comparisons: Sequence[Comparison]) -> Conclusion:
     return "too few items to say" if found else "not measured"
 
 
+def is_neutral(metric: str) -> bool:
+    """Tell whether neither direction of a metric is better by itself."""
+    _, _, rest = metric.partition("/")
+    return rest.partition("/")[0] in NEUTRAL
+
+
+def is_breakdown(metric: str) -> bool:
+    """Tell whether a metric is about a group of another's items (`facts/acc/dose`)."""
+    return metric.count("/") > 1
+
+
 def is_main(metric: str) -> bool:
-    """Tell whether a metric ranks policies: no breakdown by group, and one direction of it is better."""
-    return metric.count("/") == 1 and metric not in NEUTRAL
+    """Tell whether a metric ranks policies: no breakdown by group, and one direction of it is better. An average's has no `/`."""
+    return not is_breakdown(metric) and not is_neutral(metric)
 
 
 def read_items(folder: Path) -> dict[str, dict[str, float]]:

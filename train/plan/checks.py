@@ -9,7 +9,7 @@ from rounds.data_prep import filters, sources
 from rounds.data_prep.errors import UserError, nearest
 from rounds.data_prep.schema import Mix, SourceUse
 from rounds.train.config import yaml_file
-from rounds.train.config.evaluation import Evaluate, Gate
+from rounds.train.config.evaluation import MIN_ITEMS, Evaluate, Gate
 from rounds.train.config.recipe import Recipe
 from rounds.train.config.training import Round, Sft, Training
 from rounds.train.plan import eval_tasks
@@ -146,18 +146,49 @@ def continues(recipe: Recipe, item: Round) -> None:
 
 
 def gate(recipe: Recipe, rules: Gate, item: Round, recipe_folder: Path) -> None:
-    """Refuse rules about something that nobody measures."""
-    measured = _measured(recipe.evaluate or Evaluate(), recipe_folder)
+    """Refuse rules about something that nobody measures, or that is known to be measured on too little to decide by."""
+    evaluate = recipe.evaluate or Evaluate()
     for rule in rules.rules:
-        subject, _, rest = rule.metric.partition("/")
-        known = measured.get(subject)
-        # A task of lm-eval's own is not opened here, so its metrics are not known; a third part is a group of rows.
-        if subject in measured and rest and (known is None or rest.partition("/")[0] in known):
-            continue
-        valid = [f"{name}/{metric}" for name, metrics in measured.items() for metric in metrics or ["..."]]
-        raise UserError(
-            f"gate of round {item.name!r}: metric {rule.metric!r} is not measured; expected task/metric. {nearest(rule.metric, valid)}"
-        )
+        _is_measured(rule.metric, evaluate, recipe_folder, f"gate of round {item.name!r}: metric")
+        most = _most_questions(recipe, evaluate, rule.metric)
+        if rules.too_few == "stop" and most is not None and most < MIN_ITEMS:
+            raise UserError(
+                f"gate of round {item.name!r}: {rule.metric} is measured on {most} rows at most, and fewer than {MIN_ITEMS} questions say "
+                "too little to decide by: raise its `limit` or `max_rows`, or say under `gate` what becomes of the rule: "
+                "`too_few: accept`, or `too_few: reject`"
+            )
+
+
+def averages(evaluate: Evaluate, recipe_folder: Path) -> None:
+    """Refuse an average of something that nobody measures."""
+    for name, average in evaluate.averages.items():
+        for part in average.mean_of:
+            _is_measured(part, evaluate, recipe_folder, f"evaluate.averages.{name}:")
+
+
+def _is_measured(metric: str, evaluate: Evaluate, recipe_folder: Path, where: str) -> None:
+    measured = _measured(evaluate, recipe_folder)
+    subject, _, rest = metric.partition("/")
+    known = measured.get(subject)
+    if subject in evaluate.absent:
+        if where.startswith("gate"):
+            raise UserError(f"{where} {metric!r} cannot be measured: {evaluate.absent[subject]}")
+        return
+    # A task of lm-eval's own is not opened here, so its metrics are not known; a third part is a group of rows.
+    if metric in evaluate.averages or (subject in measured and rest and (known is None or rest.partition("/")[0] in known)):
+        return
+    valid = [*evaluate.averages, *(f"{name}/{each}" for name, metrics in measured.items() for each in metrics or ["..."])]
+    raise UserError(f"{where} {metric!r} is not measured; expected task/metric, or an average. {nearest(metric, valid)}")
+
+
+def _most_questions(recipe: Recipe, evaluate: Evaluate, metric: str) -> int | None:
+    """Return how many rows a metric is measured on at most, where the recipe says it."""
+    subject = metric.partition("/")[0]
+    task = next((task for task in evaluate.tasks if task.label == subject), None)
+    names = {"preferences": evaluate.preferences, "conversations": [evaluate.conversations]}.get(subject, [task.source] if task else [])
+    limits = [recipe.sources[name].max_rows if name in recipe.sources else None for name in names if name]
+    rows = sum(limit for limit in limits if limit) if limits and all(limits) else None
+    return min((bound for bound in (rows, task.limit if task else None) if bound is not None), default=None)
 
 
 def _measured(evaluate: Evaluate, recipe_folder: Path) -> dict[str, list[str] | None]:

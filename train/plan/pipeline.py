@@ -66,6 +66,8 @@ def build_plan(recipe: Recipe, root: Path, recipe_folder: Path, *, read_files: b
     planning = Planning(recipe, root, recipe_folder, read_files, held_out.held_out(recipe))
     for name in recipe.allow_unlicensed:
         checks.named(recipe, name, "allow_unlicensed")
+    if recipe.evaluate:
+        checks.averages(recipe.evaluate, recipe_folder)
     policy = base = _base(planning)
     evaluations = {"base": _evaluate(planning, "base", base)}
     references = {"base": base}
@@ -154,7 +156,7 @@ def _evaluate(planning: Planning, name: str, policy: Stage) -> Stage:
         text = eval_tasks.check(task, eval_tasks.find(task.task, planning.recipe_folder), where)
         if task.source:
             inputs[f"task.{task.source}"] = rows.held_out_source(planning, task.source, where, "question")
-        tasks.append(params.Task(**{**task.model_dump(), "name": task.label, "yaml": text}))
+        tasks.append(params.Task(**{**task.model_dump(exclude={"optional"}), "name": task.label, "yaml": text}))
     for source in evaluate.preferences:
         inputs[f"preferences.{source}"] = rows.held_out_source(planning, source, "evaluate.preferences", "pair")
     if evaluate.conversations:
@@ -164,6 +166,7 @@ def _evaluate(planning: Planning, name: str, policy: Stage) -> Stage:
         num_answers=evaluate.num_answers,
         max_new_tokens=evaluate.max_new_tokens,
         max_length=evaluate.max_length,
+        averages={name: average.mean_of for name, average in evaluate.averages.items()},
     )
     return Stage(f"evaluate.{name}", kinds.EVALUATE, asked, inputs)
 

@@ -23,7 +23,8 @@ from typing import Any, Literal
 import numpy as np
 
 from rounds.data_prep.records import stable_hash
-from rounds.train.evaluation.paired import MIN_ITEMS, Z95
+from rounds.train.config.evaluation import MIN_ITEMS
+from rounds.train.evaluation.paired import Z95
 
 Verdict = Literal["better", "worse", "not after correction", "within noise", "too few items", "same policy", ""]
 REPLICATES = 10_000

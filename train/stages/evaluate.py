@@ -7,7 +7,8 @@ In: `policy`; `task.<source>` (questions), `preferences.<source>` (pairs), `conv
 
 Standard errors take items that ask one question together. Where pairs come from several sources, an item is `source/id` and
 each source has metrics of its own beside those of all. Counts: `dropped` are held-out rows that cannot be measured, by
-reason; `aggregate_only` are metrics without items; `broken_up` are control tokens in what lm-eval asks, by task.
+reason; `aggregate_only` are metrics without items; `not_available` are averages, each with the part that was not measured;
+`broken_up` are control tokens in what lm-eval asks, by task.
 """
 
 import contextlib
@@ -30,7 +31,7 @@ from rounds.train.engine import policy, store, tracking
 from rounds.train.engine.params import EvaluateParams, Task
 from rounds.train.engine.records import ANSWERS, ITEMS, SCORES, Counts, Score
 from rounds.train.evaluation import lm_eval, questions
-from rounds.train.evaluation.items import Items
+from rounds.train.evaluation.items import Items, add_averages
 from rounds.train.tokens import chat
 from rounds.train.weights import logprobs, models
 
@@ -71,6 +72,7 @@ def run(params: EvaluateParams, inputs: dict[str, Path], out: Path, machine: Mac
         prompts |= measured
     if params.num_answers and prompts:
         _answers(subject, dict(islice(prompts.items(), params.num_answers)), params.max_new_tokens, out, items)
+    counts["not_available"] = add_averages(items, params.averages)
     found = items.scores()
     items.write(out / ITEMS)
     store.write_json(out / SCORES, {name: score.model_dump(exclude_unset=True) for name, score in found.items()})

@@ -4,7 +4,8 @@ In: `current` and `candidate` (policies), `current_scores` and `candidate_scores
 the accepted policy, its `scores.json` and `items.parquet`, and `decision.json` with every rule, its numbers and verdict.
 
 A difference is judged by the standard error of the paired difference over the items that both policies were asked, which
-is smaller than that of two separate means wherever the two mostly agree; items that ask one question count together.
+is smaller than that of two separate means wherever the two mostly agree; items that ask one question count together. Below
+30 questions no rule decides: the recipe says what then (`too_few`).
 """
 
 import math
@@ -15,10 +16,11 @@ import pyarrow.parquet as pq
 
 from rounds.data_prep.errors import UserError, nearest
 from rounds.train.config.cluster import Machine
-from rounds.train.config.evaluation import Rule
+from rounds.train.config.evaluation import MIN_ITEMS, Rule, TooFew
 from rounds.train.engine import policy, store, tracking
 from rounds.train.engine.params import GateParams
-from rounds.train.engine.records import DECISION, ITEMS, SCORES, Counts, Decision, Verdict
+from rounds.train.engine.records import DECISION, ITEMS, SCORES, Counts, Decision, Score, Verdict
+from rounds.train.evaluation.items import mean_and_stderr
 from rounds.train.evaluation.paired import paired_difference, read_questions
 
 
@@ -26,7 +28,9 @@ def run(params: GateParams, inputs: dict[str, Path], out: Path, machine: Machine
     """Check every rule and pass a policy on."""
     candidate = store.done(inputs["candidate"])
     skipped = candidate is not None and candidate.skipped
-    verdicts = [] if skipped else [judge(rule, inputs["current_scores"], inputs["candidate_scores"]) for rule in params.rules]
+    verdicts = (
+        [] if skipped else [judge(rule, inputs["current_scores"], inputs["candidate_scores"], params.too_few) for rule in params.rules]
+    )
     accepted = not skipped and all(verdict.holds for verdict in verdicts)
     decision = "skipped" if skipped else "accepted" if accepted else "rejected"
     winner = "candidate" if accepted else "current"
@@ -41,46 +45,81 @@ def run(params: GateParams, inputs: dict[str, Path], out: Path, machine: Machine
     return {"decision": decision, "stops_rounds": stops, "reasons": [verdict.says for verdict in verdicts]}
 
 
-def judge(rule: Rule, current: Path, candidate: Path) -> Verdict:
-    """Apply one rule to two evaluation folders. Raises `UserError` when the metric was not measured."""
+def judge(rule: Rule, current: Path, candidate: Path, too_few: TooFew = "stop") -> Verdict:
+    """Apply one rule to two evaluation folders.
+
+    Raises `UserError` when the metric was not measured, or over fewer than `MIN_ITEMS` questions where `too_few` says `stop`.
+    """
     asked = [_items(folder, rule.metric) for folder in (current, candidate)]
     questions = read_questions(candidate)[rule.metric]
     old, new = ({item: values[item] for item in values if item in asked[0].keys() & asked[1].keys()} for values in asked)
     difference, stderr, number = paired_difference(old, new, questions)
-    value = math.fsum(new.values()) / len(new)
     before = math.fsum(old.values()) / len(old)
-    name = next(name for name in Rule.conditions() if getattr(rule, name) is not None)
-    bound = getattr(rule, name)
-    scale = stderr if rule.unit == "stderr" else 1.0
-    margin = {
-        "may_fall_by": difference + bound * scale,
-        "may_rise_by": bound * scale - difference,
-        "must_rise_by": difference - bound * scale,
-        "must_fall_by": -difference - bound * scale,
-        "at_least": value - bound,
-        "at_most": bound - value,
-    }[name]
-    # "Must rise" by any number of standard errors is not met by standing still, even where no item differs and they are 0.
-    moved = {"must_rise_by": difference > 0, "must_fall_by": difference < 0}.get(name, True)
-    holds = moved and margin >= 0
-    unit = "" if name.startswith("at_") else " standard errors" if rule.unit == "stderr" else ""
-    wanted = f"{name.replace('_', ' ')} {bound:g}{unit}"
-    says = (
-        f"{rule.metric} {before:.4f} -> {value:.4f} (difference {difference:+.4f}, standard error {stderr:.4f}): "
-        f"{wanted}: {'holds' if holds else 'does not hold'}"
-    )
+    score = mean_and_stderr(list(new.values()), [questions[item] for item in new])
+    wanted, holds = _decide(rule, score, before, difference, stderr)
+    is_level = rule.condition.startswith("at_")
+    spread = _level(score) if is_level else _spread(old, new, difference, stderr, number)
+    numbers = f"{rule.metric} {before:.4f} -> {score.value:.4f} ({spread})"
+    says = f"{numbers}: {wanted}: {'holds' if holds else 'does not hold'}"
+    if number < MIN_ITEMS:
+        few = f"{numbers}: {wanted}: {number} questions are too few to decide by (at least {MIN_ITEMS})"
+        if too_few == "stop":
+            raise UserError(
+                f"the gate's rule on {few}. Hold more rows out, or say under `gate` what becomes of it: `too_few: accept`, or "
+                "`too_few: reject`"
+            )
+        holds = too_few == "accept"
+        says = f"{few}, and `too_few: {too_few}` takes it as {'holding' if holds else 'not holding'}"
     return Verdict(
         metric=rule.metric,
-        new=value,
+        new=score.value,
         old=before,
         n=len(new),
         questions=number,
         difference=difference,
-        stderr=stderr,
+        stderr=(score.stderr or 0.0) if is_level else stderr,
         rule=wanted,
         holds=holds,
         says=says,
     )
+
+
+def _decide(rule: Rule, score: Score, before: float, difference: float, stderr: float) -> tuple[str, bool]:
+    """Return a rule in words, with what its bound is in the metric's own unit, and whether it holds by the numbers alone."""
+    name, bound = rule.condition, getattr(rule, rule.condition)
+    if name in ("at_least", "at_most"):
+        error = (score.stderr or 0.0) * (rule.beyond or 0.0)
+        margin = score.value - bound - error if name == "at_least" else bound - score.value - error
+        beyond = f", passed by {rule.beyond:g} standard errors ({error:.4f})" if rule.beyond is not None else ""
+        return f"{name.replace('_', ' ')} {bound:g}{beyond}", margin >= 0
+    scale = {"stderr": stderr, "absolute": 1.0, "relative": abs(before)}[rule.unit]
+    may, _, rises = name.startswith("may"), *name.partition("rise")[:2]
+    moved = difference if rises else -difference
+    direction = "rise" if rises else "fall"
+    if bound == 0:
+        # "Must rise" is not met by standing still.
+        return f"{'may not' if may else 'must'} {direction}", moved <= 0 if may else moved > 0
+    words = f"{bound:g} standard errors" if rule.unit == "stderr" else f"{bound:g}" if rule.unit == "absolute" else f"{bound:.0%}"
+    own = "" if rule.unit == "absolute" else f" ({bound * scale:.4f})"
+    # Nor by any number of standard errors, even where no item differs and they are 0.
+    holds = moved <= bound * scale if may else moved >= bound * scale and moved > 0
+    return f"{'may' if may else 'must'} {direction} by {words}{own}", holds
+
+
+def _level(score: Score) -> str:
+    """Say how sure a policy's own value is, and over how many questions."""
+    return f"{_over(score.questions or 0)}" if score.stderr is None else f"standard error {score.stderr:.4f}, {_over(score.questions or 0)}"
+
+
+def _spread(old: dict[str, float], new: dict[str, float], difference: float, stderr: float, number: int) -> str:
+    """Say how sure a difference is, and over how many questions."""
+    if old == new:
+        return f"no item differs, {_over(number)}"
+    return f"difference {difference:+.4f}, {f'standard error {stderr:.4f}' if stderr else 'the same in all'}, {_over(number)}"
+
+
+def _over(questions: int) -> str:
+    return f"over {questions} question{'s' * (questions != 1)}"
 
 
 def _items(folder: Path, metric: str) -> dict[str, float]:

@@ -20,7 +20,7 @@ from rounds.train.config.cluster import Machine
 from rounds.train.engine import store
 from rounds.train.engine.params import ReportParams
 from rounds.train.engine.records import Counts
-from rounds.train.evaluation.paired import NEUTRAL, Z95, is_main
+from rounds.train.evaluation.paired import Z95, is_breakdown, is_main, is_neutral
 from rounds.train.reports import figures, pages
 from rounds.train.reports.data import set_rows, source_rows
 from rounds.train.reports.samples import side_by_side
@@ -84,7 +84,7 @@ def _render(recipe: Mapping[str, Any], stages: Mapping[str, Finished], steps: Se
         rounds=[each for each in judged if each.is_round],
         chance=1 - 0.95 ** len(main),
         main=main,
-        neutral=[metric for metric in metrics if metric in NEUTRAL],
+        neutral=[metric for metric in metrics if is_neutral(metric)],
         meaning={metric: pages.meaning(metric, tasks) for metric in metrics},
         higher={metric: any(higher_is_better(step, metric) for step in steps if metric in step.scores) for metric in metrics},
         sizes={metric: sorted({step.scores[metric].n for step in steps if metric in step.scores}) for metric in metrics},
@@ -129,7 +129,7 @@ def _groups(metrics: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
     """Return metric -> its breakdown, as (group, the breakdown's own metric)."""
     found: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for metric in metrics:
-        if metric.count("/") > 1:
+        if is_breakdown(metric):
             subject, name, group = metric.split("/", 2)
             found[f"{subject}/{name}"].append((group, metric))
     return {metric: sorted(groups) for metric, groups in found.items()}

@@ -13,22 +13,25 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from scipy import stats
 
 from rounds.data_prep.errors import UserError
 from rounds.train.config.evaluation import Rule
 from rounds.train.engine import policy, store
-from rounds.train.evaluation.items import Items, mean_and_stderr
+from rounds.train.evaluation.items import Items, add_averages, mean_and_stderr
+from rounds.train.evaluation.paired import Z95
 from rounds.train.stages.gate import judge, paired_difference
 from tests import staged
 
 Run = Callable[..., tuple[Path, dict]]
 Scores = Callable[[str, dict[str, list[float]]], Path]
 
-OLD = [0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0]
-NEW = [1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0]  # two up, one down: difference 1/8
+OLD = [0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0] * 4
+NEW = [1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0] * 4  # of eight two up, one down: difference 1/8
 DIFFERENCE = 0.125
-STDERR = float(np.std(np.subtract(NEW, OLD), ddof=1) / math.sqrt(8))  # 0.2266
+STDERR = float(np.std(np.subtract(NEW, OLD), ddof=1) / math.sqrt(32))  # 0.1067
+LEVEL = float(np.std(NEW, ddof=1) / math.sqrt(32))  # 0.0778, of the new value itself
 
 
 @pytest.fixture
@@ -83,7 +86,7 @@ def test_one_item_has_no_error_to_speak_of():
     assert paired_difference({"a": 1.0}, {"a": 0.25}) == (-0.75, 0.0, 1)
 
 
-@given(st.lists(numbers, min_size=2, max_size=30))
+@given(st.lists(numbers, min_size=2, max_size=30).filter(lambda values: set(values) not in ({0.0}, {1.0})))
 def test_a_scores_error_is_scipys(values: list[float]):
     found = mean_and_stderr(values, list(map(str, range(len(values)))))
     assert found.value == pytest.approx(np.mean(values), abs=1e-9)
@@ -100,7 +103,7 @@ def test_asking_a_question_again_in_other_words_is_no_more_evidence(values: list
     assert alone[0] == pytest.approx(mean, abs=1e-9) and alone[2] == times * len(values)
 
 
-EDGE = DIFFERENCE / STDERR  # the difference in its own standard errors: 0.5517
+EDGE = DIFFERENCE / STDERR  # the difference in its own standard errors: 1.1716
 
 
 @pytest.mark.parametrize(
@@ -123,14 +126,23 @@ EDGE = DIFFERENCE / STDERR  # the difference in its own standard errors: 0.5517
         ({"at_least": 0.76}, False),
         ({"at_most": 0.75}, True),
         ({"at_most": 0.74}, False),
+        ({"must_rise_by": 0.19, "unit": "relative"}, True),
+        ({"must_rise_by": 0.21, "unit": "relative"}, False),
+        ({"may_rise_by": 0.21, "unit": "relative"}, True),
+        ({"may_rise_by": 0.19, "unit": "relative"}, False),
+        ({"at_least": 0.6, "beyond": (0.15 - 0.001) / LEVEL}, True),
+        ({"at_least": 0.6, "beyond": (0.15 + 0.001) / LEVEL}, False),
+        ({"at_most": 0.9, "beyond": (0.15 - 0.001) / LEVEL}, True),
+        ({"at_most": 0.9, "beyond": (0.15 + 0.001) / LEVEL}, False),
     ],
     ids=str,
 )
 def test_a_rule_on_a_metric_that_rose(folders: tuple[Path, Path], rule: dict, holds: bool):
     verdict = judge(Rule(metric="facts/acc", **rule), *folders)
     assert verdict.holds is holds, verdict.says
-    assert (verdict.old, verdict.new, verdict.n) == (0.625, 0.75, 8)
-    assert (verdict.difference, verdict.stderr) == pytest.approx((DIFFERENCE, STDERR))
+    assert (verdict.old, verdict.new, verdict.n) == (0.625, 0.75, 32)
+    is_level = "at_least" in rule or "at_most" in rule
+    assert (verdict.difference, verdict.stderr) == pytest.approx((DIFFERENCE, LEVEL if is_level else STDERR))
     assert "facts/acc 0.6250 -> 0.7500" in verdict.says
 
 
@@ -167,15 +179,100 @@ def test_a_rule_on_a_metric_that_stayed(scores: Scores, rule: dict, holds: bool)
 
 def test_the_mean_is_that_of_the_items_that_were_compared(scores: Scores):
     """With a difference over common items beside means over all of them, the sentence would contradict itself."""
-    one, two = scores("one", {"facts/acc": [0.0, 1.0]}), scores("two", {"facts/acc": [0.0, 1.0, 0.0, 0.0]})
+    one, two = scores("one", {"facts/acc": OLD}), scores("two", {"facts/acc": [*OLD, 0.0, 0.0]})
     verdict = judge(Rule(metric="facts/acc", may_fall_by=0), one, two)
-    assert verdict.n == 2
+    assert verdict.n == len(OLD)
     assert verdict.new - verdict.old == pytest.approx(verdict.difference)
 
 
 def test_a_metric_that_was_not_measured_is_a_user_error(folders: tuple[Path, Path]):
     with pytest.raises(UserError, match=r"'facts/ac' was not measured.*did you mean 'facts/acc'\?"):
         judge(Rule(metric="facts/ac", may_fall_by=0), *folders)
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        ({"must_rise_by": 0}, "(no item differs, over 32 questions): must rise: does not hold"),
+        ({"may_fall_by": 0}, "(no item differs, over 32 questions): may not fall: holds"),
+        ({"may_fall_by": 2}, "may fall by 2 standard errors (0.0000): holds"),
+        ({"may_rise_by": 0.15, "unit": "relative"}, "may rise by 15% (0.0938): holds"),
+        (
+            {"at_least": 0.5, "beyond": 1},
+            "(standard error 0.0870, over 32 questions): at least 0.5, passed by 1 standard errors (0.0870): holds",
+        ),
+    ],
+    ids=str,
+)
+def test_a_verdict_reads_as_what_it_means(scores: Scores, rule: dict, says: str):
+    same = scores("one", {"facts/acc": OLD}), scores("two", {"facts/acc": OLD})
+    assert judge(Rule(metric="facts/acc", **rule), *same).says.endswith(says)
+
+
+def test_beyond_belongs_to_a_level():
+    with pytest.raises(ValidationError, match="`beyond` goes with at_least or at_most; may_fall_by says by how much itself"):
+        Rule(metric="facts/acc", may_fall_by=1, beyond=2)
+
+
+@pytest.mark.parametrize("rule", [{"may_fall_by": 2}, {"at_least": 0.1}, {"must_rise_by": 0}], ids=str)
+def test_few_questions_decide_nothing(scores: Scores, rule: dict):
+    """Four answers that all got worse have a difference without any spread, and prove nothing."""
+    few = scores("one", {"facts/acc": [1.0, 1.0, 1.0, 0.0]}), scores("two", {"facts/acc": [0.0, 0.0, 0.0, 0.0]})
+    with pytest.raises(UserError, match=r"4 questions are too few to decide by \(at least 30\).*`too_few: accept`"):
+        judge(Rule(metric="facts/acc", **rule), *few)
+    for too_few, holds in (("accept", True), ("reject", False)):
+        verdict = judge(Rule(metric="facts/acc", **rule), *few, too_few)
+        assert verdict.holds is holds and f"`too_few: {too_few}` takes it as {'holding' if holds else 'not holding'}" in verdict.says
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_share_of_none_or_all_has_wilsons_error(value: float):
+    """proportion_confint(30, 30, method="wilson") of statsmodels is 0.8865 to 1."""
+    found = mean_and_stderr([value] * 30, list(map(str, range(30))))
+    assert found.stderr is not None and 2 * Z95 * found.stderr == pytest.approx(1 - 0.8865, abs=1e-4)
+
+
+PARTS = {"a/acc": [1.0, 0.0, 1.0, 1.0] * 8, "b/acc": [0.0, 1.0] * 30, "c/acc": [1.0] * 40 + [0.0] * 10}
+
+
+def averaged(columns: dict[str, list[float]], averages: dict[str, tuple[str, ...]]) -> tuple[Items, dict[str, str]]:
+    """Items with averages of them."""
+    items = Items()
+    for metric, values in columns.items():
+        for place, value in enumerate(values):
+            items.add(metric, f"{metric}{place}", value)
+    return items, add_averages(items, averages)
+
+
+def test_an_average_counts_each_part_as_much_and_has_the_error_of_a_mean_of_means():
+    items, missing = averaged(PARTS, {"all": ("ab", "c/acc"), "ab": ("a/acc", "b/acc")})
+    assert not missing
+    score, ab = items.scores()["all"], items.scores()["ab"]
+    means, errors = zip(*((np.mean(values), stats.sem(values)) for values in PARTS.values()), strict=True)
+    assert ab.value == pytest.approx((means[0] + means[1]) / 2) and score.value == pytest.approx((ab.value + means[2]) / 2)
+    exact = math.sqrt((errors[0] / 4) ** 2 + (errors[1] / 4) ** 2 + (errors[2] / 2) ** 2)
+    assert score.stderr == pytest.approx(exact, rel=0.02) and score.n == 142
+
+
+def test_a_difference_of_averages_is_paired():
+    """Two policies that differ in one part alone: the error of the average is that part's, over the number of parts."""
+    better = {**PARTS, "b/acc": [1.0 if place % 6 == 0 else value for place, value in enumerate(PARTS["b/acc"])]}
+    old, new = (averaged(columns, {"all": tuple(PARTS)})[0].values for columns in (PARTS, better))
+    difference, stderr, _ = paired_difference(old["all"], new["all"])
+    alone, error, _ = paired_difference(old["b/acc"], new["b/acc"])
+    assert difference == pytest.approx(alone / 3) and stderr == pytest.approx(error / 3, rel=0.02)
+
+
+def test_an_average_with_a_part_that_was_not_measured_is_none():
+    items, missing = averaged(PARTS, {"all": ("a/acc", "usmle"), "usmle": ("usmle/acc/sample",), "ab": ("a/acc", "b/acc")})
+    assert missing == {"all": "usmle/acc/sample", "usmle": "usmle/acc/sample"} and set(items.values) == {*PARTS, "ab"}
+
+
+def test_parts_of_two_directions_have_no_average():
+    items, _ = averaged(PARTS, {})
+    items.lower_is_better.add("b/acc")
+    with pytest.raises(UserError, match="in some of a/acc, b/acc more is better, in others less"):
+        add_averages(items, {"all": ("a/acc", "b/acc")})
 
 
 # The stage
