@@ -24,6 +24,7 @@ COMMANDS = {
     "plan": "List every stage of a run, parents first, and say which are done, to do, and why; of an ablation, its variants. "
     "With a cluster file also what training needs of it: memory of a device by part, hours, and what to change.",
     "run": "Run what is not done yet, with live progress; ends with the scores of each round and the gates' decisions.",
+    "eval": "Score models side by side under one evaluation, with paired tests; nothing is trained or exported.",
     "ablate": "Run every variant of an ablation, what they share once, and end with a page that compares them.",
     "status": "Show each stage of a run: its state, job, node, how far it is, and its score; and why one ended badly.",
     "logs": "Print the log of one stage.",

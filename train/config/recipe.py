@@ -197,7 +197,16 @@ def load(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     those in overrides to the current one.
     Raises `UserError` with file, line, field, what was found and expected, and the nearest valid name.
     """
-    recipe = yaml_file.load(path, Recipe, overrides, suites.beneath)
+    return _settled(yaml_file.load(path, Recipe, overrides, suites.beneath))
+
+
+def of_suites(names: tuple[str, ...], overrides: tuple[str, ...] = ()) -> Recipe:
+    """Return what some suites measure, as a recipe that trains nothing; suites and paths are relative to the current folder."""
+    data = {"name": "-".join(names), "base": {"kind": "tiny"}, "evaluate": {"suites": list(names)}}
+    return _settled(yaml_file.check(suites.beneath(data, Path.cwd()), Recipe, overrides, "--suite"))
+
+
+def _settled(recipe: Recipe) -> Recipe:
     if recipe.evaluate is None:
         return recipe
     evaluate, sources = suites.settled(recipe.evaluate, recipe.sources)

@@ -40,6 +40,15 @@ def load(
             data = beneath(data, path.resolve().parent)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
+    return _checked(data, section, overrides, lambda loc: yaml_layers.locate(layers, data, loc))
+
+
+def check(data: dict[str, Any], section: type[S], overrides: Iterable[str], where: str) -> S:
+    """Apply overrides to fields that come from no one file, and check them; `where` heads each mistake."""
+    return _checked(data, section, tuple(overrides), lambda _: where)
+
+
+def _checked(data: dict[str, Any], section: type[S], overrides: tuple[str, ...], locate: "Locate") -> S:
     for override in overrides:
         _override(data, override)
     try:
@@ -48,7 +57,7 @@ def load(
         found = error.errors(include_url=False)
         # An element that is wrong also makes its list "too short": only the deeper mistake is the person's.
         deeper = [e for e in found if e["type"] != "too_short" or not any(_inside(o["loc"], e["loc"]) for o in found)]
-        raise UserError(_told(deeper, section, lambda loc: yaml_layers.locate(layers, data, loc), data, overrides)) from None
+        raise UserError(_told(deeper, section, locate, data, overrides)) from None
 
 
 def fields(path: Path) -> dict[str, Any]:

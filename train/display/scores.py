@@ -1,5 +1,6 @@
 """The end of `rounds run`: the scores of each round, the gates' decisions, where model and report are."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -35,7 +36,8 @@ def summary(console: Console, plan: Plan, root: Path, ran: int, seconds: float) 
     print(f"report: {store.folder(root, plan.stage('report')) / 'report.html'}")
 
 
-def scores_table(name: str, evaluations: dict[str, dict[str, Score]]) -> Table:
+def scores_table(name: str, evaluations: dict[str, dict[str, Score]], marks: Mapping[tuple[str, str], str] | None = None) -> Table:
+    """Lay scores out, a metric a row and a policy a column; `marks` stand behind a policy's score of a metric."""
     table = Table(title=f"{name}: scores on held-out rows, ±standard error", title_justify="left", box=None, header_style="bold")
     table.add_column("metric", no_wrap=True)
     for column in evaluations:
@@ -46,12 +48,13 @@ def scores_table(name: str, evaluations: dict[str, dict[str, Score]]) -> Table:
         if metric.count("/") <= 1:  # not the breakdown by group; the report has it
             sizes = sorted({scores[metric].n for scores in evaluations.values() if metric in scores})
             asked = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
-            table.add_row(metric, *(_score(scores.get(metric)) for scores in evaluations.values()), asked)
+            cells = (_score(scores.get(metric)) + (marks or {}).get((each, metric), "") for each, scores in evaluations.items())
+            table.add_row(metric, *cells, asked)
     return table
 
 
 def _score(score: Score | None) -> str:
     if score is None:
-        return "-"
+        return "n/a"
     digits = 1 if abs(score.value) >= 10 else 3
     return f"{score.value:.{digits}f}" + ("" if score.stderr is None else f" ±{score.stderr:.{digits}f}")

@@ -102,11 +102,12 @@ MANIFEST = _kind("manifest", 3, after_stop=True)
 EXPORT = _kind("export", 5, column=7, arrows=("policy",), reads_weights=True, exports=True, after_stop=True)
 REPORT = _kind("report", 1, page="report.html", holds_text=True, after_stop=True)
 ABLATION_REPORT = _kind("ablation_report", 3, page="ablation.html", compares=True, after_stop=True)
+COMPARISON = _kind("comparison", 1, page="comparison.html")
 PREFLIGHT = _kind("preflight", 1, spread=True, checks=True)
 # fmt: on
 
 KINDS = {
     kind.name: kind
     for kind in (SOURCE, DATA, BASE, PACK, TOKENIZE, SFT, REFERENCE, DPO, EVALUATE, GATE, MANIFEST, EXPORT, REPORT, ABLATION_REPORT,
-                 PREFLIGHT)
+                 COMPARISON, PREFLIGHT)
 }  # fmt: skip

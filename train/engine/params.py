@@ -10,7 +10,7 @@ from pydantic import Field
 
 from rounds.data_prep.schema import Later, Section
 from rounds.train.config.cluster import Machine, RowName
-from rounds.train.config.evaluation import Gate
+from rounds.train.config.evaluation import Gate, Published
 from rounds.train.config.recipe import Start
 from rounds.train.config.training import DpoLoss, Lora, Training
 from rounds.train.engine.kinds import Kind
@@ -160,6 +160,20 @@ class AblationReportParams(Section):
     baseline: str
     variants: dict[str, VariantParams]
     missing: dict[str, str]
+
+
+class ComparisonParams(Section):
+    """Which policies are shown side by side."""
+
+    name: str
+    models: dict[str, str]
+    """What a person called each, and the folder of its scores."""
+    tasks: tuple[dict[str, str | None], ...]
+    """Name, task and source of each: for words beside the metrics."""
+    averages: dict[str, tuple[str, ...]]
+    absent: dict[str, str]
+    """Tasks that were left out, and why."""
+    published: Published | None
 
 
 class Requirement(Section):

@@ -90,6 +90,18 @@ def build_plan(recipe: Recipe, root: Path, recipe_folder: Path, *, read_files: b
     return Plan(recipe, (*stages, report), planning.held_out, judged)
 
 
+def start(recipe: Recipe, root: Path, recipe_folder: Path) -> Stage:
+    """Plan a recipe's starting model alone."""
+    return _base(Planning(recipe, root, recipe_folder, True, held_out.held_out(recipe)))
+
+
+def measure(recipe: Recipe, root: Path, recipe_folder: Path, policies: Mapping[str, Stage]) -> dict[str, Stage]:
+    """Plan the measuring of policies, whoever made them, on what a recipe holds out."""
+    planning = Planning(recipe, root, recipe_folder, True, held_out.held_out(recipe))
+    checks.averages(recipe.evaluate or Evaluate(), recipe_folder)
+    return {name: _evaluate(planning, policy.name.partition(".")[2] or policy.name, policy) for name, policy in policies.items()}
+
+
 def _base(planning: Planning) -> Stage:
     """Make the starting model: trained on nothing (tiny), found in a folder, or fetched from the hub."""
     base = planning.recipe.base

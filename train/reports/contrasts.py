@@ -25,6 +25,7 @@ import numpy as np
 from rounds.data_prep.records import stable_hash
 from rounds.train.config.evaluation import MIN_ITEMS
 from rounds.train.evaluation.paired import Z95
+from rounds.train.reports import figures
 
 Verdict = Literal["better", "worse", "not after correction", "within noise", "too few items", "same policy", ""]
 REPLICATES = 10_000
@@ -192,3 +193,9 @@ def _with_verdict(each: Contrast, p_holm: float | None, higher: Mapping[str, boo
     if p_holm < ALPHA:
         verdict = "better" if (each.difference > 0) == higher[each.metric] else "worse"
     return replace(each, p_holm=p_holm, verdict=verdict)
+
+
+def intervals(contrasts: Sequence[Contrast]) -> list[figures.Interval]:
+    """Return what a picture shows of the contrasts on one metric."""
+    sides = {"better": 1, "worse": -1}
+    return [figures.Interval(each.variant, each.difference, each.low, each.high, sides.get(each.verdict, 0)) for each in contrasts]

@@ -5,7 +5,7 @@ A page is self-contained: no script, nothing loaded from anywhere, and the same 
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,10 @@ def render(template: str, **values: Any) -> str:
     return _printable(environment.get_template(template).render(**values))
 
 
-def meaning(metric: str, tasks: Iterable[Mapping[str, Any]]) -> str:
-    """Put a metric's name in plain words; `tasks` are those of the recipe's `evaluate` section."""
+def meaning(metric: str, tasks: Iterable[Mapping[str, Any]], averages: Mapping[str, Sequence[str]] | None = None) -> str:
+    """Put a metric's name in plain words; `tasks` and `averages` are those of the recipe's `evaluate` section."""
+    if averages and metric in averages:
+        return f"mean of {', '.join(averages[metric])}"
     known = {
         "preferences/accuracy": "share of held-out pairs whose better answer the policy finds likelier, per token",
         "preferences/margin": "by how much it finds the better answer likelier, nats per token",

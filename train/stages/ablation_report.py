@@ -22,7 +22,7 @@ from rounds.train.engine.params import AblationReportParams
 from rounds.train.engine.records import Counts, Score
 from rounds.train.evaluation.paired import is_main, is_neutral, read_items, read_questions
 from rounds.train.reports import figures, pages
-from rounds.train.reports.contrasts import ALPHA, Contrast, contrast, judged
+from rounds.train.reports.contrasts import ALPHA, Contrast, contrast, intervals, judged
 
 _COLUMNS = ("variant", "metric", "seeds", "items", "clusters", "baseline_value", "value", "difference", "low", "high", "p",
             "p_holm", "verdict", "seed_stderr", "seconds_own", "seconds_alone")  # fmt: skip
@@ -193,5 +193,4 @@ def _tasks(results: Results) -> list[dict[str, Any]]:
 
 
 def _forest(metric: str, contrasts: Sequence[Contrast], higher_is_better: bool) -> Markup:
-    intervals = [figures.Interval(c.variant, c.difference, c.low, c.high, {"better": 1, "worse": -1}.get(c.verdict, 0)) for c in contrasts]
-    return Markup(figures.forest(metric, intervals, higher_is_better))
+    return Markup(figures.forest(metric, intervals(contrasts), higher_is_better))

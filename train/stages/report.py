@@ -71,7 +71,8 @@ def _render(recipe: Mapping[str, Any], stages: Mapping[str, Finished], steps: Se
     metrics = list(dict.fromkeys(metric for step in steps for metric in step.scores))
     main = [metric for metric in metrics if is_main(metric)]
     sources = source_rows(stages, recipe)
-    tasks = (recipe.get("evaluate") or {}).get("tasks") or ()
+    measured = recipe.get("evaluate") or {}
+    tasks, averages = measured.get("tasks") or (), {name: each["mean_of"] for name, each in (measured.get("averages") or {}).items()}
     return pages.render(
         "report.html.jinja",
         recipe=recipe,
@@ -85,7 +86,7 @@ def _render(recipe: Mapping[str, Any], stages: Mapping[str, Finished], steps: Se
         chance=1 - 0.95 ** len(main),
         main=main,
         neutral=[metric for metric in metrics if is_neutral(metric)],
-        meaning={metric: pages.meaning(metric, tasks) for metric in metrics},
+        meaning={metric: pages.meaning(metric, tasks, averages) for metric in metrics},
         higher={metric: any(higher_is_better(step, metric) for step in steps if metric in step.scores) for metric in metrics},
         sizes={metric: sorted({step.scores[metric].n for step in steps if metric in step.scores}) for metric in metrics},
         groups=_groups(metrics),

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from scipy import stats
 
 from rounds.data_prep.errors import UserError
-from rounds.train.config.evaluation import Rule
+from rounds.train.config.evaluation import Rule, TooFew
 from rounds.train.engine import policy, store
 from rounds.train.evaluation.items import Items, add_averages, mean_and_stderr
 from rounds.train.evaluation.paired import Z95
@@ -138,7 +138,7 @@ EDGE = DIFFERENCE / STDERR  # the difference in its own standard errors: 1.1716
     ids=str,
 )
 def test_a_rule_on_a_metric_that_rose(folders: tuple[Path, Path], rule: dict, holds: bool):
-    verdict = judge(Rule(metric="facts/acc", **rule), *folders)
+    verdict = judge(Rule(metric="facts/acc", **rule), folders[0], folders[1])
     assert verdict.holds is holds, verdict.says
     assert (verdict.old, verdict.new, verdict.n) == (0.625, 0.75, 32)
     is_level = "at_least" in rule or "at_most" in rule
@@ -164,7 +164,7 @@ def test_a_rule_on_a_metric_that_rose(folders: tuple[Path, Path], rule: dict, ho
     ids=str,
 )
 def test_a_rule_on_a_metric_that_fell(folders: tuple[Path, Path], rule: dict, holds: bool):
-    assert judge(Rule(metric="facts/acc", **rule), *reversed(folders)).holds is holds
+    assert judge(Rule(metric="facts/acc", **rule), folders[1], folders[0]).holds is holds
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_the_mean_is_that_of_the_items_that_were_compared(scores: Scores):
 
 def test_a_metric_that_was_not_measured_is_a_user_error(folders: tuple[Path, Path]):
     with pytest.raises(UserError, match=r"'facts/ac' was not measured.*did you mean 'facts/acc'\?"):
-        judge(Rule(metric="facts/ac", may_fall_by=0), *folders)
+        judge(Rule(metric="facts/ac", may_fall_by=0), folders[0], folders[1])
 
 
 @pytest.mark.parametrize(
@@ -205,8 +205,8 @@ def test_a_metric_that_was_not_measured_is_a_user_error(folders: tuple[Path, Pat
     ids=str,
 )
 def test_a_verdict_reads_as_what_it_means(scores: Scores, rule: dict, says: str):
-    same = scores("one", {"facts/acc": OLD}), scores("two", {"facts/acc": OLD})
-    assert judge(Rule(metric="facts/acc", **rule), *same).says.endswith(says)
+    one, two = scores("one", {"facts/acc": OLD}), scores("two", {"facts/acc": OLD})
+    assert judge(Rule(metric="facts/acc", **rule), one, two).says.endswith(says)
 
 
 def test_beyond_belongs_to_a_level():
@@ -214,14 +214,17 @@ def test_beyond_belongs_to_a_level():
         Rule(metric="facts/acc", may_fall_by=1, beyond=2)
 
 
+ANSWERS: dict[TooFew, bool] = {"accept": True, "reject": False}
+
+
 @pytest.mark.parametrize("rule", [{"may_fall_by": 2}, {"at_least": 0.1}, {"must_rise_by": 0}], ids=str)
 def test_few_questions_decide_nothing(scores: Scores, rule: dict):
     """Four answers that all got worse have a difference without any spread, and prove nothing."""
     few = scores("one", {"facts/acc": [1.0, 1.0, 1.0, 0.0]}), scores("two", {"facts/acc": [0.0, 0.0, 0.0, 0.0]})
     with pytest.raises(UserError, match=r"4 questions are too few to decide by \(at least 30\).*`too_few: accept`"):
-        judge(Rule(metric="facts/acc", **rule), *few)
-    for too_few, holds in (("accept", True), ("reject", False)):
-        verdict = judge(Rule(metric="facts/acc", **rule), *few, too_few)
+        judge(Rule(metric="facts/acc", **rule), few[0], few[1])
+    for too_few, holds in ANSWERS.items():
+        verdict = judge(Rule(metric="facts/acc", **rule), few[0], few[1], too_few)
         assert verdict.holds is holds and f"`too_few: {too_few}` takes it as {'holding' if holds else 'not holding'}" in verdict.says
 
 

@@ -1,0 +1,103 @@
+"""`rounds eval`: models side by side under one evaluation, with the keys of a training run, so that nothing is measured twice.
+
+Covers: train/plan/comparison, train/stages/comparison, train/display/comparison.
+"""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rounds.data_prep.errors import UserError
+from rounds.train.config import recipe as recipes
+from rounds.train.plan import comparison, pipeline
+from tests.train import command_line
+
+MINI = Path(__file__).parents[1] / "mini.yaml"
+
+
+def evaluate(store: Path, *words: str | Path, expect: int = 0) -> str:
+    """`rounds eval` in a process of its own."""
+    return command_line.afresh("eval", *words, "--store", store, expect=expect, environment={"COLUMNS": "240"})
+
+
+@pytest.fixture(scope="module")
+def store(undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that holds a finished run of the mini recipe."""
+    return shutil.copytree(undisturbed, tmp_path_factory.mktemp("eval") / "store")
+
+
+def test_a_finished_run_is_compared_without_measuring_it_again(store: Path):
+    before = {path.name for path in store.glob("evaluate-*")}
+    said = evaluate(store, f"{MINI}:base", f"{MINI}:sft", "dpo.first")
+    assert {path.name for path in store.glob("evaluate-*")} == before and "1 stages run" in said
+    assert "not for clinical use" in _page(said).read_text().lower()
+    rows = list(csv.DictReader((_page(said).parent / "comparison.csv").open()))
+    assert {row["model"] for row in rows} == {f"{MINI}:base", f"{MINI}:sft", "dpo.first"}
+    base, sft = (next(r for r in rows if r["model"].endswith(name) and r["metric"] == "conversations/loss") for name in (":base", ":sft"))
+    assert float(sft["difference"]) == pytest.approx(float(sft["value"]) - float(base["value"]), abs=1e-9)
+    assert sft["verdict"] == "too few items"
+    assert "nothing was left to do" in evaluate(store, f"{MINI}:base", f"{MINI}:sft", "dpo.first")
+
+
+def _page(said: str) -> Path:
+    return Path(next(line for line in said.splitlines() if line.startswith("page:")).partition(":")[2].strip())
+
+
+def test_a_model_folder_scores_as_the_policy_that_it_was_exported_from(store: Path):
+    """The export is another base model, so it is measured, and gives the run's own numbers."""
+    model = next(store.glob("export-*")) / "model"
+    said = evaluate(store, model, MINI, "--recipe", MINI, "--json")  # with what stderr says of its stages
+    told = json.loads(said[said.index("{\n") :])
+    exported, trained = told["scores"][str(model)], told["scores"][str(MINI)]
+    assert exported.keys() == trained.keys()
+    for metric, (value, n) in trained.items():
+        assert exported[metric] == [pytest.approx(value, abs=2e-4), n]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("nope", "--recipe", MINI), "nope: no model of that name"),
+        (("org/name", "--recipe", MINI), "needs the commit that is meant, as org/name@COMMIT"),
+        ((f"{MINI}:sfx",), "the recipe has no policy of that name: did you mean 'sft'?"),
+        ((MINI, MINI), "is named twice"),
+        (("dpo.first",), "say what is measured: --suite NAME, or --recipe FILE"),
+        (("data.sft", "--recipe", MINI), "data.sft is no policy"),
+        ((MINI, "--set", "evaluate=null"), "has no `evaluate` section"),
+        ((MINI, "--suite", "med43"), "no suite 'med43'"),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_one_message(store: Path, words: tuple, says: str):
+    said = evaluate(store, *words, expect=1)
+    assert says in said and "Traceback" not in said
+
+
+def test_keys_are_those_of_a_training_recipe(tmp_path: Path):
+    recipe = recipes.load(MINI)
+    trained = pipeline.build_plan(recipe, tmp_path, MINI.parent)
+    compared = comparison.build_plan([f"{MINI}:base", f"{MINI}:first"], recipe, MINI.parent, tmp_path, False, ())
+    assert [stage.key for stage in compared.scores.values()] == [trained.stage(f"evaluate.{name}").key for name in ("base", "first")]
+    assert not any(stage.kind.exports or stage.kind.name == "report" for stage in compared.stages)
+
+
+def test_a_model_that_the_recipe_starts_from_is_taken_as_the_recipe_takes_it(tmp_path: Path, made_base: Path):
+    """With its chat template; any other model keeps its own."""
+    template = tmp_path / "own.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    base = {"kind": "local", "path": str(made_base / "model"), "chat_template": str(template)}
+    recipe = recipes.load(MINI, (f"base={json.dumps(base)}",))
+    made = comparison.build_plan([str(made_base / "model")], recipe, MINI.parent, tmp_path / "store", False, ())
+    assert next(stage for stage in made.stages if stage.kind.starts).key == pipeline.start(recipe, tmp_path / "store", MINI.parent).key
+
+
+def test_a_hub_model_is_planned_at_its_commit(tmp_path: Path):
+    commit = "0123456789" * 4
+    made = comparison.build_plan([f"org/name@{commit}"], recipes.load(MINI), MINI.parent, tmp_path, False, ())
+    start = next(stage for stage in made.stages if stage.kind.starts)
+    assert start.params.stored()["base"] == {"kind": "hub", "id": "org/name", "revision": commit}
+    with pytest.raises(UserError, match="40 hex digits"):
+        comparison.build_plan(["org/name@main"], recipes.load(MINI), MINI.parent, tmp_path, False, ())

@@ -1,0 +1,99 @@
+"""`rounds eval`: any models, measured as a recipe or suites say, side by side."""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rounds.data_prep.errors import UserError
+from rounds.train.commands import jobs, options
+from rounds.train.commands.options import ClusterFile, Overrides, StoreRoot, store_of, told
+from rounds.train.config import recipe as recipes
+from rounds.train.config import shipped
+from rounds.train.config.cluster import Cluster
+from rounds.train.config.cluster import load as load_cluster
+from rounds.train.config.recipe import Recipe
+from rounds.train.display import comparison as display
+from rounds.train.display import plan as plan_display
+from rounds.train.display import progress
+from rounds.train.engine import batches, runs, store
+from rounds.train.plan import comparison
+from rounds.train.plan.comparison import ComparisonPlan
+
+
+@told
+def eval(
+    models: Annotated[
+        list[str],
+        typer.Argument(help="A model folder, ORG/NAME@COMMIT, a recipe, RECIPE:STAGE, or a stage of the store", show_default=False),
+    ],
+    recipe_file: Annotated[
+        Path | None,
+        typer.Option("--recipe", help="Measure what this recipe's `evaluate` asks", callback=options.named("recipe"), show_default=False),
+    ] = None,
+    suite: Annotated[list[str] | None, typer.Option("--suite", help="Measure this suite; may be repeated", show_default=False)] = None,
+    overrides: Overrides = None,
+    cluster_file: ClusterFile = None,
+    root: StoreRoot = None,
+    published: Annotated[bool, typer.Option("--published", help="Print what a publication reports beside")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON alone")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run")] = False,
+) -> None:
+    """Score models side by side under one evaluation, with paired tests; nothing is trained or exported.
+
+    A model is a folder, ORG/NAME@COMMIT on the hub, a recipe (its last policy), RECIPE:STAGE such as quickstart:sft, or a stage of the
+    store by name, key or folder. What a training run has measured already is not measured again.
+
+        rounds eval quickstart:base quickstart:sft quickstart
+
+        rounds eval my-model org/name@COMMIT --suite med42-v2 --published
+    """
+    root = store_of(root, cluster_file)
+    cluster = load_cluster(cluster_file)
+    made = comparison.build_plan(models, *_measured(models, recipe_file, suite, overrides), root, published, tuple(overrides or ()))
+    todo = store.unfinished(root, made.stages)
+    batches.check(todo, cluster)
+    if cluster.kind == "slurm":
+        assert cluster_file
+        purpose = jobs.wanted(recipe_file or Path(models[0]), made.as_plan(), root, cluster, cluster_file, ())
+        jobs.submit(made.stages, root, cluster, purpose, dry_run)
+        return
+    if dry_run:
+        options.console.print(plan_display.plan_table(made.as_plan(), root, made.stages))
+        return
+    seconds = _run(made, root, cluster, len(todo), quiet=as_json)
+    counts = store.counts(store.folder(root, made.report))
+    if as_json:
+        print(json.dumps(counts, indent=1))
+        return
+    display.summary(options.console, made, root, len(todo), seconds)
+
+
+def _measured(models: list[str], file: Path | None, suite: list[str] | None, overrides: list[str] | None) -> tuple[Recipe, Path]:
+    """Return the recipe that says what is measured, and the folder that its files are beside."""
+    if file is None and suite:
+        return recipes.of_suites(tuple(suite), tuple(overrides or ())), Path.cwd()
+    if file is None:
+        try:
+            file = shipped.find(Path(models[0].partition(":")[0]), "recipe")
+        except UserError:
+            raise UserError(f"say what is measured: --suite NAME, or --recipe FILE ({models[0]} is no recipe that would say it)") from None
+    elif suite:
+        overrides = [*(overrides or ()), f"evaluate.suites=[{', '.join(suite)}]"]
+    return recipes.load(file, tuple(overrides or ())), file.resolve().parent
+
+
+def _run(made: ComparisonPlan, root: Path, cluster: Cluster, todo: int, quiet: bool) -> float:
+    """Run what is not done; returns how many seconds that took."""
+    began = time.monotonic()
+    if todo:
+        from rounds.train.launch import local
+
+        plan = made.as_plan()
+        runs.remember_run(root, plan.recipe.name, "eval", list(made.stages))
+        console = options.errors if quiet else options.console
+        with progress.Live(console, plan, root) as live:
+            local.run(made.stages, root, cluster, None, live)
+    return time.monotonic() - began
