@@ -12,9 +12,8 @@ Example row, of our own, and one of `completions`:
      "annotation_1": "1_full_compliance", "annotation_2": "1_full_compliance", "agreement": "True", "final_label": "1_full_compliance"}
 
 A type that begins with `contrast_` is unsafe. Ids are those of version 2, `v2-901`, in both splits, so that they join; prompts of version
-1 are refused. `final_label` is what was agreed where the two people differed. One prompt was reworded after it
-had been answered. The commit is the one that many public projects pin, and
-its file is the repository's, byte for byte.
+1 are refused. `final_label` is what was agreed where the two people differed. One prompt was reworded after it had been answered. The
+commit is the one that many public projects pin, and its file is the repository's, byte for byte.
 """
 
 import json
