@@ -16,6 +16,8 @@ def sources_table() -> Table:
         source = sources.load(name)
         splits = [_split(source, split) for split in source.splits]
         kinds = sorted({*source.splits.values(), *source.kind_by_format.values()})
+        if len(kinds) > 1 and not source.kind_by_format:
+            kinds = list(source.splits.values())  # each beside its split
         first = f"{source.repository or source.origin.partition(' at ')[0] or '-'}{'' if source.verified else ' ?'}"
         repository = "\n".join([first, *(f"{home.repository} ({split})" for split, home in source.homes.items())])
         commits = [source.revision or source.origin.partition(" at ")[2] or "-"]
