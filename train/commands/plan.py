@@ -57,6 +57,8 @@ def plan(
     for under in yaml_file.extended(file):
         options.console.print(f"extends {under}", highlight=False)
     options.console.print(plan_display.plan_table(made, root))
+    for name, why in (made.recipe.evaluate.absent if made.recipe.evaluate else {}).items():
+        options.console.print(f"not measured: {name}: {why}; averages with it are not available", style="yellow", soft_wrap=True)
     for name, rows in row_counts.mixes(made, root).items():
         if len(rows) > 1:
             options.console.print(f"{name}: {_shares(rows)}", highlight=False, markup=False)
