@@ -1,15 +1,12 @@
 """Tasks by name, without importing lm-eval: built in, ours in recipes/eval_tasks, and those that lm-eval ships."""
 
-import importlib.util
-import os
 import re
-from functools import cache
 from pathlib import Path
 
 from rounds.data_prep.errors import UserError, nearest
 from rounds.train.config import shipped, yaml_file
 from rounds.train.config.evaluation import TaskUse
-from rounds.train.plan import own_task
+from rounds.train.plan import bundled, own_task
 
 BUILT_IN = {"choice_likelihood": ["acc", "acc_norm", "acc_bytes"]}
 """Tasks that this project scores itself, and their metrics."""
@@ -44,11 +41,13 @@ def check(task: TaskUse, recipe_folder: Path, where: str) -> str | None:
         raise UserError(
             f"{where}.source: only {', '.join(BUILT_IN)} and tasks of recipes/eval_tasks read a source; {nearest(task.task, own_names())}"
         )
-    if not _is_bundled(task.task):
+    if not bundled.is_task(task.task):
         raise UserError(
             f"{where}: no such task in recipes/eval_tasks or in lm-eval. {nearest(task.task, own_names())}; "
             "`lm-eval ls tasks` lists lm-eval's own"
         )
+    if reason := bundled.obstacle(task.task):
+        raise UserError(f"{where}: lm-eval's task {task.task!r} cannot run here: {reason}")
     return None
 
 
@@ -60,24 +59,3 @@ def own_names() -> list[str]:
 def _find(name: str, recipe_folder: Path) -> Path | None:
     """Return the file of a task of our own, or None."""
     return yaml_file.find(f"eval_tasks/{name}.yaml", recipe_folder) if _WORD.fullmatch(name) else None
-
-
-@cache
-def _is_bundled(name: str) -> bool:
-    """Look for a task, group or tag of that name in lm-eval's files. Reads names only: lm-eval itself takes 10 s."""
-    files = _bundled_files()
-    if any(path.endswith(f"{os.sep}{name}.yaml") for path in files):
-        return True
-    pattern = re.compile(rf"""^["']?(task|group|tag)["']?\s*:\s*["']?{re.escape(name)}["']?\s*$""".encode(), re.MULTILINE)
-    # Folders are named after what is in them: the likeliest files first, of 13,000.
-    likely = sorted(files, key=lambda path: name.partition("_")[0] not in path)
-    return any(pattern.search(Path(path).read_bytes()) for path in likely)
-
-
-@cache
-def _bundled_files() -> list[str]:
-    spec = importlib.util.find_spec("lm_eval")
-    if spec is None or spec.origin is None:
-        raise UserError("lm-eval is not installed, so its tasks cannot be checked; install the project's dependencies")
-    top = Path(spec.origin).parent / "tasks"
-    return [f"{folder}{os.sep}{file}" for folder, _, files in os.walk(top) for file in files if file.endswith(".yaml")]
