@@ -19,7 +19,7 @@ from rounds.train.tokens.rendering import TemplateFailure, control_tokens
 from rounds.train.tokens.time_limit import OutOfTimeError, time_limit
 
 __all__ = ["Encoded", "EncodedPair", "answers_apart", "check_template", "control_tokens", "encode_conversations", "encode_pairs",
-           "render_prompt", "template_limits"]  # fmt: skip
+           "render_prompt", "render_prompts", "template_limits"]  # fmt: skip
 _PROBE_SECONDS, _ROW_SECONDS = 10.0, 60.0
 """A template renders a question in a millisecond, and a conversation of a hundred turns in a second: what takes longer does not end."""
 
@@ -191,6 +191,31 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, .
         return rendering.apply(tokenizer, messages, asked=True)
     except TemplateFailure as error:
         raise UserError(f"the chat template cannot render a prompt of {len(messages)} turns: {error}") from None
+
+
+def render_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[tuple[Message, ...]]) -> list[tuple[str, str | None]]:
+    """Render prompts up to where the assistant starts to answer, each with the reason why it cannot be asked, or None.
+
+    Raises `UserError` where the template does not come to an end.
+    """
+    found: list[tuple[str, str | None]] = []
+    try:
+        with time_limit(_ROW_SECONDS) as restart:
+            for messages in prompts:
+                restart()
+                try:
+                    text = rendering.apply(tokenizer, messages, asked=True)
+                except TemplateFailure:
+                    found.append(("", "template_refuses_conversation"))
+                    continue
+                lost = any(message.content.strip() not in text for message in messages)
+                found.append((text, rendering.LOSES if lost else None))
+    except OutOfTimeError:
+        raise UserError(
+            f"the chat template did not render a prompt of {sum(len(each.content) for each in prompts[len(found)])} characters within "
+            f"{_ROW_SECONDS:g} s: it loops, or calls itself, without an end"
+        ) from None
+    return found
 
 
 def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> list[EncodedPair | str]:
