@@ -42,7 +42,8 @@ def opened(subject: Subject) -> Iterator[Write]:
     with tempfile.TemporaryDirectory(prefix="vllm-", dir=subject.folder) as name:
         room = Path(name)
         _write(room / "engine.json", {"model": str(model), "dtype": _dtype(subject.machine), "max_model_len": subject.window,
-                                      "max_num_seqs": subject.machine.eval_batch_size, "ends": subject.ends})  # fmt: skip
+                                      "max_num_seqs": subject.machine.eval_batch_size, "ends": subject.ends,
+                                      "enforce_eager": models.device_of(subject.machine) == "cpu"})  # fmt: skip
         worker = subprocess.Popen([str(python), "-I", str(WORKER), str(room)], env=environment(), cwd=room)
         try:
             yield lambda asks, decoding: _ask(worker, room, asks, decoding)

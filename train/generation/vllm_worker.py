@@ -30,6 +30,7 @@ def main(folder: Path) -> None:
         dtype=engine["dtype"],
         max_model_len=engine["max_model_len"],
         max_num_seqs=engine["max_num_seqs"],
+        enforce_eager=engine["enforce_eager"],
         generation_config="vllm",  # not the model's own: what the recipe says is all
         logprobs_mode="raw_logprobs",  # before temperature and top_p
         trust_remote_code=False,

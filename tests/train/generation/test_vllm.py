@@ -7,12 +7,13 @@ Covers: train/generation/vllm_worker.
 
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from rounds.data_prep.errors import UserError
-from rounds.data_prep.records import Message
+from rounds.data_prep.records import Conversation, Message
 from rounds.train.config.cluster import Machine
 from rounds.train.config.decoding import Decoding
 from rounds.train.engine import policy
@@ -64,18 +65,15 @@ def test_a_worker_that_dies_is_told_of(made_base: Path, tmp_path: Path):
 
 
 @pytest.fixture
-def wide(shelf: Path) -> Path:
+def wide(shelf: Path, put: Callable, conversations: list[Conversation]) -> Path:
     """A tiny model with heads as wide as vLLM's attention on CPUs needs, 32."""
     (shelf / "wide").mkdir()
     tiny = {"kind": "tiny", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
             "vocab_size": 400, "max_position_embeddings": 256}  # fmt: skip
-    template = chat_template(shelf)
-    staged.run("base", {"base": tiny, "chat_template": template, "seed": 7}, {"corpus": shelf.parent / "corpus"}, shelf / "wide", Machine())
+    template = str(models.load_tokenizer(policy.read(shelf / "base")).chat_template)
+    inputs = {"corpus": put("corpus", conversations)}
+    staged.run("base", {"base": tiny, "chat_template": template, "seed": 7}, inputs, shelf / "wide", Machine())
     return shelf / "wide"
-
-
-def chat_template(shelf: Path) -> str:
-    return str(models.load_tokenizer(policy.read(shelf / "base")).chat_template)
 
 
 @pytest.mark.slow
