@@ -11,13 +11,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from rounds.data_prep import records
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Conversation, Message, Question, prompt_of
 from rounds.train.config.cluster import Machine
@@ -147,9 +148,10 @@ def prepared(folder: Path, given: dict, inputs: dict[str, Path], row: Machine) -
     return folder / "job.json"
 
 
-def started(job: Path, processes: int) -> subprocess.Popen:
+def started(job: Path, processes: int, node: int = 0) -> subprocess.Popen:
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    command = [sys.executable, "-P", "-m", "rounds.train.launch.apart", str(job), str(processes), "0"]
+    environment["SLURMD_NODENAME"] = f"n{node}"
+    command = [sys.executable, "-P", "-m", "rounds.train.launch.apart", str(job), str(processes), str(node)]
     return subprocess.Popen(command, env=environment, start_new_session=True)
 
 
@@ -184,6 +186,27 @@ def test_two_processes_write_the_same_and_a_lost_one_costs_its_block(run_stage: 
     record = store.done(shelf / "two")
     assert record and record.counts["sets"]["open"]["answers"] == 600
     assert not (shelf / "two" / "failed.json").exists() and not (shelf / "two" / "cache").exists()
+
+
+@pytest.mark.slow
+def test_two_nodes_of_two_processes_write_the_same_and_a_lost_node_costs_its_blocks(run_stage: Run, inputs: dict[str, Path], shelf: Path):
+    """Nodes by name alone, as the job script starts them. What a lost node was at is taken when its marks are old, after two minutes."""
+    alone, _ = run_stage("answers", "alone", params(), inputs, machine(7))
+    job = prepared(shelf / "nodes", params(), inputs, machine(8, processes=2))
+    agents = [started(job, 2, node) for node in (0, 1)]
+    blocks = shelf / "nodes" / "cache" / "blocks"
+    try:
+        deadline = time.monotonic() + 400
+        while "n1" not in (marked := [store.read_fields(mark).get("node") for mark in blocks.glob("*.taken")]):
+            assert time.monotonic() < deadline and agents[0].poll() is None, marked
+            time.sleep(0.01)
+        ended_all(agents[1])
+        assert agents[0].wait(400) == 0, (shelf / "nodes" / "log.txt").read_text()[-3000:]
+    finally:
+        for each in agents:
+            if each.poll() is None:
+                ended_all(each)
+    assert digest(shelf / "nodes") == digest(alone)
 
 
 def _helper_at_work(process: subprocess.Popen, folder: Path) -> int | None:
@@ -235,9 +258,14 @@ def test_asked_to_stop_it_ends_after_its_block_and_writes_no_block_twice(run_sta
     assert len(asked) == 3 and digest(out) == digest(alone)
 
 
-def test_blocks_are_cut_by_prompts_alone(run_stage: Run, inputs: dict[str, Path], shelf: Path, talks: Sequence[Conversation]):
+def test_blocks_are_cut_by_prompts_alone(run_stage: Run, inputs: dict[str, Path], shelf: Path):
     """Another batch, as another cluster file says, goes on with the blocks that are there."""
     run_stage("answers", "first", params(), inputs, machine(7))
-    one, two = (sorted((shelf / name / "cache" / "blocks").glob("*.parquet")) for name in ("first", "first"))
-    sizes = [pq.read_metadata(path).num_rows for path in one]
-    assert sizes == [256, 256, 88] and [path.name for path in two] == [f"open.{n:06}.parquet" for n in range(3)]
+    files = sorted((shelf / "first" / "cache" / "blocks").glob("*.parquet"))
+    assert [path.name for path in files] == [f"open.{n:06}.parquet" for n in range(3)]
+    assert [pq.read_metadata(path).num_rows for path in files] == [256, 256, 88]
+    order = [row.prompt_id for row in samples.read(shelf / "first" / "open.parquet")][::2]
+    assert order == sorted(order, key=lambda name: records.stable_hash("evaluate", name))
+    held = [path.stat().st_mtime_ns for path in files]
+    run_stage("answers", "first", params(), inputs, machine(64))
+    assert [path.stat().st_mtime_ns for path in files] == held, "nothing was written again"
