@@ -24,7 +24,7 @@ def stages(run: Sequence[Stage], root: Path, cluster: Cluster, lanes: int | None
     todo = store.unfinished(root, run)
     used = {stage.row for stage in todo}
     known: tuple[RowName, ...] = get_args(RowName)
-    rows = [row for row in known if (row in used if todo else row != "generate" or cluster.generate)]
+    rows: list[RowName] = [row for row in known if (row in used if todo else row != "generate" or cluster.generate)]
     paths = {str(asset.path.resolve()) for stage in todo for asset in stage.inputs.values() if isinstance(asset, Asset)}
     if cluster.offline and cluster.fetched:
         paths.add(str(cluster.fetched.resolve()))

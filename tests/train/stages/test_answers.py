@@ -138,9 +138,8 @@ def prepared(folder: Path, given: dict, inputs: dict[str, Path], row: Machine) -
     """Write a stage's folder as a launcher leaves it, with finished inputs; returns the job's file."""
     folder.mkdir()
     for path in inputs.values():
-        (path / "stage.json").exists() or (path / "stage.json").write_text(
-            json.dumps(staged.described("base" if (path / "policy.json").exists() else "source.open", {}, {}))
-        )
+        name = "base" if (path / "policy.json").exists() else "source.open"
+        (path / "stage.json").write_text(json.dumps(staged.described(name, {}, {})))
         finish(path)
     read = {name: {"stage": path.name} for name, path in inputs.items()}
     (folder / "stage.json").write_text(json.dumps(staged.described("answers.base", given, read)))
