@@ -21,7 +21,7 @@ def planned(tmp_path: Path, *overrides: str, **changes: Any) -> Plan:
     """Plan the quickstart with one set of answers, changed so."""
     asked = yaml.safe_dump([{**SET, **changes}], default_flow_style=True, width=10_000).strip()
     file = REPOSITORY / "recipes" / "quickstart.yaml"
-    given = recipe.load(file, [f"evaluate.answers={asked}", *overrides])
+    given = recipe.load(file, (f"evaluate.answers={asked}", *overrides))
     return build_plan(given, tmp_path / "store", file.parent)
 
 
@@ -90,7 +90,7 @@ def test_pairs_conversations_and_questions_may_be_asked_and_are_held_out(tmp_pat
         planned(tmp_path, source=source)
     file = REPOSITORY / "recipes" / "quickstart.yaml"
     only = ["evaluate.tasks=[]", "evaluate.preferences=[]", "evaluate.conversations=null", "gate=null"]
-    given = recipe.load(file, [*only, "evaluate.answers=[{name: open, source: answers_heldout}]"])
+    given = recipe.load(file, (*only, "evaluate.answers=[{name: open, source: answers_heldout}]"))
     assert "answers_heldout" in held_out.held_out(given).uses
 
 
