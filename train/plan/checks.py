@@ -198,6 +198,4 @@ def _measured(evaluate: Evaluate, recipe_folder: Path) -> dict[str, list[str] | 
         measured["preferences"] = ["accuracy", "margin", "chosen_logp", "rejected_logp"]
     if evaluate.conversations:
         measured["conversations"] = ["loss"]
-    if evaluate.num_answers and (evaluate.preferences or evaluate.conversations):
-        measured["answers"] = ["tokens", "ended"]
-    return measured
+    return measured | {each.name: ["tokens", "ended"] for each in evaluate.answers}
