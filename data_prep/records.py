@@ -1,6 +1,6 @@
 """The nouns of data preparation, and how they are kept on disk.
 
-In: nothing. Out: frozen records without I/O (`Conversation`, `Pair`, `Question`), and parquet files of them that
+In: nothing. Out: frozen records without I/O (`Conversation`, `Pair`, `Question`, `Prompt`), and parquet files of them that
 `datasets.load_dataset("parquet", ...)` and pandas open as they are. A file holds one kind of record.
 """
 
@@ -78,10 +78,27 @@ class Question:
     group: str = ""
 
 
-Record = Conversation | Pair | Question
-Kind = Literal["conversation", "pair", "question"]
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Something to be answered freely: it ends with a user turn, and what is written is measured, or made into pairs."""
 
-_CLASSES: dict[str, type] = {"conversation": Conversation, "pair": Pair, "question": Question}
+    id: str
+    source: str
+    prompt: tuple[Message, ...]
+    answer: str | None = None
+    """The right answer as a text, where one is known: of a sum the number, of a closed question the right choice."""
+    choices: tuple[str, ...] = ()
+    """The choices that the prompt names, where it names some."""
+    details: str = ""
+    """An object of JSON with what a metric of this set must know beside, such as IFEval's instructions; empty where nothing."""
+    group: str = ""
+
+
+Record = Conversation | Pair | Question | Prompt
+Kind = Literal["conversation", "pair", "question", "prompt"]
+
+_KINDS: dict[type, Kind] = {Conversation: "conversation", Pair: "pair", Question: "question", Prompt: "prompt"}
+_CLASSES: dict[str, type] = {kind: each for each, kind in _KINDS.items()}
 
 
 @functools.cache
@@ -95,6 +112,7 @@ def schemas() -> dict[str, pa.Schema]:
         "conversation": pa.schema([*common, ("messages", messages)]),
         "pair": pa.schema([*common, ("prompt", messages), ("chosen", text), ("rejected", text)]),
         "question": pa.schema([*common, ("prompt", messages), ("choices", texts), ("answer", pa.int32())]),
+        "prompt": pa.schema([*common, ("prompt", messages), ("answer", text), ("choices", texts), ("details", text)]),
     }
 
 
@@ -107,7 +125,7 @@ def _messages() -> pa.DataType:
 
 def kind_of(record: Record) -> Kind:
     """Name the record's kind as it is spelled in files and recipes."""
-    return "conversation" if isinstance(record, Conversation) else "pair" if isinstance(record, Pair) else "question"
+    return _KINDS[type(record)]
 
 
 def prompt_of(record: Record) -> tuple[Message, ...]:
@@ -116,9 +134,11 @@ def prompt_of(record: Record) -> tuple[Message, ...]:
 
 
 def answers_of(record: Record) -> tuple[str, ...]:
-    """Return the answer texts of a record: one for a conversation, two for a pair, every choice of a question."""
+    """Return the answer texts of a record: one for a conversation, two for a pair, every choice of a question; of a prompt those known."""
     if isinstance(record, Conversation):
         return (record.messages[-1].content,)
+    if isinstance(record, Prompt):
+        return record.choices or ((record.answer,) if record.answer else ())
     return (record.chosen, record.rejected) if isinstance(record, Pair) else record.choices
 
 

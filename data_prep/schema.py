@@ -189,6 +189,7 @@ class RowsUse(Section):
             "multiple_choice",
             "preference",
             "graded",
+            "prompt",
         ]
         | None
     ) = None

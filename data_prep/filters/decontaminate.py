@@ -22,7 +22,7 @@ from typing import Annotated
 from pydantic import Field
 
 from rounds.data_prep.filters import Filter, texts_of
-from rounds.data_prep.records import Message, Question, Record, answers_of, prompt_id, prompt_of
+from rounds.data_prep.records import Message, Prompt, Question, Record, answers_of, prompt_id, prompt_of
 from rounds.data_prep.render import phrasings
 from rounds.data_prep.schema import Between, Section
 from rounds.data_prep.turns import folded, normalised
@@ -66,7 +66,7 @@ def build(settings: Section, heldout: Sequence[Record]) -> Filter:
     texts: dict[tuple[bytes, ...], str] = {}
     for record in heldout:
         turns = _turns(prompt_of(record))
-        choices = record.choices if isinstance(record, Question) else ()
+        choices = record.choices if isinstance(record, Question | Prompt) else ()
         words = [tuple(_words(text)) for text in turns]
         long = [each for each in words if len(each) >= size]
         is_short = not long

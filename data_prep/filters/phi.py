@@ -27,7 +27,7 @@ from rounds.data_prep.filters import Changed, Filter, Verdict
 from rounds.data_prep.filters._phi_find import KINDS, Find, PhiKind
 from rounds.data_prep.filters._phi_names import Names, by_model, plain_words
 from rounds.data_prep.filters._phi_rules import by_presidio, by_rules
-from rounds.data_prep.records import Conversation, Pair, Question, Record
+from rounds.data_prep.records import Conversation, Pair, Prompt, Record, answers_of
 from rounds.data_prep.schema import Section
 
 # What word processors and web pages put for a space, a hyphen and, in full width, any key: each is looked at as the key, one
@@ -119,8 +119,10 @@ def texts_of(record: Record) -> list[str]:
     """Return all texts of a record, in the order in which `_with_texts` takes them back."""
     turns = record.messages if isinstance(record, Conversation) else record.prompt
     thoughts = [message.reasoning for message in turns if message.reasoning]
-    answers = () if isinstance(record, Conversation) else (record.chosen, record.rejected) if isinstance(record, Pair) else record.choices
-    return [*(message.content for message in turns), *thoughts, *answers]
+    answers = () if isinstance(record, Conversation) else answers_of(record)
+    # A prompt's right answer stands among its choices too.
+    right = [record.answer] if isinstance(record, Prompt) and record.answer and record.choices else []
+    return [*(message.content for message in turns), *thoughts, *answers, *right]
 
 
 def _with_texts(record: Record, texts: Sequence[str]) -> Record:
@@ -134,6 +136,8 @@ def _with_texts(record: Record, texts: Sequence[str]) -> Record:
         return replace(record, messages=said)
     if isinstance(record, Pair):
         return replace(record, prompt=said, chosen=rest[0], rejected=rest[1])
+    if isinstance(record, Prompt):
+        return replace(record, prompt=said, answer=rest[-1] if record.answer else None, choices=rest[: len(record.choices)])
     return replace(record, prompt=said, choices=rest)
 
 
@@ -144,7 +148,7 @@ def _verdict(record: Record, texts: Sequence[str], finds: Sequence[Sequence[Find
     if settings.action == "drop":
         return f"holds_{min(kinds, key=KINDS.index)}"
     new = _with_texts(record, [masked(text, own) for text, own in zip(texts, finds, strict=True)])
-    answers = () if isinstance(new, Conversation) else new.choices if isinstance(new, Question) else (new.chosen, new.rejected)
+    answers = () if isinstance(new, Conversation) else answers_of(new)
     if len(set(answers)) < len(answers):
         return "same_answers_once_masked"
     return Changed(new, dict(sorted(kinds.items())))

@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import Field
 
 from rounds.data_prep.filters import Filter, texts_of
-from rounds.data_prep.records import Conversation, Pair, Record
+from rounds.data_prep.records import Conversation, Pair, Prompt, Record
 from rounds.data_prep.schema import Between, Section
 from rounds.data_prep.words import Texts, Words
 
@@ -159,6 +159,8 @@ def _verdict(record: Record, answers: Sequence[str], places: Sequence[int], seen
 def _learned(record: Record) -> list[str]:
     if isinstance(record, Conversation):
         return [message.content for message in record.messages if message.role == "assistant"]
+    if isinstance(record, Prompt):
+        return []
     return [record.chosen if isinstance(record, Pair) else record.choices[record.answer]]
 
 

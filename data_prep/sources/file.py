@@ -1,7 +1,7 @@
 """Your own rows: JSONL, JSON, CSV, TSV, parquet or xlsx, compressed or not, or a folder of these or of `save_to_disk`.
 
-In: `path`, `format`, and `columns` (our name -> yours) of the recipe. Out: conversations, questions or pairs. Licence:
-yours to state (`licence:`). One row of each format, with our names for the columns:
+In: `path`, `format`, and `columns` (our name -> yours) of the recipe. Out: conversations, questions, pairs or prompts.
+Licence: yours to state (`licence:`). One row of each format, with our names for the columns:
 
     messages          {"messages": [{"role": "user", "content": "What is an ECG?"},
                                     {"role": "assistant", "content": "A recording of the heart's electricity."}]}
@@ -24,6 +24,9 @@ yours to state (`licence:`). One row of each format, with our names for the colu
                                                         hh-rlhf, and the rows of OpenAI and LLaMA-Factory)
     graded            {"question": "Is this mole harmless?",
                        "answers": [{"text": "Have it seen by a doctor.", "score": 4}, {"text": "Yes.", "score": 1}]}
+    prompt            {"prompt": "How many mg are two tablets of 5 mg?", "answer": "10"}
+                                                        (a text or a list of messages that ends with the user; `answer`, the right
+                                                        one, and `choices`, which the prompt itself must name, are optional)
 
 Every format may have `system`, which is said first where a row's own turns bring none, and `id` and `group`; an empty cell
 is as none, but for an `id`. What is asked of a summary, a dialogue or a classification is put into words by
@@ -48,7 +51,7 @@ from typing import Any
 from rounds.data_prep import files, hub, render
 from rounds.data_prep.controls import cleaned
 from rounds.data_prep.errors import UserError, nearest
-from rounds.data_prep.records import Conversation, Message, Pair, Question, Record, stable_hash
+from rounds.data_prep.records import Conversation, Message, Pair, Prompt, Question, Record, stable_hash
 from rounds.data_prep.schema import SourceUse
 from rounds.data_prep.sources import Row, RowError, Source, _exam, _forms
 from rounds.data_prep.sources._plain import label, numbered, said
@@ -65,6 +68,7 @@ COLUMNS = {
     "multiple_choice": ("question", "choices", "answer"),
     "preference": ("prompt", "chosen", "rejected"),
     "graded": ("question", "answers"),
+    "prompt": ("prompt",),
 }
 OPTIONAL = {
     "messages": ("system", "id", "group"),
@@ -77,6 +81,7 @@ OPTIONAL = {
     "multiple_choice": ("system", "id", "group"),
     "preference": ("system", "id", "group"),
     "graded": ("text", "score", "system", "id", "group"),
+    "prompt": ("answer", "choices", "system", "id", "group"),
 }
 ASKED_IN = {
     "messages": ("messages",),
@@ -86,6 +91,7 @@ ASKED_IN = {
     "summary": ("text",),
     "dialogue": ("dialogue",),
     "classification": ("text",),
+    "prompt": ("prompt",),
 }
 # Our choice: four answers of differing scores make six pairs; of longer lists more would let one question outweigh many.
 MAX_PAIRS = 8
@@ -195,6 +201,8 @@ def to_record(row: Row, index: int, use: SourceUse) -> Record:
         return Question(prompt=_question(row, choices), choices=choices, answer=answer, **named)
     if use.format == "graded":  # `_pairs` has made and checked the sides
         return Pair(prompt=_question(row), chosen=row["chosen"], rejected=row["rejected"], **named)
+    if use.format == "prompt":
+        return _prompt(row, named)
     prompt, chosen, rejected = preference(row.get("prompt"), required(row, "chosen"), required(row, "rejected"))
     return Pair(prompt=with_system(prompt, _system(row)), chosen=chosen, rejected=rejected, **named)
 
@@ -233,6 +241,8 @@ def _formed(row: dict[str, Any], use: SourceUse) -> dict[str, Any]:
         return {**row, files.TURNS: _forms.alpaca(row)}
     if use.format == "multiple_choice":
         return _exam.gathered(row)
+    if use.format == "prompt" and "prompt" in row:
+        return {**row, "prompt": _forms.side(row["prompt"])}
     return dict(_forms.pair(row)) if use.format == "preference" else row
 
 
@@ -279,6 +289,17 @@ def _question(row: Row, choices: tuple[str, ...] = ()) -> tuple[Message, ...]:
 def _system(row: Row) -> str | None:
     system = _given(row, "system")
     return None if system is None else text(system, "system")
+
+
+def _prompt(row: Row, named: dict[str, str]) -> Prompt:
+    asked = required(row, "prompt")
+    turns = ask(text(asked, "prompt")) if isinstance(asked, str) else messages(asked, "user")
+    has_answer, choices = _given(row, "answer") is not None, ()
+    answer = _answer(row, "answer") if has_answer else None
+    if _given(row, "choices") is not None:
+        labels, choices = _exam.choices(row)
+        answer = choices[_exam.right(row, labels, choices, 0)] if has_answer else None
+    return Prompt(prompt=with_system(turns, _system(row)), answer=answer, choices=choices, **named)
 
 
 def _answer(row: Row, column: str) -> str:
@@ -369,7 +390,7 @@ def _graded(answer: Any, use: SourceUse) -> tuple[str, float]:
 
 SOURCE = Source(
     name="file",
-    description="your own rows: JSONL, JSON, CSV, parquet or xlsx, in one of ten formats",
+    description="your own rows: JSONL, JSON, CSV, parquet or xlsx, in one of eleven formats",
     licence="",
     splits={"train": "conversation", "heldout": "conversation"},
     rows=rows,
@@ -387,6 +408,7 @@ SOURCE = Source(
         "multiple_choice": "question",
         "preference": "pair",
         "graded": "pair",
+        "prompt": "prompt",
     },
     columns_by_format=COLUMNS,
     check_use=check,

@@ -5,7 +5,19 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rounds.data_prep.records import Conversation, Message, Pair, read_records, write_records
+from rounds.data_prep.records import (
+    Conversation,
+    Message,
+    Pair,
+    Prompt,
+    answers_of,
+    characters_of,
+    kind_of,
+    prompt_of,
+    read_kind,
+    read_records,
+    write_records,
+)
 
 ASKED = Message("user", "How much?")
 PLAIN = Conversation("a", "made", (Message("system", "Be brief."), ASKED, Message("assistant", "5 mg.")))
@@ -20,6 +32,17 @@ def test_what_is_not_learnt_and_what_was_thought_are_kept(tmp_path: Path) -> Non
     pair = Pair("d", "made", (*THOUGHT.messages, ASKED), "Yes.", "No.")
     write_records(tmp_path / "pairs.parquet", [pair], "pair")
     assert list(read_records(tmp_path / "pairs.parquet")) == [pair]
+
+
+def test_a_prompt_is_kept_with_the_answer_and_the_choices_that_are_known(tmp_path: Path) -> None:
+    bare = Prompt("e", "made", (Message("system", "Be brief."), ASKED))
+    full = Prompt("f", "made", (ASKED,), "5 mg", ("5 mg", "50 mg"), '{"unit": "mg"}', "doses")
+    write_records(tmp_path / "prompts.parquet", [bare, full], "prompt")
+    assert read_kind(tmp_path / "prompts.parquet") == kind_of(full) == "prompt"
+    assert list(read_records(tmp_path / "prompts.parquet")) == [bare, full]
+    assert prompt_of(full) == (ASKED,) and answers_of(full) == full.choices and answers_of(bare) == ()
+    assert characters_of(full) == len(ASKED.content) + len("5 mg50 mg")
+    assert characters_of(Prompt("g", "made", (ASKED,), "5 mg")) == len(ASKED.content) + len("5 mg")
 
 
 def test_a_file_of_an_earlier_release_is_read(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.text import Text
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from rounds.data_prep.records import Conversation, Message, Pair, Record
+from rounds.data_prep.records import Conversation, Message, Pair, Prompt, Record
 from rounds.data_prep.render import to_conversation
 from rounds.train.config.recipe import Hub, Local
 from rounds.train.engine import policy, store
@@ -54,6 +54,9 @@ def shown(record: Record, using: PreTrainedTokenizerBase | str, marked: bool, ma
     """
     if isinstance(record, Pair):
         return _pair(record, using, marked, max_length)
+    if isinstance(record, Prompt):
+        right = [(f"(right: {record.answer})\n", READ, False)] if record.answer else []
+        return _text(record.id, [*_turns(record.prompt, READ), *right], marked)
     talk = record if isinstance(record, Conversation) else to_conversation(record)
     if isinstance(using, str):
         return _text(talk.id, _turns(talk.messages, LEARNT), marked)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rounds.data_prep.errors import UserError
-from rounds.data_prep.records import Conversation, Message, Pair, Question
+from rounds.data_prep.records import Conversation, Message, Pair, Prompt, Question
 from rounds.data_prep.schema import SourceUse
 from rounds.data_prep.sources import RowError, file
 from rounds.data_prep.tally import Tally, records
@@ -37,6 +37,7 @@ ROWS: dict[str, dict[str, Any]] = {
             {"text": "Touch it.", "score": 2},
         ],
     },
+    "prompt": {"prompt": "How many mg are two of 5 mg?"},
 }
 
 
@@ -70,6 +71,21 @@ def test_each_format_becomes_its_record(one) -> None:
     assert found == Question("7", "file", prompt, ("ice", "steam"), 1)
     (found,) = one("preference", ROWS["preference"] | {"id": "7"})
     assert found == Pair("7", "file", asked, "Measure it.", "Who knows.")
+
+
+def test_a_prompt_is_asked_as_it_stands_with_what_is_known_of_its_answer(one) -> None:
+    asked = (Message("user", "How many mg are two of 5 mg?"),)
+    assert one("prompt", ROWS["prompt"] | {"id": "7"}) == [Prompt("7", "file", asked)]
+    assert one("prompt", ROWS["prompt"] | {"id": "7", "answer": 10, "group": "sums"}) == [Prompt("7", "file", asked, "10", group="sums")]
+    row = ROWS["prompt"] | {"id": "7", "choices": {"A": "5", "B": "10"}, "answer": "B", "system": "Be brief."}
+    system = Message("system", "Be brief.")
+    assert one("prompt", row) == [Prompt("7", "file", (system, *asked), "10", ("5", "10"))]
+    talk = [{"role": "user", "content": "Hot?"}, {"role": "assistant", "content": "Since when?"}, {"role": "user", "content": "Monday."}]
+    (found,) = one("prompt", {"prompt": talk})
+    assert [turn.content for turn in found.prompt] == ["Hot?", "Since when?", "Monday."]
+    for wrong, reason in (({"prompt": talk[:2]}, "last_turn_not_user"), ({"prompt": " "}, "empty_prompt"), ({}, "missing_column_prompt")):
+        assert one("prompt", wrong) == reason
+    assert one("prompt", row | {"answer": "C"}) == "answer_not_among_choices"
 
 
 @pytest.mark.parametrize("format", ["summary", "dialogue", "classification"])

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from rounds.data_prep.records import Conversation, Pair, read_records
+from rounds.data_prep.records import Conversation, Message, Pair, Prompt, read_records
 from rounds.train.cli import app
 from rounds.train.config import recipe
 from rounds.train.config.cluster import Machine
@@ -274,6 +274,11 @@ def test_preview_tells_of_rows_that_are_too_long_to_train_on_and_cuts_pairs_as_t
     long = replace(pair, chosen="Yes, and here is why, said once more. " * 40)
     whole, cut = (row_display.shown(long, using, True, limit).plain for limit in (None, 128))
     assert "<|eot_id|>»" in whole.partition("rejected")[0] and "<|eot_id|>»" not in cut.partition("rejected")[0]
+
+
+def test_preview_shows_a_prompt_as_it_is_asked_with_the_answer_that_is_known():
+    asked = Prompt("p", "sums", (Message("system", "Be brief."), Message("user", "2 and 2?")), "4")
+    assert row_display.shown(asked, "no tokenizer", marked=True).plain == "p\n[system] Be brief.\n[user] 2 and 2?\n(right: 4)\n"
 
 
 def test_preview_without_any_finished_stage_reads_the_source_and_masks_it(built: tuple[Plan, Path], tmp_path: Path):
