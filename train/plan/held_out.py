@@ -20,8 +20,8 @@ from rounds.train.config.recipe import Hub, Recipe
 
 BENCHMARKS = ("medqa", "medmcqa", "pubmedqa", "mmlu_medical", "headqa", "ultrafeedback", "snorkel")
 """The medical exams that clinical models are compared on, and the held-out splits of the preference sets."""
-SPLITS = {"pubmedqa": ("test",)}
-"""Splits that are the benchmark, where another split for evaluation only holds other rows too."""
+SPLITS = {"pubmedqa": ("test",), "mmlu_pro": ("test",), "xstest": ("test",)}
+"""Splits that are the benchmark, where another split for evaluation only holds other rows too, or the same."""
 _ASKED_BY = (
     ("medqa", re.compile(r"medqa_4options|multimedqa")),
     ("medmcqa", re.compile(r"medmcqa|multimedqa")),
@@ -31,6 +31,10 @@ _ASKED_BY = (
                                 r"mmlu_(anatomy|clinical_knowledge|nutrition|virology|high_school_(biology|psychology)|"
                                 r"human_(aging|sexuality)|(college|professional)_(biology|medicine|psychology)|"
                                 r"medical_genetics)(_\w+)?")),
+    ("mmlu_pro", re.compile(r"(leaderboard_)?mmlu_pro(_\w+)?")),
+    ("toxigen", re.compile(r"toxigen")),
+    ("gsm8k", re.compile(r"gsm8k([_-]\w[\w-]*)?")),
+    ("ifeval", re.compile(r"(leaderboard_)?ifeval")),
 )  # fmt: skip
 """Registered sets, and the names of lm-eval's tasks and groups that ask their rows."""
 

@@ -127,10 +127,10 @@ def test_every_text_of_every_kind_of_record_is_masked() -> None:
     question = changed(Question("q", "s", ask, ("yes", "a@b.org"), 1)).record
     assert question == Question("q", "s", asked, ("yes", "[EMAIL]"), 1)
     assert rule()([Pair("p", "s", ask, "a@b.org", "c@d.org")]) == ["same_answers_once_masked"]
-    for answer, choices in ((None, ()), ("a@b.org", ()), ("a@b.org", ("yes", "a@b.org")), (None, ("yes", "a@b.org"))):
-        masked = [tuple("[EMAIL]" if each == "a@b.org" else each for each in part) for part in (choices, (answer,))]
-        prompt = changed(Prompt("r", "s", ask, answer, choices, "{}", "g")).record
-        assert prompt == Prompt("r", "s", asked, masked[1][0], masked[0], "{}", "g")
+    for answer, hidden in ((None, None), ("a@b.org", "[EMAIL]")):
+        for choices, covered in (((), ()), (("yes", "a@b.org"), ("yes", "[EMAIL]"))):
+            prompt = changed(Prompt("r", "s", ask, answer, choices, "{}", "g")).record
+            assert prompt == Prompt("r", "s", asked, hidden, covered, "{}", "g")
     thought = Message("assistant", "Write to a@b.org.", reasoning="They are at 312-555-0147.")
     talk = changed(Conversation("c", "s", (*ask, replace(thought, learnt=False, reasoning=""), *ask, thought))).record
     hidden = Message("assistant", "Write to [EMAIL].", reasoning="They are at [PHONE].")

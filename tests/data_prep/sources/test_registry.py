@@ -22,6 +22,13 @@ BENCHMARK_TESTS = {
     "headqa": "test",
     "mmlu_medical": "test",
     "pubmedqa": "labeled",
+    "mmlu_pro": "clinical",
+    "toxigen": "test",
+    "usmle": "test",
+    "xstest": "completions",
+    "med_safety": "test",
+    "gsm8k": "test",
+    "ifeval": "test",
 }
 
 
@@ -45,7 +52,7 @@ def test_a_source_says_what_it_is(name: str) -> None:
     assert source.splits
     assert source.columns
     assert set(source.evaluation_only) <= set(source.splits)
-    assert set(source.splits.values()) <= {"conversation", "question", "pair"}
+    assert set(source.splits.values()) <= {"conversation", "question", "pair", "prompt"}
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -121,6 +121,11 @@ def test_a_split_given_by_path_is_not_fetched_too_unless_it_is_cut(planned: Plan
         ("mmlu_professional_law", set()),
         ("headqa_en", {"headqa.test"}),
         ("multimedqa", {"medqa.test", "medmcqa.validation", "pubmedqa.test", "mmlu_medical.test"}),
+        ("mmlu_pro_health", {"mmlu_pro.test"}),
+        ("toxigen", {"toxigen.test"}),
+        ("gsm8k_cot_zeroshot", {"gsm8k.test"}),
+        ("gsm8k-cot-llama", {"gsm8k.test"}),
+        ("ifeval", {"ifeval.test"}),
         ("arc_easy", set()),
     ],
 )
