@@ -17,10 +17,10 @@ Which items a metric has follows from the prompts and references alone, so two p
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from rounds.data_prep import refusals
+from rounds.data_prep import records, refusals
 from rounds.train.evaluation import exact, instructions, polarity, quantities, refusal, rouge
 
 
@@ -59,10 +59,22 @@ class Value(NamedTuple):
     question: str
 
 
-def with_details(details: str) -> dict[str, Any]:
-    """Return the fields of `Written` that a prompt record's details hold: IFEval's `instruction_id_list` and `kwargs`."""
-    known = json.loads(details) if details else {}
-    return {"follows": tuple(known.get("instruction_id_list", ())), "arguments": tuple(known.get("kwargs", ()))}
+def of(record: records.Record, item: str, question: str, answer: str, tokens: int, ended: bool) -> Written:
+    """Return an answer to a record's prompt with what the record knows of a right one.
+
+    That is the held-out answer of a conversation, the chosen one of a pair, the right choice of a question; of a prompt the choice or
+    number that it names, and IFEval's `instruction_id_list` and `kwargs` in its details.
+    """
+    prompt = "\n\n".join(turn.content for turn in records.prompt_of(record))
+    row = Written(item, question, prompt, answer, tokens, ended, record.group)
+    if isinstance(record, records.Conversation | records.Pair):
+        return replace(row, reference=records.answers_of(record)[0])
+    if isinstance(record, records.Question):
+        return replace(row, right=record.choices[record.answer], choices=record.choices)
+    known = json.loads(record.details) if record.details else {}
+    follows, arguments = tuple(known.get("instruction_id_list", ())), tuple(known.get("kwargs", ()))
+    asked = records.prompt_of(record)[-1].content if follows else prompt  # what the checks read is the user's turn, as the set has it
+    return replace(row, prompt=asked, right=record.answer, choices=record.choices, follows=follows, arguments=arguments)
 
 
 def measure(rows: Sequence[Written]) -> Iterator[Value]:

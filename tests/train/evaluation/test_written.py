@@ -10,6 +10,7 @@ from statistics import mean
 
 import pytest
 
+from rounds.data_prep.records import Conversation, Message, Pair, Prompt, Question
 from rounds.train.evaluation import written
 from rounds.train.evaluation.written import Written
 
@@ -149,7 +150,18 @@ def test_the_items_of_a_metric_do_not_depend_on_the_answers() -> None:
     assert items("") == items(NOTES[0]) == items("5 mg on the left, no fever.")
 
 
-def test_instructions_come_from_a_prompts_details() -> None:
-    details = json.dumps({"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}], "key": 1})
-    assert written.with_details(details) == {"follows": ("punctuation:no_comma",), "arguments": ({},)}
-    assert written.with_details("") == {"follows": (), "arguments": ()}
+def test_a_record_says_what_a_right_answer_is() -> None:
+    system, ask = Message("system", "Be brief."), Message("user", "What helps?")
+    details = json.dumps({"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]})
+    rows = {
+        "reference": Conversation("1", "s", (ask, Message("assistant", "Rest."))),
+        "chosen": Pair("2", "s", (ask,), "Rest.", "Run."),
+        "choice": Question("3", "s", (ask,), ("Run", "Rest"), 1),
+        "number": Prompt("4", "s", (ask,), "12"),
+        "told": Prompt("5", "s", (system, ask), details=details, group="safe"),
+    }
+    made = {name: written.of(record, record.id, "q", "Rest", 1, True) for name, record in rows.items()}
+    assert (made["reference"].reference, made["chosen"].reference) == ("Rest.", "Rest.")
+    assert (made["choice"].right, made["choice"].choices, made["number"].right) == ("Rest", ("Run", "Rest"), "12")
+    assert (made["told"].follows, made["told"].arguments, made["told"].prompt) == (("punctuation:no_comma",), ({},), "What helps?")
+    assert (made["told"].group, made["told"].right, made["told"].reference) == ("safe", None, None)
