@@ -1,44 +1,15 @@
 """Whether an answer follows the instructions of an IFEval prompt (Zhou et al. 2023, arXiv 2311.07911), by lm-eval's own checks.
 
-In: a prompt, the names and arguments of its instructions, and an answer. Out: one truth an instruction, strict. The checks are those that
-lm-eval ships; they need packages and a table of nltk's that a plain install lacks, and would try to download the table while they are
-imported: `missing` says what lacks, without importing any of it.
+In: a prompt, the names and arguments of its instructions, and an answer. Out: one truth an instruction, strict. What the checks need of the
+environment stands in `rounds.train.engine.ifeval`.
 """
 
 import importlib
-import importlib.util
-import os
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rounds.data_prep.errors import UserError
-
-PACKAGES = ("langdetect", "immutabledict", "nltk")
-TABLE = "tokenizers/punkt_tab"
-_SUBFOLDERS = ("nltk_data", "share/nltk_data", "lib/nltk_data")
-_SYSTEM = ("/usr/share/nltk_data", "/usr/local/share/nltk_data", "/usr/lib/nltk_data", "/usr/local/lib/nltk_data")
-
-
-def missing() -> str:
-    """Say what this environment lacks and how to get it; empty where nothing. Imports nothing: planning calls it."""
-    lacking = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if lacking:
-        return f"IFEval's checks need {', '.join(lacking)}: pip install 'rounds[ifeval]'"
-    if not any((folder / TABLE).is_dir() or (folder / f"{TABLE}.zip").is_file() for folder in folders()):
-        return (
-            f"IFEval's checks need nltk's table {TABLE}, which splits sentences: run `python -m nltk.downloader punkt_tab` where there "
-            "is a network, and copy ~/nltk_data, or name its folder in NLTK_DATA"
-        )
-    return ""
-
-
-def folders() -> list[Path]:
-    """Return where nltk looks for its tables, in its order; from `nltk.data.path`, which takes a second and numpy to import."""
-    given = [each for each in os.environ.get("NLTK_DATA", "").split(os.pathsep) if each]
-    home = Path("~/nltk_data").expanduser()
-    return [*map(Path, given), home, *(Path(sys.prefix) / each for each in _SUBFOLDERS), *map(Path, _SYSTEM)]
+from rounds.train.engine import ifeval
 
 
 def followed(prompt: str, names: Sequence[str], arguments: Sequence[Mapping[str, Any]], answer: str) -> list[bool]:
@@ -55,7 +26,7 @@ def followed(prompt: str, names: Sequence[str], arguments: Sequence[Mapping[str,
 
 
 def _checks() -> Any:
-    if lacking := missing():
+    if lacking := ifeval.missing():
         raise UserError(lacking)
     # langdetect draws at random unless it is told not to: the same answer would be English in one run and not in the next.
     importlib.import_module("langdetect").DetectorFactory.seed = 0

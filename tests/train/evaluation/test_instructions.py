@@ -1,10 +1,11 @@
-"""IFEval's instructions are checked by what lm-eval ships, offline, the same in every run; what it lacks is said before."""
+"""IFEval's instructions are checked by what lm-eval ships, offline, the same in every run."""
 
 from pathlib import Path
 
 import pytest
 
 from rounds.data_prep.errors import UserError
+from rounds.train.engine import ifeval
 from rounds.train.evaluation import instructions
 
 PROMPT = "Write two sentences about sleep, without a comma."
@@ -19,17 +20,17 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from nltk.tokenize.punkt import PunktParameters, save_punkt_params
 
     folder = tmp_path / "nltk"
-    (folder / instructions.TABLE).mkdir(parents=True, mode=0o700)
+    (folder / ifeval.TABLE).mkdir(parents=True, mode=0o700)
     monkeypatch.setenv("NLTK_DATA", str(folder))
     monkeypatch.setattr(nltk.data, "path", [str(folder)])
-    save_punkt_params(PunktParameters(), str(folder / instructions.TABLE / "english"))
+    save_punkt_params(PunktParameters(), str(folder / ifeval.TABLE / "english"))
     return tmp_path
 
 
 def test_each_instruction_is_followed_or_not(table: Path) -> None:
     names = ["punctuation:no_comma", "length_constraints:number_sentences", "keywords:existence"]
     arguments = [{}, {"num_sentences": 2, "relation": "at least"}, {"keywords": ["sleep"], "unused": None}]
-    assert instructions.missing() == ""
+    assert ifeval.missing() == ""
     assert instructions.followed(PROMPT, names, arguments, "Sleep is rest. Rest heals.") == [True, True, True]
     assert instructions.followed(PROMPT, names, arguments, "A nap, well") == [False, False, False]
     assert instructions.followed(PROMPT, names, arguments, " ") == [False, False, False]
@@ -47,16 +48,6 @@ def test_an_unknown_instruction_is_named(table: Path) -> None:
 
 
 def test_a_missing_table_is_said_with_what_to_do_and_nothing_is_downloaded(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(instructions, "folders", lambda: [table / "empty"])
+    monkeypatch.setattr(ifeval, "folders", lambda: [table / "empty"])
     with pytest.raises(UserError, match="downloader punkt_tab"):
         instructions.followed(PROMPT, ["punctuation:no_comma"], [{}], "Yes.")
-
-
-def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(instructions, "PACKAGES", ("nltk", "no_such_package_1"))
-    assert instructions.missing() == "IFEval's checks need no_such_package_1: pip install 'rounds[ifeval]'"
-
-
-def test_the_table_is_looked_for_where_nltk_looks() -> None:
-    nltk = pytest.importorskip("nltk")
-    assert [str(folder) for folder in instructions.folders()] == nltk.data.path

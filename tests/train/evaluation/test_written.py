@@ -1,4 +1,7 @@
-"""What a policy wrote is measured by what is known of a right answer; notes with wrong facts are caught where ROUGE sees nothing."""
+"""What a policy wrote is measured by what is known of a right answer; notes with wrong facts are caught where ROUGE sees nothing.
+
+Covers: train/config/written.
+"""
 
 import json
 import re
@@ -10,7 +13,8 @@ from statistics import mean
 
 import pytest
 
-from rounds.data_prep.records import Conversation, Message, Pair, Prompt, Question
+from rounds.data_prep.records import Conversation, Kind, Message, Pair, Prompt, Question, Record
+from rounds.train.config.written import METRICS
 from rounds.train.evaluation import written
 from rounds.train.evaluation.written import Written
 
@@ -165,3 +169,21 @@ def test_a_record_says_what_a_right_answer_is() -> None:
     assert (made["choice"].right, made["choice"].choices, made["number"].right) == ("Rest", ("Run", "Rest"), "12")
     assert (made["told"].follows, made["told"].arguments, made["told"].prompt) == (("punctuation:no_comma",), ({},), "What helps?")
     assert (made["told"].group, made["told"].right, made["told"].reference) == ("safe", None, None)
+
+
+def test_planning_knows_every_metric_by_the_kind_of_the_records() -> None:
+    ask = (Message("user", "What helps?"),)
+    rows: dict[Kind, list[Record]] = {
+        "conversation": [Conversation("1", "s", (*ask, Message("assistant", NOTES[0])))],
+        "pair": [Pair("1", "s", ask, NOTES[0], "Run.")],
+        "question": [Question("1", "s", ask, ("Run", "Rest"), 1)],
+        "prompt": [Prompt("1", "s", ask, "12", group="safe"), Prompt("2", "s", ask, "Rest", ("Rest", "Run"), group="unsafe")],
+    }
+    for kind, given in rows.items():
+        made = [written.of(record, record.id, record.id, "Rest", 1, True) for record in given]
+        found = {value.metric.split("/")[0] for value in written.measure(made)}
+        if kind == "prompt":
+            found |= {"prompt_strict", "instruction_strict"}  # need packages: test_instructions.py
+        else:
+            found.add("refusal_balanced")  # of any set whose groups say what to refuse
+        assert found == set(METRICS[kind]), kind
