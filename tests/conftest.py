@@ -1,6 +1,7 @@
-"""What all tests share: no network, and one thread each."""
+"""What all tests share: no network, one thread each, and real sets where they are."""
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -31,3 +32,12 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.skip(reason="takes minutes: scripts/test --slow"))
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of real sets beside the repository; skips where it is absent."""
+    folder = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"real sets are not at {folder}")
+    return folder

@@ -21,6 +21,7 @@ from pydantic import Field
 
 from rounds.data_prep.filters import Filter, texts_of
 from rounds.data_prep.records import Conversation, Pair, Prompt, Record
+from rounds.data_prep.refusals import opens_with_refusal
 from rounds.data_prep.schema import Between, Section
 from rounds.data_prep.words import Texts, Words
 
@@ -167,7 +168,7 @@ def _learned(record: Record) -> list[str]:
 def _reason(answer: str, place: int, seen: _Seen, settings: Settings) -> str | None:
     if seen.noise[place] > settings.max_noise_share * len(answer):
         return "symbol_noise"
-    if settings.drop_refusals and len(answer) <= settings.max_refusal_characters and _REFUSAL.match(answer.replace("’", "'")):
+    if settings.drop_refusals and len(answer) <= settings.max_refusal_characters and opens_with_refusal(answer):
         return "refusal"
     if settings.english_only and not _is_english(place, seen, settings):
         return "not_english"
@@ -208,20 +209,6 @@ _WORD = re.compile(r"\w+(?:['’]\w+)?")
 _ASCII_WORDS = {code: " " for code in range(128) if not (chr(code).isalnum() or chr(code) in "_'")}
 # U+FFFD, private-use signs, and what UTF-8 becomes when it is read as Latin-1 or Windows-1252, such as "â€™" for "’".
 _NOISE = re.compile("\ufffd|[\ue000-\uf8ff]|â(?:€[^\\s\\w]?|‰[^\\s\\w])|[ÃÂ][\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]")
-_CANNOT = (
-    r"(?:can(?:no|')t|can not|could(?: not|n't)|won'?t|will not|am (?:not able|unable|not allowed|not programmed)|'m (?:not "
-    r"able|unable|not allowed)|do(?: not|n't) (?:have|feel comfortable)|must decline|decline)"
-)
-_REFUSAL = re.compile(
-    rf"[\s\"“]*(?:(?:oh|well|unfortunately|no),? )?(?:"
-    rf"(?:I(?:'m| am)(?: very| really| truly)? sorry|sorry|(?:my|I) apolog[a-z]+)[,.]?(?: but)?,? (?:as an AI\b.{{0,60}}?)?"
-    rf"I ?{_CANNOT}"
-    rf"|as an? (?:AI|artificial intelligence|(?:large )?language model)\b[^.]{{0,60}}?\bI ?{_CANNOT}"
-    rf"|I ?(?:cannot|can't|can not|won't|will not|am unable to|'m unable to|am not able to|'m not able to) (?:assist|help|fulfil|provide|"
-    rf"comply|answer|engage|create|generate|support|participate|discuss)"
-    rf"|I (?:must|have to) (?:decline|refuse))",
-    re.IGNORECASE,
-)
 # Marks and words after which no English sentence ends. Left out are words that often end one: in, to, for, with, that.
 _OPEN_END = re.compile(r"(?:[,(\[{&]|\b(?:the|an|and|or|but|of|because|your|their|its|my|our|into|than|whose|every|nor))$")
 _OPEN_END_CHARACTERS = 12  # Longer than the longest of these words and the character before it.

@@ -48,12 +48,3 @@ def convert() -> Callable[[SourceUse], tuple[list[Record], Counter[str]]]:
         return records, reasons
 
     return run
-
-
-@pytest.fixture
-def shared_data() -> Path:
-    """The folder of real sets beside the repository; skips where it is absent."""
-    folder = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip(f"real sets are not at {folder}")
-    return folder
