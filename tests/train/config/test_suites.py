@@ -124,7 +124,7 @@ def test_every_shipped_suite_is_read_alone(name: str, tmp_path: Path):
     recipe = recipes.of_suites((name,))
     assert recipe.evaluate and recipe.evaluate.suites == (name,)
     file = shipped.RECIPES / "suites" / f"{name}.yaml"
-    assert file.read_text().startswith(f"# evaluate: {{suites: [{name}]}}\n")
+    assert file.read_text().startswith(f"# evaluate: {{suites: [{name}]}}")
 
 
 def test_the_papers_averages_are_its_columns_and_its_rows_add_up():
