@@ -86,8 +86,9 @@ def test_a_model_keeps_its_own_attention_and_forward_pass():
     assert again == choice_logprobs.score(llama(), drawn(3), 4)
 
 
-SHAPE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-         "vocab_size": TOKENS, "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+SHAPE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "vocab_size": TOKENS, "max_position_embeddings": 512,
+         "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
 OTHERS = {
     "window": (MistralConfig(**SHAPE, sliding_window=8), True),
     "soft caps": (Gemma2Config(**SHAPE, head_dim=8), True),
