@@ -72,7 +72,7 @@ def measure(
     found = Measured()
     asked: list[_Asked] = []
     lengths: list[int] = []
-    for number, (question, tokens) in enumerate(zip(questions, _encoded(tokenizer, questions, found), strict=True)):
+    for number, (question, tokens) in enumerate(zip(questions, encoded(tokenizer, questions, found), strict=True)):
         item = f"{task.name}/{question.id if own_ids else number}"
         reason = tokens if isinstance(tokens, str) else None
         if not isinstance(tokens, str):
@@ -89,12 +89,12 @@ def measure(
     if not asked:
         raise none_left(task.name, len(questions), window, found.dropped)
     for each, logprobs in zip(asked, score([each.tokens for each in asked]), strict=True):
-        right = _right(each.question, logprobs)
-        for metric, value in right.items():
+        values = right(each.question, logprobs)
+        for metric, value in values.items():
             found.values.setdefault(f"{task.name}/{metric}", {})[each.item] = value
         if each.question.group:
-            found.values.setdefault(f"{task.name}/acc/{each.question.group}", {})[each.item] = right["acc"]
-        line = {"task": task.name, "id": each.question.id, "target": each.question.answer, "answers": logprobs, **right}
+            found.values.setdefault(f"{task.name}/acc/{each.question.group}", {})[each.item] = values["acc"]
+        line = {"task": task.name, "id": each.question.id, "target": each.question.answer, "answers": logprobs, **values}
         log.write(json.dumps(line) + "\n")
     every = [each.question for each in asked]
     found.floors = {f"{task.name}/{metric}": floors(every) for metric in METRICS}
@@ -133,7 +133,7 @@ def none_left(task: str, number: int, window: int, dropped: Counter[str]) -> Use
     )
 
 
-def _right(question: Question, logprobs: Sequence[float]) -> dict[str, float]:
+def right(question: Question, logprobs: Sequence[float]) -> dict[str, float]:
     """Tell under each metric whether the likeliest choice, of several the first, is the right one."""
     lengths = {"acc": [1] * len(logprobs), "acc_norm": list(map(len, question.choices)),
                "acc_bytes": [len(choice.encode()) for choice in question.choices]}  # fmt: skip
@@ -143,7 +143,7 @@ def _right(question: Question, logprobs: Sequence[float]) -> dict[str, float]:
     }
 
 
-def _encoded(
+def encoded(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], found: Measured
 ) -> Iterator[tuple[list[int], list[list[int]]] | str]:
     """Yield the tokens of each question's prompt and choices, or the reason why it cannot be asked."""

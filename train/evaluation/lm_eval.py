@@ -158,8 +158,8 @@ def run_tasks(
     results: dict[str, Any] = {}
     for task in tasks:
         lm.task = task.name
-        asked = task.task if task.source is None else own_tasks.configuration(task, sources[task.source], out / "cache" / "tasks")
-        loaded = manager.load([asked])
+        asked: Any = task.task if task.source is None else own_tasks.configuration(task, sources[task.source], out / "cache" / "tasks")
+        loaded: Any = manager.load([asked])
         result, gone = _ask(lm, manager, loaded, task, too_long)
         dropped[task.name] = {choices.TOO_LONG: len(gone)} if gone else {}
         results[task.name] = {key: result[key] for key in ("results", "configs", "versions", "n-samples")}

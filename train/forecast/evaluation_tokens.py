@@ -15,6 +15,8 @@ QUESTION_TOKENS = 250
 """Tokens of a question with one choice: MedQA's test questions, the longest of these sets, have about 220 with Llama-3's tokenizer;
 chat template included."""
 _CHOICES = 4
+CHOICE_TOKENS = 15
+"""Of each further choice, where all are scored after one prompt."""
 _PUBLISHED = {
     "pubmedqa": (500, 3), "medmcqa": (4183, 4), "medqa_4options": (1273, 4), "headqa_en": (2742, 4), "mmlu_anatomy": (135, 4),
     "mmlu_clinical_knowledge": (265, 4), "mmlu_college_biology": (144, 4), "mmlu_college_medicine": (173, 4),
@@ -47,7 +49,8 @@ def of(stage: Stage, known: Mapping[str, Size]) -> Reading:
         if "generate_until" in (task.yaml or ""):
             answers, written = answers + count, _WRITTEN
         else:
-            scored += count * choices * QUESTION_TOKENS
+            more = CHOICE_TOKENS if task.built_in else QUESTION_TOKENS
+            scored += count * (QUESTION_TOKENS + (choices - 1) * more)
     for size, sides in heldout:
         if size:
             scored += size.rows * sides * (size.prompt_tokens + size.answer_tokens)

@@ -25,7 +25,7 @@ def check(task: TaskUse, recipe_folder: Path, where: str) -> str | None:
     """Return the text of an own task's file; None for one that is built in or that lm-eval ships. Raises `UserError` for none of these,
     and for one that cannot run here."""
     if not _WORD.fullmatch(task.task):
-        raise UserError(f"{where}: a task's name is a plain word of letters, digits, `_`, `-` and `.`; found {task.task!r:.80}")
+        raise UserError(f"{where}: no such task: a name is a plain word of letters, digits, `_`, `-` and `.`; found {task.task!r:.80}")
     file = _find(task.task, recipe_folder)
     if (file or task.task in BUILT_IN) and not task.source:
         raise UserError(f"{where}.source: required: the name under `sources` whose questions {task.task!r} asks")

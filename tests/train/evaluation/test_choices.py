@@ -158,8 +158,8 @@ def test_the_border_is_where_lm_eval_reads_every_token(
 ):
     question = Question("q", "made", (Message("user", "Why?"),), ("Yes.", "No, not so."), 0)
     folder = put("asked", [question, Question("r", "made", (Message("user", "?"),), ("Y", "N"), 0)])
-    whole = len(tokenizer(tokenizer.apply_chat_template([{"role": "user", "content": "Why?"}], tokenize=False,
-                          add_generation_prompt=True) + "No, not so.", add_special_tokens=False)["input_ids"])  # fmt: skip
+    whole = len(tokenizer(str(tokenizer.apply_chat_template([{"role": "user", "content": "Why?"}], tokenize=False,
+                          add_generation_prompt=True)) + "No, not so.", add_special_tokens=False)["input_ids"])  # fmt: skip
     for window, number in ((whole, 2), (whole - 1, 1)):
         assert len(measured(model, tokenizer, folder, window=window)[0].values["facts/acc"]) == number
         assert len(by_lm_eval(model, tokenizer, folder, tmp_path / str(window), window)[0]["facts/acc"]) == number
@@ -194,7 +194,7 @@ def test_turns_of_a_prompt_are_asked_as_turns(model: PreTrainedModel, tokenizer:
     choices.measure(task(), put("asked", [Question("q", "made", prompt, ("Yes", "No"), 0)]), tokenizer, 256, "drop", score, io.StringIO())
     said = tokenizer.decode(asked[0][0] + asked[0][1][0])
     turns = [{"role": each.role, "content": each.content} for each in prompt]
-    assert said == tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) + "Yes"
+    assert said == str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)) + "Yes"
 
 
 def test_questions_that_cannot_be_asked_are_counted_by_reason(

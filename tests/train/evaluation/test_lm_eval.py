@@ -80,6 +80,36 @@ def test_a_bundled_task_runs_by_name(put_dataset: Put, ask: Ask):
     assert {sample["id"] for sample in samples} == {"test-0", "test-1", "test-2"}
 
 
+def test_what_lm_eval_would_cut_is_left_out_of_all_metrics(put_dataset: Put, ask: Ask):
+    """The context alone, a choice that is longer than all that the model reads, and a prompt that leaves no room for its answer."""
+    rows = [{"question": "How many? " * (40 * (place == 1)) + f"{place}?", "answer": f"#### {place}"} for place in range(3)]
+    put_dataset("openai/gsm8k", "main", {"train": rows, "test": rows})
+    out, counts = ask("gsm8k", "gsm8k")
+    assert counts["dropped"] == {"gsm8k": {"longer_than_max_length": 1}}
+    assert {item for _, item in items(out)} == {"gsm8k/0", "gsm8k/2"}
+    lines = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert [line["doc_id"] for line in lines if "dropped" in line] == [1] and len(lines) == 5
+    assert read(out, "lm_eval.json")["gsm8k"]["n-samples"]["gsm8k"]["effective"] == 2
+
+
+def test_a_group_is_asked_what_fits_of_each_subtask(put_dataset: Put, ask: Ask):
+    for config, number in (("ARC-Easy", 4), ("ARC-Challenge", 2)):
+        rows = [
+            {"id": f"row-{place}", "question": f"Which one is number {place}?", "answerKey": "A",
+             "choices": {"text": [ENDINGS[0] * (300 if place == 1 else 1), *ENDINGS[1:]], "label": list("ABCD")}}
+            for place in range(number)
+        ]  # fmt: skip
+        put_dataset("allenai/ai2_arc", config, dict.fromkeys(("train", "validation", "test"), rows))
+    out, counts = ask("ai2_arc", "arc")
+    assert counts["dropped"] == {"arc": {"longer_than_max_length": 2}}
+    assert {item for metric, item in items(out) if metric == "arc/acc"} == {
+        "arc_easy/row-0",
+        "arc_easy/row-2",
+        "arc_easy/row-3",
+        "arc_challenge/row-0",
+    }
+
+
 def test_filters_of_a_task_are_metrics_of_their_own(put_dataset: Put, ask: Ask):
     rows = [{"question": f"What is {place} + 1?", "answer": f"One more.\n#### {place + 1}"} for place in range(4)]
     put_dataset("openai/gsm8k", "main", {"train": rows, "test": rows})

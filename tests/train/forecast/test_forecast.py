@@ -254,9 +254,10 @@ def test_evaluations_are_forecast_with_all_that_the_recipe_measures(root: Path):
     stage = next(stage for stage in plan.stages if stage.name == "evaluate.third")
     reading = evaluation_tokens.of(stage, known)
     pairs, talks = known["source.ultrafeedback_test"], known["source.ultrachat_test"]
-    questions = 500 * 3 + (4183 + 1273 + 135 + 265 + 144 + 173 + 100 + 272) * 4 + 940 * 2
+    questions = (4183 + 1273 + 135 + 265 + 144 + 173 + 100 + 272) * 4 + 940 * 2
     heldout = pairs.rows * 2 * (pairs.prompt_tokens + pairs.answer_tokens) + talks.tokens
-    assert reading.scored == pytest.approx(questions * evaluation_tokens.QUESTION_TOKENS + heldout)
+    ours = 500 * (evaluation_tokens.QUESTION_TOKENS + 3 * evaluation_tokens.CHOICE_TOKENS)
+    assert reading.scored == pytest.approx(questions * evaluation_tokens.QUESTION_TOKENS + ours + heldout)
     assert (reading.answers, reading.answer_tokens) == (0, 0)
     (asked,) = evaluation_tokens.written(plan.stage("answers.third"), known)
     assert (asked.answers, asked.answer_tokens, asked.scored) == (64, 512, 64 * talks.prompt_tokens)

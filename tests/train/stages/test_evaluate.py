@@ -301,6 +301,26 @@ def test_every_score_has_its_number_and_error(run_stage: Run, heldout: dict[str,
     } <= set(scores(out))
 
 
+def test_scores_say_how_was_measured(run_stage: Run, heldout: dict[str, Path]):
+    inputs = {name: heldout[name] for name in ("policy", "task.asked")}
+    out, _ = run_stage("evaluate", "scores", params([task("facts", limit=5), task("written", "free_answer", 2)]), inputs, CPU)
+    told = store.protocol(out)
+    assert (told["batch_size"], told["dtype"], told["max_length"], told["too_long"]) == (5, "float32", 256, "drop")
+    assert told["versions"].keys() == {"lm_eval", "transformers", "torch"} and len(told["chat_template"]) == 64
+    assert told["tasks"]["facts"] == {"task": "choice_likelihood", "scored_by": "rounds", "num_fewshot": 0, "limit": 5, "file": None}
+    assert told["tasks"]["written"]["scored_by"] == "lm_eval" and len(told["tasks"]["written"]["file"]) == 64
+    assert PROTOCOL not in store.scores(out) and store.scores(out)["facts/acc"].floors.keys() == {"chance", "constant", "longest"}
+
+
+def test_what_is_too_long_ends_the_evaluation_where_the_recipe_says_so(
+    run_stage: Run, heldout: dict[str, Path], put: Callable, pairs: list
+):
+    long = Pair("long", "made", (Message("user", "Why? " * 200),), "It is.", "It is not.")
+    inputs = {"policy": heldout["policy"], "preferences.pairs": put("with-long", [*pairs, long])}
+    with pytest.raises(UserError, match=r"pairs: 1 of 17 rows are longer than 256 tokens.*too_long: drop"):
+        run_stage("evaluate", "scores", {**params([], num_answers=0), "too_long": "fail"}, inputs, CPU)
+
+
 def test_evaluating_twice_gives_the_same_scores(run_stage: Run, heldout: dict[str, Path]):
     once, again = (run_stage("evaluate", name, params([task("facts")]), heldout, CPU)[0] for name in ("once", "again"))
     assert scores(once) == scores(again)

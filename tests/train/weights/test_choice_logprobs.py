@@ -2,6 +2,7 @@
 
 import math
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -66,7 +67,8 @@ def test_a_prompt_is_computed_once_for_all_its_answers():
     model, prompt = llama(), list(range(3, 53))
     answers = [[5, 6], [5, 7], [8], [9, 9, 9]]
     seen: list[int] = []
-    model.base_model.layers[0].register_forward_pre_hook(lambda module, args, kwargs: seen.append(args[0].shape[1]), with_kwargs=True)
+    base: Any = model.base_model
+    base.layers[0].register_forward_pre_hook(lambda module, args, kwargs: seen.append(args[0].shape[1]), with_kwargs=True)
     choice_logprobs.score(model, [(prompt, answers)], 4)
     assert seen[-1] == 50 + 2 + 1 + 1 + 3  # the second answer goes along with the first for one token
     assert seen[0] == 9 + 4 + 6 + 6, "the model is asked first whether it may"
@@ -84,8 +86,9 @@ def test_a_model_keeps_its_own_attention_and_forward_pass():
     assert again == choice_logprobs.score(llama(), drawn(3), 4)
 
 
-SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-         "vocab_size": TOKENS, "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+SHAPE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "vocab_size": TOKENS, "max_position_embeddings": 512,
+         "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
 OTHERS = {
     "window": (MistralConfig(**SHAPE, sliding_window=8), True),
     "soft caps": (Gemma2Config(**SHAPE, head_dim=8), True),
