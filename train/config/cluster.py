@@ -16,7 +16,7 @@ from rounds.train.config.gpus import GpuName
 from rounds.train.config.slurm import AbsolutePath, Resources
 
 S = TypeVar("S", bound=Section)
-RowName = Literal["cpu", "train", "infer"]
+RowName = Literal["cpu", "train", "infer", "generate"]
 PairBatching = Literal["auto", "padded", "packed", "shared_prefix"]
 FROM_RECIPE = {
     "train_batch_size": "global_batch_size",
@@ -51,16 +51,16 @@ def _deepspeed(value: Any) -> Any:
 
 
 class Machine(Section):
-    """One kind of stage: `cpu` (data, packing, reports), `train` (sft, reference, dpo), `infer` (evaluate)."""
+    """One kind of stage: `cpu` (data, packing, reports), `train` (sft, reference, dpo), `infer` (evaluate), `generate` (answers)."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU where torch sees one."""
     gpu: GpuName | None = None
     """Kind of the GPUs, such as `h100-80`: `rounds plan` then says what a stage needs of them. Nothing else reads it."""
     nodes: Annotated[int, Field(gt=0, le=4096)] = 1
-    """Machines that one training stage runs on. More than one needs a SLURM cluster."""
+    """Machines that one stage of the rows `train` and `generate` runs on. More than one needs a SLURM cluster."""
     processes: Annotated[int, Field(gt=0, le=128)] = 1
-    """Processes per node that train together, one per GPU. The answer does not depend on it: the batch is global."""
+    """Processes per node that train together, or share what is to be written, one per GPU. The answer does not depend on it."""
     deepspeed: Annotated[dict[str, Any] | None, BeforeValidator(_deepspeed)] = None
     """A file such as `deepspeed/zero3.json`, beside the cluster file, above it, or of the project: how DeepSpeed spreads
     weights, gradients and optimizer over the processes. None keeps a whole copy in each (torch's DDP)."""
@@ -74,6 +74,8 @@ class Machine(Section):
     """Rows or pairs per device and pass; accumulation makes up the recipe's global batch."""
     eval_batch_size: Annotated[int, Between(1, 65536, "a device holds no more sequences at once")] = 32
     """Sequences per pass where nothing is trained."""
+    engine_python: AbsolutePath | None = None
+    """Of the row `generate`: the Python of an environment with vLLM, for answers whose `engine` is `vllm`."""
     device_map: Literal["auto"] | None = None
     """`auto` spreads one model, layer by layer, over all GPUs that an `infer` stage has: for models that fit no single GPU."""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
@@ -131,7 +133,7 @@ StoreAccess = Literal["owner", "group", "umask"]
 
 
 class Cluster(Section):
-    """The three rows. A row that is left out takes the defaults."""
+    """The rows. One that is left out takes the defaults; `generate` is then as `infer` is."""
 
     kind: Literal["local", "slurm"] = "local"
     """`local` runs the plan on this machine, one stage after the other; `slurm` submits one job per stage."""
@@ -142,6 +144,7 @@ class Cluster(Section):
     cpu: Machine = Machine()
     train: Machine = Machine()
     infer: Machine = Machine()
+    generate: Machine | None = None
     stages: dict[str, Machine] = Field(default_factory=dict)
     """Rows for single stages, by name or pattern (`dpo.third`, `evaluate.*`), that state what differs; later ones win."""
     slurm: Resources = Resources()
@@ -162,7 +165,7 @@ class Cluster(Section):
 
     @model_validator(mode="after")
     def _slurm_is_for_slurm(self) -> "Cluster":
-        asked = [self.slurm, *(row.slurm for row in (self.cpu, self.train, self.infer, *self.stages.values()))]
+        asked = [self.slurm, *(row.slurm for row in (self.cpu, self.train, self.infer, self.generate or Machine(), *self.stages.values()))]
         if self.kind == "local" and (self.preflight or any(section.model_fields_set for section in asked)):
             raise ValueError("the file asks something of SLURM; say kind: slurm, or take it out")
         return self
@@ -173,16 +176,23 @@ class Cluster(Section):
             for field in ("nodes", "processes"):
                 if getattr(getattr(self, name), field) > 1:
                     raise FieldError(
-                        "only stages of the row `train` are spread over processes; every other is one process"
+                        "only stages of the rows `train` and `generate` have several processes; every other is one"
                         f"{', which device_map: auto lets use all GPUs of its node' if name == 'infer' else ''}",
                         name,
                         field,
                     )
+        if self.generate and self.generate.device_map and self.generate.processes > 1:
+            raise FieldError("expected 1 with device_map: auto, which gives one process all GPUs of its node", "generate", "processes")
         return self
+
+    @property
+    def rows(self) -> dict[RowName, Machine]:
+        """Every row by its name, with what stands in for one that is left out."""
+        return {"cpu": self.cpu, "train": self.train, "infer": self.infer, "generate": self.generate or self.infer}
 
     def machine(self, name: RowName, stage: str = "") -> Machine:
         """Return the row of that name, as it is for one stage: with what the file says of all jobs and of that stage."""
-        machine: Machine = getattr(self, name)
+        machine = self.rows[name]
         machine = machine.model_copy(update={"slurm": _over(self.slurm, machine.slurm)})
         for pattern, differing in self.stages.items():
             if fnmatchcase(stage, pattern):
@@ -209,5 +219,5 @@ def load(path: Path | None) -> Cluster:
     if cluster.kind == "slurm":
         for name in get_args(RowName):
             machine = cluster.machine(name)
-            slurm_fields.check(machine.slurm, f"{path}: {name}.slurm", machine.processes if name == "train" else 1)
+            slurm_fields.check(machine.slurm, f"{path}: {name}.slurm", machine.processes if name in ("train", "generate") else 1)
     return cluster

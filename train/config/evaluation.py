@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from rounds.data_prep.schema import Between, Count, FieldError, Later, Name, Section, listed
+from rounds.train.config.decoding import Decoding
 
 Difference = Annotated[float, Between(0, 1e6, "the sign is in the name of the condition")]
 MIN_ITEMS = 30
@@ -115,6 +116,19 @@ class Published(Section):
         return self
 
 
+class AnswerSet(Decoding):
+    """Held-out prompts that every policy answers in its own words."""
+
+    name: Name
+    """Heads the metrics of its answers."""
+    source: str
+    """The name under `sources` whose prompts are answered: of conversations, pairs or questions."""
+    max_rows: Count | None = None
+    """Answer only so many of its prompts, chosen by a hash of their ids."""
+    system_prompt: str | None = None
+    """A file whose text is said first where a prompt says nothing first, such as `prompts/medical_assistant.md`."""
+
+
 class Evaluate(Section):
     """What is measured on the base model, after SFT and after every round."""
 
@@ -125,10 +139,8 @@ class Evaluate(Section):
     together and, where there are several, of each (`preferences/accuracy/NAME`)."""
     conversations: str | None = None
     """A source of held-out conversations: loss on their answers, in nats per token."""
-    num_answers: Annotated[int, Between(0, 1_000_000, "each is written token by token")] = 64
-    """How many held-out prompts to answer greedily, for the mean length of answers."""
-    max_new_tokens: Annotated[int, Between(1, 1_000_000, "an answer has a token, and no model writes more")] = 64
-    """Longest greedy answer, in tokens."""
+    answers: tuple[AnswerSet, ...] = ()
+    """Sets of held-out prompts that are answered: how long the answers are, whether they end, what they say."""
     max_length: Annotated[int, Between(8, 10_000_000, "a chat template alone takes some tokens, and no model reads more")] = 2048
     """Longest sequence in evaluation, in tokens."""
     suites: Annotated[tuple[str, ...], BeforeValidator(listed), Later(())] = ()
@@ -142,10 +154,10 @@ class Evaluate(Section):
 
     @model_validator(mode="after")
     def _labels_differ(self) -> "Evaluate":
-        labels = [task.label for task in self.tasks]
+        labels = [*(task.label for task in self.tasks), *(each.name for each in self.answers)]
         for label in labels:
-            if labels.count(label) > 1 or label in ("preferences", "conversations", "answers"):
-                raise ValueError(f"two measurements are called {label!r}: give each task a `name` of its own")
+            if labels.count(label) > 1 or label in ("preferences", "conversations"):
+                raise ValueError(f"two measurements are called {label!r}: give each task and each set of answers a `name` of its own")
         if len(set(self.preferences)) < len(self.preferences):
             raise ValueError(f"preferences: a source stands twice in {', '.join(self.preferences)}")
         return self
@@ -153,8 +165,8 @@ class Evaluate(Section):
     @model_validator(mode="after")
     def _averages_end(self) -> "Evaluate":
         for name in self.averages:
-            if name in {task.label for task in self.tasks}:
-                raise FieldError("a task has this name; give the average another", "averages", name)
+            if name in {*(task.label for task in self.tasks), *(each.name for each in self.answers)}:
+                raise FieldError("a task has this name, or a set of answers: give the average another", "averages", name)
             ring = _ring(name, self.averages, ())
             if ring:
                 raise FieldError(f"is a mean of itself: {' -> '.join(ring)}", "averages", name)

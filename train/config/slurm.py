@@ -1,6 +1,6 @@
 """What a stage asks of SLURM: the `slurm:` sections of a cluster file. Nothing here is in a stage key.
 
-A section may stand at the top of the file (for every job), in a row (`cpu`, `train`, `infer`), and in a row under `stages:`
+A section may stand at the top of the file (for every job), in a row (`cpu`, `train`, `infer`, `generate`), and in a row under `stages:`
 (one stage, or all whose name fits a pattern). A later one states only what differs: fields that it leaves out stay.
 
 Every value ends up in a script that a cluster runs, so each is held to the characters that such a value can have.

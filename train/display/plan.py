@@ -1,7 +1,7 @@
 """`rounds plan`: every stage with its key, whether it is done, why not, and how large it is."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from rounds.train.engine import batches, damage, runs, store
 from rounds.train.engine.digests import Memory
 from rounds.train.engine.graph import Stage
 from rounds.train.engine.params import DpoParams, SftParams
-from rounds.train.forecast import row_counts
+from rounds.train.forecast import evaluation_tokens, row_counts
 from rounds.train.plan.pipeline import Plan
 
 
@@ -33,7 +33,7 @@ def plan_table(plan: Plan, root: Path, part: Sequence[Stage] = ()) -> Table:
             state = Text("skipped" if record.skipped else "done", "green")
         else:
             state = Text("to do" + _why(stage, before.get(stage.name)), "yellow")
-        table.add_row(stage.name, stage.key, state, _size(stage, plan, root, sizes.get(stage.name)))
+        table.add_row(stage.name, stage.key, state, _size(stage, plan, root, sizes))
     return table
 
 
@@ -66,9 +66,13 @@ def _differences(path: str, old: Any, new: Any) -> list[str]:
     return [f"{path} {texts[0]} -> {texts[1]}"]
 
 
-def _size(stage: Stage, plan: Plan, root: Path, size: row_counts.Size | None) -> str:
+def _size(stage: Stage, plan: Plan, root: Path, sizes: Mapping[str, row_counts.Size]) -> str:
     """Say how large a stage is, or will be as far as finished stages and published sizes tell."""
-    counts = store.counts(store.folder(root, stage))
+    counts, size = store.counts(store.folder(root, stage)), sizes.get(stage.name)
+    if stage.kind.writes:
+        sets = evaluation_tokens.written(stage, sizes)
+        most = sum(each.answers * each.answer_tokens for each in sets)
+        return f"{sum(each.answers for each in sets):,} answers, up to {most:,} tokens" if most else ""
     if "parameters" in counts:
         return f"{counts['parameters']:,} parameters"
     if size is None:

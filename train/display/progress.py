@@ -122,6 +122,11 @@ def _figures(stage: Stage, record: Done) -> str:
     if stage.kind.measures:
         shown = [name for name in counts["scores"] if name.count("/") <= 1][:4]
         return ", ".join(f"{name} {counts['scores'][name][0]:.3f}" for name in shown)
+    if stage.kind.writes:
+        return "; ".join(
+            f"{name}: {each['answers']:,} answers, {each['tokens']:,} tokens, {each['ended_share']:.0%} ended"
+            for name, each in counts["sets"].items()
+        )
     if stage.kind.trains:
         return f"{counts['steps']} steps, mean loss {counts['train_loss']:.4f}"
     names = ("records", "conversations", "rows", "pairs", "tokens", "parameters")

@@ -7,6 +7,8 @@ params (`params.py`), its section of the recipe and its place in `plan/pipeline.
 from dataclasses import dataclass
 from typing import Any, Literal
 
+Row = Literal["cpu", "train", "infer", "generate"]
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -20,7 +22,7 @@ class Kind:
     """`module:class` of what it is asked to do."""
     version: int
     """Raised when the code's answer changes: with it every key."""
-    row: Literal["cpu", "train", "infer"] = "cpu"
+    row: Row = "cpu"
     """The row of the cluster file that it runs by."""
     column: int | None = None
     """Its place in the report's drawing of the run, from left to right; None is not drawn."""
@@ -56,7 +58,12 @@ class Kind:
     scores_pairs: bool = False
     """Computes the reference's log-probabilities."""
     spread: bool = False
-    """Runs as all processes of its row; every other kind is one process."""
+    """Runs as all processes of its row, which are one group: none goes on without the others."""
+    apart: bool = False
+    """Runs as all processes of its row, which share its work by files alone: one that is lost costs what it was at. Asked to stop, they
+    end after that. A kind that is neither is one process."""
+    writes: bool = False
+    """Answers prompts in a policy's own words."""
     measures: bool = False
     """Scores a policy."""
     decides: bool = False
@@ -75,7 +82,7 @@ class Kind:
     """Runs even when a gate has ended the rounds before it."""
 
 
-def _kind(name: str, version: int, row: Literal["cpu", "train", "infer"] = "cpu", **facts: Any) -> Kind:
+def _kind(name: str, version: int, row: Row = "cpu", **facts: Any) -> Kind:
     """A kind whose code is `train/stages/NAME.py` and whose params are `NameParams` of `params.py`."""
     record = "".join(word.title() for word in name.split("_"))
     return Kind(name, f"rounds.train.stages.{name}:run", f"rounds.train.engine.params:{record}Params", version, row, **facts)
@@ -97,6 +104,7 @@ DPO = _kind("dpo", 2, "train", column=4, arrows=("policy", "reference"),
             reads_weights=True, loads_policy=True, trains=True, is_round=True, spread=True, tracked=True)
 EVALUATE = _kind("evaluate", 2, "infer", column=5, arrows=("policy",),
                  reads_weights=True, loads_policy=True, measures=True, holds_text=True, tracked=True)
+ANSWERS = _kind("answers", 1, "generate", reads_weights=True, loads_policy=True, apart=True, writes=True, holds_text=True)
 GATE = _kind("gate", 2, column=6, arrows=("candidate_scores",), decides=True, tracked=True, light=True, after_stop=True)
 MANIFEST = _kind("manifest", 3, after_stop=True)
 EXPORT = _kind("export", 5, column=7, arrows=("policy",), reads_weights=True, exports=True, after_stop=True)
@@ -108,6 +116,6 @@ PREFLIGHT = _kind("preflight", 1, spread=True, checks=True)
 
 KINDS = {
     kind.name: kind
-    for kind in (SOURCE, DATA, BASE, PACK, TOKENIZE, SFT, REFERENCE, DPO, EVALUATE, GATE, MANIFEST, EXPORT, REPORT, ABLATION_REPORT,
-                 COMPARISON, PREFLIGHT)
+    for kind in (SOURCE, DATA, BASE, PACK, TOKENIZE, SFT, REFERENCE, DPO, ANSWERS, EVALUATE, GATE, MANIFEST, EXPORT, REPORT,
+                 ABLATION_REPORT, COMPARISON, PREFLIGHT)
 }  # fmt: skip

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from rounds.data_prep.schema import Later, Section
 from rounds.train.config.cluster import Machine, RowName
+from rounds.train.config.decoding import Decoding, EngineName
 from rounds.train.config.evaluation import Gate, Published
 from rounds.train.config.recipe import Start
 from rounds.train.config.training import DpoLoss, Lora, Training
@@ -86,11 +87,27 @@ class EvaluateParams(Section):
     """What a policy is asked."""
 
     tasks: tuple[Task, ...]
-    num_answers: int
-    max_new_tokens: int
     max_length: int
     averages: Annotated[dict[str, tuple[str, ...]], Later({})] = Field(default_factory=dict)
     """Scores that are means of others."""
+
+
+class PromptSet(Decoding):
+    """Prompts to answer; the input `prompts.NAME` has them."""
+
+    name: str
+    max_rows: int | None
+    system_prompt: str | None
+    """Text that is said first where a prompt says nothing first."""
+
+
+class AnswersParams(Section):
+    """What a policy writes. Nothing of what is made of it: another metric, or another judge, writes nothing anew."""
+
+    sets: tuple[PromptSet, ...]
+    max_length: int
+    """Longest prompt with its answer, in tokens."""
+    seed: int
 
 
 class GateParams(Gate):
@@ -183,6 +200,8 @@ class Requirement(Section):
     function: str
     machine: Machine
     load_in_4bit: bool = False
+    engines: tuple[EngineName, ...] = ()
+    """What writes their answers."""
 
 
 class PreflightParams(Section):

@@ -50,7 +50,7 @@ def node() -> str:
 
 def processes(kind: Kind, machine: Machine) -> tuple[int, int]:
     """Return how many nodes, and processes on each, a stage of this kind is started with."""
-    return (machine.nodes, machine.processes) if kind.spread else (1, 1)
+    return (machine.nodes, machine.processes) if kind.spread or kind.apart else (1, 1)
 
 
 class Others:

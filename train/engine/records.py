@@ -17,7 +17,7 @@ from rounds.train.engine.kinds import KINDS, Kind
 
 SPEC, DONE, FAILED = "stage.json", "done.json", "failed.json"
 ROWS, PAIRS, LOGPS, METRICS = "rows.parquet", "pairs.parquet", "logps.parquet", "metrics.jsonl"
-SCORES, ITEMS, ANSWERS = "scores.json", "items.parquet", "answers.jsonl"
+SCORES, ITEMS = "scores.json", "items.parquet"
 DECISION, MANIFEST, POLICY, CHECKS = "decision.json", "manifest.json", "policy.json", "checks.json"
 PROGRESS, LOG, HOLDER, LOCK, JOB, STOP = "progress.json", "log.txt", "holder.json", "lock", "job.json", "stop"
 

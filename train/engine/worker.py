@@ -23,7 +23,7 @@ from typing import Any
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.schema import Section
 from rounds.train.config.cluster import Machine
-from rounds.train.engine import claims, damage, policy, ranks, records, store, tracking, twins
+from rounds.train.engine import apart, claims, damage, policy, ranks, records, store, tracking, twins
 from rounds.train.engine import digests as file_digests
 from rounds.train.engine.kinds import Kind
 from rounds.train.engine.records import POLICY, Done, Failure, Input, Spec
@@ -53,6 +53,9 @@ def run(job: Job) -> None:
 
     On failure `failed.json` says why, and the exception goes on to the caller. As a rank other than 0 it computes along.
     """
+    if ranks.rank() > 0 and store.spec(job.folder).kind.apart:
+        _help(job)
+        return
     others = ranks.Others() if ranks.world_size() > 1 else None
     if others and ranks.rank() > 0:
         if others.wait():
@@ -112,6 +115,8 @@ def _claimed(job: Job, others: ranks.Others | None) -> Done:
                 others.join(job.machine)
             elif spec.kind.spread:
                 ranks.join_alone(job.machine)
+            elif spec.kind.apart:
+                apart.go(job.folder)
             record = Done(status="done", counts=_compute(spec, inputs, job))
     except ranks.Stopped:
         raise
@@ -148,6 +153,12 @@ def _compute_along(job: Job, others: ranks.Others) -> None:
     except Exception as error:
         _record_failure(job, error)
         raise
+
+
+def _help(job: Job) -> None:
+    """Do some of the blocks of a stage that rank 0 holds. Whatever ends this process, the stage goes on without it."""
+    if apart.wait(job.folder):
+        _compute(store.spec(job.folder), store.inputs(job.folder), job.model_copy(update={"wandb": None}))
 
 
 def _check_inputs(spec: Spec, inputs: dict[str, Path], job: Job) -> None:

@@ -1,4 +1,4 @@
-"""How much an evaluation reads and writes, before it runs: tokens scored in all, and answers written one token at a time.
+"""How much an evaluation reads and writes, before it runs: tokens scored in all, and answers that are written token by token.
 
 Sources count as `rounds.train.forecast.row_counts` knows them. lm-eval's own tasks are counted by the sizes of their published test
 splits, with every choice of a question as one pass over question and choice. No torch.
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rounds.train.engine.graph import Stage
-from rounds.train.engine.params import EvaluateParams
+from rounds.train.engine.params import AnswersParams, EvaluateParams
 from rounds.train.forecast.row_counts import Size
 
 QUESTION_TOKENS = 250
@@ -51,9 +51,20 @@ def of(stage: Stage, known: Mapping[str, Size]) -> Reading:
     for size, sides in heldout:
         if size:
             scored += size.rows * sides * (size.prompt_tokens + size.answer_tokens)
-    if any(size for size, _ in heldout):
-        answers, written = answers + params.num_answers, max(written, params.max_new_tokens)
     return Reading(scored, answers, written)
+
+
+def written(stage: Stage, known: Mapping[str, Size]) -> list[Reading]:
+    """Return for each set of an `answers` stage what is read of prompts, once an answer, and how much is written at most. A set whose
+    rows are not known counts by `max_rows`, or not at all."""
+    assert isinstance(stage.params, AnswersParams)
+    found = []
+    for wanted in stage.params.sets:
+        size = _size(stage, f"prompts.{wanted.name}", known)
+        most = [n for n in (size.rows if size else None, wanted.max_rows) if n is not None]
+        answers = min(most) * wanted.num_answers if most else 0
+        found.append(Reading(answers * (size.prompt_tokens if size else QUESTION_TOKENS), answers, wanted.max_new_tokens))
+    return found
 
 
 def _size(stage: Stage, name: str, known: Mapping[str, Size]) -> Size | None:

@@ -10,7 +10,7 @@ from rounds.train.config.training import Training
 from rounds.train.engine import batches
 from rounds.train.engine.graph import Stage
 from rounds.train.engine.kinds import Kind
-from rounds.train.engine.params import DpoParams, EvaluateParams, ReferenceParams, SftParams, TokenizeParams
+from rounds.train.engine.params import AnswersParams, DpoParams, EvaluateParams, ReferenceParams, SftParams, TokenizeParams
 from rounds.train.forecast import advice as advice_
 from rounds.train.forecast import arithmetic, evaluation_tokens, memory, model_shape, row_counts
 from rounds.train.forecast.memory import Memory, Setting
@@ -48,7 +48,7 @@ class Forecast:
 
 
 def forecasts(plan: Plan, cluster: Cluster, root: Path) -> tuple[list[Forecast], Shape, str]:
-    """Return a forecast for every SFT, reference, DPO and evaluation stage, with the shape of the model and where that is from.
+    """Return a forecast for every stage that trains, scores, writes or evaluates, with the shape of the model and where that is from.
 
     Raises `UserError` where no config of the model is at hand. Where a row's processes do not divide a batch, the advice of
     that stage says so.
@@ -70,6 +70,8 @@ def forecasts(plan: Plan, cluster: Cluster, root: Path) -> tuple[list[Forecast],
         elif stage.kind.measures:
             reading = evaluation_tokens.of(stage, known)
             found.append(_evaluating(stage, model, cluster.machine(stage.row, stage.name), reading))
+        elif stage.kind.writes:
+            found.append(_writing(stage, model, cluster.machine(stage.row, stage.name), evaluation_tokens.written(stage, known)))
     return found, model, origin
 
 
@@ -162,6 +164,32 @@ def _evaluating(stage: Stage, model: Shape, machine: Machine, reading: evaluatio
         smaller = "a smaller eval_batch_size" if need.weights < 0.9 * space else "device_map: auto and more GPUs of a node"
         advice = f"does not fit: try {smaller}"
     return Forecast(stage.name, machine, need, machine.eval_batch_size, 1, hours, rate, advice, devices)
+
+
+def _writing(stage: Stage, model: Shape, machine: Machine, sets: list[evaluation_tokens.Reading]) -> Forecast:
+    """Answer prompts on all processes of the row, each with the whole model; hours are those of answers as long as they may be."""
+    assert isinstance(stage.params, AnswersParams)
+    devices = max(1, machine.slurm.gpus) if machine.device_map else 1
+    width = 2 if machine.precision == "bf16" else 4
+    rows = min(machine.eval_batch_size, max(1, *(each.answers for each in sets)))
+    need = memory.writing(model, rows, stage.params.max_length, width)
+    need = replace(need, weights=need.weights / devices)
+    hours = rate = None
+    if machine.gpu is not None:
+        gpu, work = GPUS[machine.gpu], arithmetic.Work(stage.params.max_length / 4, forward_only=True)
+        flops = sum(each.scored for each in sets) * arithmetic.flops_per_token(model, work)
+        seconds = arithmetic.seconds(flops, gpu, 1, machine.precision) + sum(
+            arithmetic.writing_seconds(model, gpu, each.answers, each.answer_tokens, machine.eval_batch_size, width) for each in sets
+        )
+        tokens = sum(each.answers * each.answer_tokens for each in sets)
+        hours = seconds / machine.world_size / 3600
+        rate = tokens / seconds / devices if tokens else None
+    space, advice = advice_.room(machine), ""
+    if space is not None and need.peak > space:
+        smaller = "a smaller eval_batch_size" if need.weights < 0.9 * space else "device_map: auto and more GPUs of a node"
+        advice = f"does not fit: try {smaller}"
+    spread = devices * machine.nodes if machine.device_map else None
+    return Forecast(stage.name, machine, need, machine.eval_batch_size, 1, hours, rate, advice, spread)
 
 
 def _time(kind: Kind, training: Training, model: Shape, machine: Machine, size: row_counts.Size, mean: float) -> tuple[float, float]:

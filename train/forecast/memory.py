@@ -149,6 +149,15 @@ def scoring(shape: Shape, how: Setting) -> Memory:
     )
 
 
+def writing(shape: Shape, rows: int, longest: int, width: int) -> Memory:
+    """Return what one device holds while a model in `width` bytes a weight writes `rows` answers at once, as long as they may become:
+    weights, keys and values of all tokens, and of the next tokens' scores a copy in fp32, their probabilities, and the sums of these
+    in fp64 (train/generation/decoding.py)."""
+    cache = 2 * width * rows * longest * shape.layers * shape.key_value
+    layer = rows * longest * width * (2 * shape.intermediate + 2 * shape.hidden)  # all prompts at once, before the first token
+    return Memory(weights=width * shape.parameters, activations=cache + layer, logits=rows * shape.vocabulary * (width + 4 + 4 + 8))
+
+
 def host(shape: Shape, how: Setting, nodes: int) -> float:
     """Return what offloading takes of one node's own memory: fp32 master and states, and the gradients of its ranks' shares, in
     fp32 where they are added up (Ren et al. 2021, arXiv 2101.06840, section 4); the weights, where they are offloaded too."""

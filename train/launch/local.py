@@ -26,7 +26,7 @@ from rounds.train.engine import claims, ranks, store, worker
 from rounds.train.engine.graph import Asset, Stage
 from rounds.train.engine.params import Requirement
 from rounds.train.engine.records import FAILED, JOB, STOP
-from rounds.train.launch import failures, interrupts
+from rounds.train.launch import apart, failures, interrupts
 from rounds.train.launch.quiet import QUIET
 from rounds.train.weights import requirements
 
@@ -122,7 +122,7 @@ def _check(stages: Sequence[Stage], root: Path, cluster: Cluster) -> None:
     wrong = []
     for stage in todo:
         machine = cluster.machine(stage.row, stage.name)
-        if stage.kind.spread and machine.nodes > 1:
+        if ranks.processes(stage.kind, machine)[0] > 1:
             wrong.append(
                 f"{stage.name}: its cluster row says nodes: {machine.nodes}; this machine is one node: use a SLURM cluster file, "
                 "or set nodes: 1"
@@ -156,10 +156,11 @@ def _look(asks: list[Requirement], sending: Any) -> None:
 
 def _run_one(context: Any, job: worker.Job, stage: Stage, watch: Callable[[Event], None]) -> tuple[int | None, str]:
     """Run a stage to its end, alone or as several ranks. Returns the exit code and what torchrun said."""
-    together = ranks.processes(stage.kind, job.machine) != (1, 1)
-    output = ""
+    several = ranks.processes(stage.kind, job.machine) != (1, 1)
+    together, output = several and not stage.kind.apart, ""
+    target = _agent if together else _side_by_side if several else _child
     for _ in range(_PORTS_TRIED if together else 1):
-        process = context.Process(target=_agent if together else _child, args=(job,), name=stage.name)
+        process = context.Process(target=target, args=(job,), name=stage.name)
         process.start()
         try:
             _follow(process, stage, job.folder, watch)
@@ -240,6 +241,17 @@ def _agent(job: worker.Job) -> None:
         ["--nnodes=1", f"--nproc-per-node={job.machine.processes}", "--node-rank=0", "--master-addr=127.0.0.1",
          f"--master-port={_free_port()}", "--max-restarts=0", "-m", "rounds.train.engine.worker", str(job.folder / JOB)]
     )  # fmt: skip
+
+
+def _side_by_side(job: worker.Job) -> None:
+    """Start processes that share the stage by files, and end as the first of them does."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    store.write_json(job.folder / JOB, job.model_dump(mode="json"))
+    log = job.folder / TORCHRUN_LOG
+    log.parent.mkdir(exist_ok=True)
+    log.unlink(missing_ok=True)
+    worker.write_to(log)
+    os._exit(apart.main(job.folder / JOB, job.machine.processes, 0))
 
 
 def _free_port() -> int:

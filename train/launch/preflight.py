@@ -20,10 +20,11 @@ from rounds.train.weights import requirements
 
 
 def stages(run: Sequence[Stage], root: Path, cluster: Cluster, lanes: int | None = None) -> list[Stage]:
-    """Return the checks for the stages of `run` that are not done; without any, those of all three rows."""
+    """Return the checks for the stages of `run` that are not done; without any, those of all rows of the file."""
     todo = store.unfinished(root, run)
     used = {stage.row for stage in todo}
-    rows: list[RowName] = [row for row in get_args(RowName) if row in used or not todo]
+    known: tuple[RowName, ...] = get_args(RowName)
+    rows: list[RowName] = [row for row in known if (row in used if todo else row != "generate" or cluster.generate)]
     paths = {str(asset.path.resolve()) for stage in todo for asset in stage.inputs.values() if isinstance(asset, Asset)}
     if cluster.offline and cluster.fetched:
         paths.add(str(cluster.fetched.resolve()))
@@ -36,7 +37,7 @@ def _stage(row: RowName, paths: list[str], need: int | None, cluster: Cluster, t
     asked = cluster.machine(row, name).slurm
     asks = requirements.asks([stage for stage in todo if stage.row == row], cluster)
     if not todo and row != "cpu":  # no recipe is at hand
-        kind = kinds.SFT if row == "train" else kinds.EVALUATE
+        kind = {"train": kinds.SFT, "infer": kinds.EVALUATE}.get(row, kinds.ANSWERS)
         asks = [Requirement(stages=(f"row `{row}`",), function=kind.name, machine=cluster.machine(row, name))]
     params = PreflightParams(
         row=row,

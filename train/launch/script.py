@@ -21,7 +21,10 @@ from rounds.train.engine.graph import Stage
 from rounds.train.launch.quiet import QUIET
 
 _TOO_SHORT = "its time was over, and this stage keeps nothing half done: raise time in the cluster file so that it fits"
-_TOO_SHORT_TO_SAVE = "its time was over before it had a new checkpoint: raise time in the cluster file"
+_TOO_SHORT_TO_SAVE = "its time was over before it had a new {}: raise time in the cluster file"
+
+_CHECKPOINTS = "checkpoints -mindepth 2 -maxdepth 2 -name rounds-complete.json 2>/dev/null | sort -V | tail -n 1"
+_BLOCKS = "cache/blocks -name '*.parquet' 2>/dev/null | wc -l"
 
 
 def job_name(run: str, stage: str) -> str:
@@ -40,29 +43,32 @@ def render(run: str, stage: Stage, folder: Path, machine: Machine, variables: Ma
     resources = machine.slurm
     nodes, processes = ranks.processes(stage.kind, machine)
     name = job_name(run, stage.name)
-    trains = stage.kind.trains
+    trains, apart = stage.kind.trains, stage.kind.apart
     return _template().render(
         title=f"Stage {name} ({folder.name}), {nodes} x {max(resources.gpus, processes)} {'GPUs' if resources.gpus else 'processes'}",
         login_shell=bool(resources.environment.modules) or not resources.environment.inherit,
-        options=_options(name, folder, resources, nodes),
+        options=_options(name, folder, resources, nodes, apart),
         folder=str(folder),
         environment=resources.environment,
         variables=_variables(machine, processes, variables),
         max_restarts=resources.max_restarts,
         requeue=resources.requeue,
-        trains=trains,
-        where="its last checkpoint" if trains else "the start of this stage",
-        too_short=_TOO_SHORT_TO_SAVE if trains else _TOO_SHORT,
+        keeps=trains or apart,
+        kept="block" if apart else "checkpoint",
+        find=_BLOCKS if apart else _CHECKPOINTS,
+        where="its last checkpoint" if trains else "its last block" if apart else "the start of this stage",
+        too_short=_TOO_SHORT_TO_SAVE.format("block" if apart else "checkpoint") if trains or apart else _TOO_SHORT,
         signal_seconds=resources.signal_seconds,
         nodes=nodes,
         processes=processes,
         scratch=resources.scratch,
-        srun_flags=_srun_flags(resources, folder, nodes),
-        command=_command(resources, folder, processes, (nodes, processes) != (1, 1), _module(stage)),
+        together=(nodes, processes) != (1, 1) and not apart,
+        srun_flags=_srun_flags(resources, folder, nodes, apart),
+        command=_command(resources, folder, _program(stage, nodes, processes)),
     )
 
 
-def _options(name: str, folder: Path, resources: Resources, nodes: int) -> list[str]:
+def _options(name: str, folder: Path, resources: Resources, nodes: int, apart: bool) -> list[str]:
     """List what follows `#SBATCH`, one option a line, no variable among them."""
     output = str(folder / "slurm").replace("%", "%%") + "/%j.txt"
     options = {
@@ -83,6 +89,8 @@ def _options(name: str, folder: Path, resources: Resources, nodes: int) -> list[
         "signal": f"B:USR1@{resources.signal_seconds}",
     }
     flags = ["--requeue" if resources.requeue else "--no-requeue", *(["--exclusive"] if resources.exclusive else [])]
+    if apart and nodes > 1:
+        flags.append("--no-kill")  # a node that is lost ends its own processes
     if not resources.environment.inherit:
         flags.append("--export=NONE")
     return [*(f"--{name}={value}" for name, value in options.items() if value is not None), *flags, *resources.extra]
@@ -108,9 +116,9 @@ def _variables(machine: Machine, processes: int, more: Mapping[str, str]) -> dic
     return variables | environment.variables
 
 
-def _srun_flags(resources: Resources, folder: Path, nodes: int) -> list[str]:
-    """Return what `srun` needs besides: all nodes of the job, one task on each, and the image."""
-    flags = [f"--nodes={nodes}", "--ntasks-per-node=1"]
+def _srun_flags(resources: Resources, folder: Path, nodes: int, apart: bool) -> list[str]:
+    """Return what `srun` needs besides: all nodes of the job, one task on each, whether one ends the others, and the image."""
+    flags = [f"--nodes={nodes}", "--ntasks-per-node=1", *(["--no-kill"] if apart and nodes > 1 else [])]
     container = resources.environment.container
     if container and container.kind == "pyxis":
         flags += [
@@ -135,7 +143,20 @@ def _module(stage: Stage) -> str:
     return "rounds.train.launch.compare" if stage.kind.compares else "rounds.train.engine.worker"
 
 
-def _command(resources: Resources, folder: Path, processes: int, together: bool, module: str) -> list[str]:
+def _program(stage: Stage, nodes: int, processes: int) -> list[str]:
+    """Return what Python runs on each node: a stage's process, or what starts those of the node."""
+    if (nodes, processes) == (1, 1):
+        return [f'-m {_module(stage)} "$STAGE/job.json"']
+    if stage.kind.apart:
+        return [f'-m rounds.train.launch.apart "$STAGE/job.json" {processes} "$SLURM_NODEID"']
+    return [
+        f'-m torch.distributed.run --nnodes="$SLURM_NNODES" --nproc-per-node={processes} --node-rank="$SLURM_NODEID"',
+        '--master-addr="$HEAD" --master-port="$PORT" --max-restarts=0',
+        f'-m {_module(stage)} "$STAGE/job.json"',
+    ]
+
+
+def _command(resources: Resources, folder: Path, program: list[str]) -> list[str]:
     """Return the lines that each node runs, inside single quotes: no quote of ours may stand in them."""
     container = resources.environment.container
     lines = ['exec "$PYTHON" -P']
@@ -143,12 +164,7 @@ def _command(resources: Resources, folder: Path, processes: int, together: bool,
         binds = " ".join(f"--bind {mount}" for mount in _mounts(resources, folder))
         gpus = " --nv" if resources.gpus else ""
         lines = [f"exec apptainer exec{gpus} {binds}", container.image, '"$PYTHON" -P']
-    if together:
-        lines += [
-            f'-m torch.distributed.run --nnodes="$SLURM_NNODES" --nproc-per-node={processes} --node-rank="$SLURM_NODEID"',
-            '--master-addr="$HEAD" --master-port="$PORT" --max-restarts=0',
-        ]
-    return [*lines, f'-m {module} "$STAGE/job.json"']
+    return [*lines, *program]
 
 
 @functools.cache

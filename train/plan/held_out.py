@@ -3,8 +3,8 @@
 That every data stage is compared with the same list, on every machine and at every time, keeps keys still: a list that
 followed what the hub's cache holds today would train everything again after an unrelated download. So:
 
-1. what the recipe evaluates on: `evaluate.preferences`, `evaluate.conversations`, the sources of its tasks, and the
-   registered sets whose rows lm-eval's own tasks ask;
+1. what the recipe evaluates on: `evaluate.preferences`, `evaluate.conversations`, the sources of its tasks and of its answers, and
+   the registered sets whose rows lm-eval's own tasks ask;
 2. every entry under `sources` that is a split for evaluation only, whether it is used or not;
 3. `benchmarks`: the sets that the recipe names or, where it reads anything from the hub and so can read these too, all
    of `BENCHMARKS`. A recipe of local files alone has no way to them, and `rounds plan` says that they are missing.
@@ -85,7 +85,8 @@ def _evaluated(recipe: Recipe) -> list[str]:
     evaluate = recipe.evaluate
     if evaluate is None:
         return []
-    named = [*(task.source for task in evaluate.tasks), *evaluate.preferences, evaluate.conversations]
+    answered = [each.source for each in evaluate.answers]
+    named = [*(task.source for task in evaluate.tasks), *evaluate.preferences, evaluate.conversations, *answered]
     return [name for name in dict.fromkeys(named) if name]
 
 

@@ -4,6 +4,7 @@
     source.*  ->  data.ROUND ->  tokenize.ROUND  |
                                      |           v
     for each round:     reference.ROUND  ->  dpo.ROUND  ->  evaluate.ROUND  ->  gate.ROUND  -> next round
+                                           (before it what is answered: answers.ROUND)
     at the end:         manifest (of all rows), export, report
 
 What is made of rows is in `rows.py`, what is refused in `checks.py`.
@@ -173,14 +174,29 @@ def _evaluate(planning: Planning, name: str, policy: Stage) -> Stage:
         inputs[f"preferences.{source}"] = rows.held_out_source(planning, source, "evaluate.preferences", "pair")
     if evaluate.conversations:
         inputs["conversations"] = rows.held_out_source(planning, evaluate.conversations, "evaluate.conversations", "conversation")
+    if evaluate.answers:
+        written = _answers(planning, name, policy, evaluate)
+        inputs |= {"answers": written, **{key: each for key, each in written.inputs.items() if key != "policy"}}
     asked = params.EvaluateParams(
         tasks=tuple(tasks),
-        num_answers=evaluate.num_answers,
-        max_new_tokens=evaluate.max_new_tokens,
         max_length=evaluate.max_length,
         averages={name: average.mean_of for name, average in evaluate.averages.items()},
     )
     return Stage(f"evaluate.{name}", kinds.EVALUATE, asked, inputs)
+
+
+def _answers(planning: Planning, name: str, policy: Stage, evaluate: Evaluate) -> Stage:
+    """Let a policy answer held-out prompts."""
+    inputs: dict[str, Stage | Asset] = {"policy": policy}
+    sets = []
+    for each in evaluate.answers:
+        where = f"evaluate.answers.{each.name}"
+        inputs[f"prompts.{each.name}"] = rows.held_out_source(planning, each.source, where, *rows.PROMPTED)
+        text = rows.system_text(each.system_prompt, where) if each.system_prompt else None
+        asked = each.model_dump(exclude={"source"}) | {"system_prompt": text}
+        sets.append(params.PromptSet.model_validate(asked))
+    asked = params.AnswersParams(sets=tuple(sets), max_length=evaluate.max_length, seed=planning.recipe.seed)
+    return Stage(f"answers.{name}", kinds.ANSWERS, asked, inputs)
 
 
 def _gate(planning: Planning, item: Round, old: Stage, new: Stage, old_scores: Stage, new_scores: Stage) -> Stage:

@@ -18,6 +18,9 @@ from rounds.train.plan.held_out import HeldOut
 _FOLDER_READER = 2
 """Of `SourceParams.folder_reader`. 2: a folder gives the rows that its files give one by one."""
 
+PROMPTED = ("conversation", "pair", "question", "prompt")
+"""Kinds of records that have a prompt to answer (`records.prompt_of`)."""
+
 
 @dataclass(frozen=True)
 class Planning:
@@ -86,11 +89,7 @@ def changes(name: str, use: SourceUse, registered: sources.Source) -> dict[str, 
     """Return what is done to every row of a source: a system prompt said first, and the mask over who a person is."""
     done: dict[str, Any] = {}
     if use.system_prompt:
-        try:
-            own_file.refuse_empty(Path(use.system_prompt))
-            done["system_prompt"] = system_prompt(Path(use.system_prompt))
-        except UserError as error:
-            raise UserError(f"sources.{name}.system_prompt: {error}") from None
+        done["system_prompt"] = system_text(use.system_prompt, f"sources.{name}")
     phi = FilterUse.model_validate({"name": "phi"}) if use.phi is None and registered.kind_by_format else use.phi
     if isinstance(phi, FilterUse):
         try:
@@ -100,6 +99,15 @@ def changes(name: str, use: SourceUse, registered: sources.Source) -> dict[str, 
             raise UserError(f"sources.{name}.phi{chosen}: {error}. `phi: off` leaves the rows as they are") from None
         done["phi"] = phi
     return done
+
+
+def system_text(path: str, where: str) -> str:
+    """Return the text of a system prompt's file."""
+    try:
+        own_file.refuse_empty(Path(path))
+        return system_prompt(Path(path))
+    except UserError as error:
+        raise UserError(f"{where}.system_prompt: {error}") from None
 
 
 def data(planning: Planning, name: str, mix: Mix, own_filters: Filters | None, kind: str, where: str) -> Stage:
@@ -133,10 +141,10 @@ def corpus(planning: Planning, base: Tiny) -> Stage:
     return sft_data(planning)
 
 
-def held_out_source(planning: Planning, name: str, where: str, kind: str) -> Stage:
-    """Fetch a set that evaluation reads, and check that it is of the right kind and no training set."""
+def held_out_source(planning: Planning, name: str, where: str, *kinds: str) -> Stage:
+    """Fetch a set that evaluation reads, and check that it is of a right kind and no training set."""
     checks.named(planning.recipe, name, where)
     stage = source(planning, name, where, training=False)
-    checks.record_kind(planning.recipe, name, where, (kind,))
+    checks.record_kind(planning.recipe, name, where, kinds)
     checks.not_trained_on(planning.recipe, name, where)
     return stage

@@ -35,14 +35,13 @@ def meaning(metric: str, tasks: Iterable[Mapping[str, Any]], averages: Mapping[s
         "preferences/chosen_logp": "log-probability of the better answers, nats",
         "preferences/rejected_logp": "log-probability of the worse answers, nats",
         "conversations/loss": "loss on held-out answers, nats per token",
-        "answers/tokens": "mean length of its own answers, tokens",
-        "answers/ended": "share of its own answers that end by themselves",
     }
+    of_answers = {"tokens": "mean length of its own answers, tokens", "ended": "share of its own answers that end by themselves"}
     subject, _, name = metric.partition("/")
     for task in tasks:
         if subject == (task["name"] or task["task"]):
             return f"{name} of {task['task']}" + (f" on {task['source']}" if task["source"] else "")
-    return known.get(metric, "")
+    return known.get(metric) or of_answers.get(name, "")
 
 
 def _decimals(stderr: float | None) -> int:

@@ -1,16 +1,18 @@
 """Which policy of a run came from which, on which rows, and what each training step changed."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rounds.data_prep import records
 from rounds.train.engine import store
 from rounds.train.engine.kinds import Kind
-from rounds.train.engine.records import ANSWERS, ITEMS, METRICS, Counts, Done, Score, Spec
+from rounds.train.engine.records import ITEMS, METRICS, Counts, Done, Score, Spec
 from rounds.train.evaluation.paired import Comparison, compare, conclude, is_main, read_items, read_questions
+from rounds.train.generation import samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +61,8 @@ class Step:
     """`start`, `trained`, `accepted`, `rejected` or `skipped`."""
     because: str
     evaluation: Finished | None
+    written: Finished | None
+    """What it answered."""
     training: dict[str, Any] | None
     """Its section of the recipe."""
 
@@ -79,9 +83,28 @@ class Step:
         return read_questions(self.evaluation.folder) if self.evaluation and self.items else {}
 
     @cached_property
-    def answers(self) -> dict[str, dict[str, Any]]:
-        """Its sample answers by prompt."""
-        return {line["prompt"]: line for line in _json_lines(self.evaluation, ANSWERS)}
+    def answers(self) -> dict[tuple[str, str], samples.Sample]:
+        """Its first answer to each prompt, by the prompt's set and id."""
+        if self.written is None:
+            return {}
+        names = [name.removeprefix("prompts.") for name in self.written.spec.inputs if name.startswith("prompts.")]
+        return {
+            (name, sample.prompt_id): sample
+            for name in names
+            for sample in samples.read(samples.file_of(self.written.folder, name))
+            if sample.number == 0
+        }
+
+    def prompts(self, wanted: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
+        """Return the last turn of prompts that it answered."""
+        found = {}
+        for name in {name for name, _ in wanted} if self.written else ():
+            assert self.written
+            source = self.written.folder.parent / (self.written.input(f"prompts.{name}") or "")
+            for row in records.read_records(source / records.RECORDS):
+                if (name, row.id) in wanted:
+                    found[name, row.id] = records.prompt_of(row)[-1].content
+        return found
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
@@ -136,7 +159,7 @@ def find_steps(recipe: Mapping[str, Any], stages: Mapping[str, Finished]) -> lis
         if stage_name not in stages:
             continue
         stage, gate = stages[stage_name], stages.get(f"gate.{name}")
-        evaluation = stages.get(f"evaluate.{name}")
+        evaluation, written = stages.get(f"evaluate.{name}"), stages.get(f"answers.{name}")
         start = steps.get(policy_of(stage.input("policy"), by_folder) or "")
         status = "skipped" if stage.skipped else gate.counts["decision"] if gate else "trained" if start else "start"
         steps[stage.folder.name] = Step(
@@ -146,6 +169,7 @@ def find_steps(recipe: Mapping[str, Any], stages: Mapping[str, Finished]) -> lis
             status,
             stage.record.because,
             evaluation if evaluation and not evaluation.skipped else None,
+            written if written and not written.skipped else None,
             sections.get(name),
         )
     return list(steps.values())

@@ -1,9 +1,10 @@
 """Stage `evaluate`: what a policy scores on everything the recipe holds out.
 
-In: `policy`; `task.<source>` (questions), `preferences.<source>` (pairs), `conversations`, as the recipe asks. Out:
+In: `policy`; `task.<source>` (questions), `preferences.<source>` (pairs), `conversations`, `answers` (what stage `answers` wrote) with
+`prompts.<set>` (what was asked), as the recipe asks. Out:
 - `scores.json`: {"task/metric": {"value", "stderr", "n", "questions", "higher_is_better"}}
 - `items.parquet`: metric, item id, value and question, one row per item, for paired comparison of two policies
-- `answers.jsonl`: some held-out prompts, answered; what tasks write and how their metrics are named: `lm_eval_bridge`.
+- what tasks write and how their metrics are named: `lm_eval_bridge`.
 
 Standard errors take items that ask one question together. Where pairs come from several sources, an item is `source/id` and
 each source has metrics of its own beside those of all. Counts: `dropped` are held-out rows that cannot be measured, by
@@ -11,14 +12,11 @@ reason; `aggregate_only` are metrics without items; `not_available` are averages
 `broken_up` are control tokens in what lm-eval asks, by task.
 """
 
-import contextlib
-import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,14 +27,13 @@ from rounds.data_prep.records import RECORDS
 from rounds.train.config.cluster import Machine
 from rounds.train.engine import policy, store, tracking
 from rounds.train.engine.params import EvaluateParams, Task
-from rounds.train.engine.records import ANSWERS, ITEMS, SCORES, Counts, Score
+from rounds.train.engine.records import ITEMS, SCORES, Counts, Score
 from rounds.train.evaluation import lm_eval, questions
 from rounds.train.evaluation.items import Items, add_averages
+from rounds.train.generation import samples
 from rounds.train.tokens import chat
 from rounds.train.weights import logprobs, models
 
-Prompts = dict[tuple[records.Message, ...], str]
-"""Prompts, and the question that each asks."""
 R = TypeVar("R", records.Pair, records.Conversation)
 T = TypeVar("T", chat.EncodedPair, chat.Encoded)
 
@@ -59,19 +56,17 @@ def run(params: EvaluateParams, inputs: dict[str, Path], out: Path, machine: Mac
     tokenizer = models.load_tokenizer(described)
     model = models.load_to_score(described, machine)
     subject = Subject(model, tokenizer, machine.eval_batch_size, _window(model, params.max_length))
-    items, prompts, counts = Items(), Prompts(), {"aggregate_only": [], "broken_up": {}, "dropped": {}}
+    items, counts = Items(), {"aggregate_only": [], "broken_up": {}, "dropped": {}}
     if params.tasks:
         counts["aggregate_only"], counts["broken_up"] = _tasks(subject, params.tasks, inputs, out, items)
     pairs = {name.removeprefix("preferences."): path for name, path in inputs.items() if name.startswith("preferences.")}
     for name, path in pairs.items():
-        measured, gone = _preferences(subject, path, out, items, name if len(pairs) > 1 else None)
-        counts["dropped"][f"preferences.{name}"] = gone
-        prompts |= measured
+        counts["dropped"][f"preferences.{name}"] = _preferences(subject, path, out, items, name if len(pairs) > 1 else None)
     if "conversations" in inputs:
-        measured, counts["dropped"]["conversations"] = _conversations(subject, inputs["conversations"], out, items)
-        prompts |= measured
-    if params.num_answers and prompts:
-        _answers(subject, dict(islice(prompts.items(), params.num_answers)), params.max_new_tokens, out, items)
+        counts["dropped"]["conversations"] = _conversations(subject, inputs["conversations"], out, items)
+    for name, path in inputs.items():
+        if name.startswith("prompts."):
+            _answers(name.removeprefix("prompts."), path, inputs["answers"], items)
     counts["not_available"] = add_averages(items, params.averages)
     found = items.scores()
     items.write(out / ITEMS)
@@ -109,11 +104,11 @@ def _tasks(subject: Subject, tasks: Sequence[Task], inputs: dict[str, Path], out
     return aggregate_only, dict(lm.broken_up)
 
 
-def _preferences(subject: Subject, source: Path, out: Path, items: Items, name: str | None) -> tuple[Prompts, dict[str, int]]:
+def _preferences(subject: Subject, source: Path, out: Path, items: Items, name: str | None) -> dict[str, int]:
     """Compare chosen and rejected answers by log-probability per token (as SimPO does: length alone wins nothing).
 
     `margin` is their difference in nats per token; `chosen_logp` and `rejected_logp` are sums over the answer. `name`
-    is the source's, where there are several. Returns the prompts, and how many pairs cannot be measured, by reason.
+    is the source's, where there are several. Returns how many pairs cannot be measured, by reason.
     """
     pairs = [pair for pair in _by_hash(source) if isinstance(pair, records.Pair)]
     encoded = chat.encode_pairs(subject.tokenizer, pairs)
@@ -133,14 +128,12 @@ def _preferences(subject: Subject, source: Path, out: Path, items: Items, name: 
         items.add("preferences/margin", item, margin, question)
         items.add("preferences/chosen_logp", item, chosen, question)
         items.add("preferences/rejected_logp", item, rejected, question)
-    return {pair.prompt: questions.of(pair) for pair, _ in usable}, dropped
+    return dropped
 
 
-def _conversations(subject: Subject, source: Path, out: Path, items: Items) -> tuple[Prompts, dict[str, int]]:
-    """Measure the loss on held-out answers, in nats per token, one value per conversation.
-
-    Returns the prompts, and how many conversations cannot be measured, by reason.
-    """
+def _conversations(subject: Subject, source: Path, out: Path, items: Items) -> dict[str, int]:
+    """Measure the loss on held-out answers, in nats per token, one value per conversation. Returns how many conversations cannot be
+    measured, by reason."""
     found = [record for record in _by_hash(source) if isinstance(record, records.Conversation)]
     encoded = chat.encode_conversations(subject.tokenizer, [record.messages for record in found])
     usable, dropped = _usable(subject, found, encoded, lambda tokens: len(tokens.input_ids), "conversations")
@@ -150,7 +143,7 @@ def _conversations(subject: Subject, source: Path, out: Path, items: Items) -> t
     for (record, tokens), total in zip(usable, sums, strict=True):
         items.add("conversations/loss", record.id, -total / sum(tokens.answer_mask), questions.of(record))
     items.lower_is_better.add("conversations/loss")
-    return {records.prompt_of(record): questions.of(record) for record, _ in usable}, dropped
+    return dropped
 
 
 def _by_hash(source: Path) -> list[records.Record]:
@@ -184,35 +177,16 @@ def _pair_length(tokens: chat.EncodedPair) -> int:
     return len(tokens.prompt_ids) + max(len(tokens.chosen_ids), len(tokens.rejected_ids))
 
 
-@torch.no_grad()
-def _answers(subject: Subject, asked: Prompts, max_new_tokens: int, out: Path, items: Items) -> None:
-    """Answer held-out prompts greedily: how long answers are, and whether they end by themselves."""
-    model: Any = subject.model
-    tokenizer: Any = subject.tokenizer
-    stop = tokenizer.eos_token_id
-    prompts, count = list(asked), _counter(out, len(asked), "answers written")
-    with (out / ANSWERS).open("w") as log:
-        for start in range(0, len(prompts), subject.batch_size):
-            batch = prompts[start : start + subject.batch_size]
-            texts = [chat.render_prompt(tokenizer, prompt) for prompt in batch]
-            tokens = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
-            with contextlib.suppress(KeyError):
-                del tokens["token_type_ids"]
-            written = model.generate(
-                **tokens.to(model.device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                eos_token_id=stop,
-                pad_token_id=tokenizer.pad_token_id,
-            )[:, tokens["input_ids"].shape[1] :].tolist()
-            for offset, ids in enumerate(written):
-                ended = stop in ids
-                length = ids.index(stop) if ended else len(ids)
-                items.add("answers/tokens", str(start + offset), length, asked[batch[offset]])
-                items.add("answers/ended", str(start + offset), ended, asked[batch[offset]])
-                answer = tokenizer.decode(ids[:length])
-                log.write(json.dumps({"prompt": batch[offset][-1].content, "answer": answer, "ended": ended}) + "\n")
-            count(start + len(batch))
+def _answers(name: str, prompts: Path, answers: Path, items: Items) -> None:
+    """Measure what was written to a set of prompts: of several answers to one prompt the mean."""
+    rows = {row.id: row for row in records.read_records(prompts / RECORDS)}
+    written: dict[str, list[samples.Sample]] = defaultdict(list)
+    for sample in samples.read(samples.file_of(answers, name)):
+        written[sample.prompt_id].append(sample)
+    for item, given in written.items():
+        question = questions.of(rows[item])
+        items.add(f"{name}/tokens", item, sum(each.tokens for each in given) / len(given), question)
+        items.add(f"{name}/ended", item, sum(each.ended for each in given) / len(given), question)
 
 
 def _counter(out: Path, total: int, unit: str) -> Callable[[int], None]:

@@ -72,8 +72,7 @@ def _say_how_to_write(model: PreTrainedModel, start: Policy, tokenizer: PreTrain
     off in training. Config and generation config say the same."""
     settings = models.generation_settings(start)
     stop: Any = tokenizer.convert_tokens_to_ids(chat.check_template(tokenizer))
-    known = [each.eos_token_id for each in (settings, model.generation_config) if each]
-    ends = sorted({stop, *(token for each in known if each is not None for token in (each if isinstance(each, list) else [each]))})
+    ends = models.end_tokens((settings, model.generation_config), tokenizer)
     settings.bos_token_id, settings.pad_token_id, settings.eos_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id, ends
     model.generation_config = settings
     for config in (model.config, model.config.get_text_config()):
@@ -165,11 +164,11 @@ def _evaluated_on(step: Step, inputs: Mapping[str, Path], licences: Mapping[str,
     assert isinstance(asked, EvaluateParams)
     sets = []
     for key, folder in store.inputs(step.evaluation.folder).items():
-        if key == "policy":
+        if key in ("policy", "answers"):
             continue
         uses = [task.name + (f" (first {task.limit})" if task.limit else "") for task in asked.tasks if key == f"task.{task.source}"]
         name = key.removeprefix("task.") if uses else names[folder]
-        sets.append({**_set(name, folder, licences), "used_for": ", ".join(uses or [key.partition(".")[0]])})
+        sets.append({**_set(name, folder, licences), "used_for": ", ".join(uses or [key.partition(".")[0].replace("prompts", "answers")])})
     return {"sets": sets, "tasks": [task for task in asked.tasks if not task.source]}
 
 

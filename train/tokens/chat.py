@@ -19,7 +19,7 @@ from rounds.train.tokens.rendering import TemplateFailure, control_tokens
 from rounds.train.tokens.time_limit import OutOfTimeError, time_limit
 
 __all__ = ["Encoded", "EncodedPair", "answers_apart", "check_template", "control_tokens", "encode_conversations", "encode_pairs",
-           "render_prompt", "template_limits"]  # fmt: skip
+           "encode_prompts", "render_prompt", "template_limits"]  # fmt: skip
 _PROBE_SECONDS, _ROW_SECONDS = 10.0, 60.0
 """A template renders a question in a millisecond, and a conversation of a hundred turns in a second: what takes longer does not end."""
 
@@ -193,6 +193,33 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, .
         raise UserError(f"the chat template cannot render a prompt of {len(messages)} turns: {error}") from None
 
 
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[tuple[Message, ...]]) -> list[list[int] | str]:
+    """Tokenise prompts up to where the assistant starts to answer, in one batch. A string in place of a result is the reason why a
+    prompt cannot be asked: that of `encode_conversations`, as far as it is one of a prompt. Raises `UserError` as that does."""
+    results: list[list[int] | str] = [""] * len(prompts)
+    texts, places = [], []
+    try:
+        with time_limit(_ROW_SECONDS) as restart:
+            for place, messages in enumerate(prompts):
+                restart()
+                problem = _cannot_be_asked(tokenizer, messages)
+                if problem:
+                    results[place] = problem
+                    continue
+                texts.append(rendering.apply(tokenizer, messages, asked=True))
+                places.append(place)
+    except OutOfTimeError:
+        raise UserError(
+            f"the chat template did not render a prompt within {_ROW_SECONDS:g} s: it loops, or calls itself, without an end"
+        ) from None
+    found = (
+        tokenizer(texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)["input_ids"] if texts else []
+    )
+    for place, ids in zip(places, found, strict=True):
+        results[place] = list(ids)
+    return results
+
+
 def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> list[EncodedPair | str]:
     """Tokenise pairs in one batch. A string in place of a result is the reason why a pair cannot be used."""
     sides = [(*pair.prompt, Message("assistant", answer)) for pair in pairs for answer in (pair.chosen, pair.rejected)]
@@ -211,6 +238,12 @@ def _split(encoded: Encoded) -> tuple[list[int], list[int]]:
     """Split before the last answer; tokens after the control token that ends it are left out."""
     start, end = encoded.answers[-1]
     return encoded.input_ids[:start], encoded.input_ids[start:end]
+
+
+def _cannot_be_asked(tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...]) -> str | None:
+    """Say why a prompt cannot be asked: the reason that the same prompt with an answer has, whatever that is."""
+    rendered = _rendered(tokenizer, (*messages, Message("assistant", "It is.")), last_only=True)
+    return rendered if isinstance(rendered, str) else None
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...], last_only: bool = False) -> rendering.Rendered | str:

@@ -2,6 +2,7 @@
 
 import logging
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers.utils import is_flash_attn_2_available, is_liger_kernel_availa
 from rounds.data_prep.errors import UserError
 from rounds.train.config.cluster import Machine
 from rounds.train.engine.policy import Policy
+from rounds.train.tokens import chat
 from rounds.train.weights import experts, merging
 
 logger = logging.getLogger(__name__)
@@ -239,6 +241,13 @@ def generation_settings(policy: Policy) -> GenerationConfig:
     except OSError:
         return GenerationConfig()
     return _that_can_be_saved(found)
+
+
+def end_tokens(settings: Sequence[GenerationConfig | None], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens that end an answer: the one that the chat template ends a turn with, and those that settings of generation name."""
+    stop: Any = tokenizer.convert_tokens_to_ids(chat.check_template(tokenizer))
+    known = [each.eos_token_id for each in settings if each]
+    return sorted({stop, *(token for each in known if each is not None for token in (each if isinstance(each, list) else [each]))})
 
 
 def _let_it_be_saved(model: PreTrainedModel) -> None:

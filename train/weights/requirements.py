@@ -1,4 +1,4 @@
-"""What a cluster row asks for and a machine cannot give: a GPU, FlashAttention, Liger's kernels, weights in 4 bits, DeepSpeed.
+"""What a cluster row asks for and a machine cannot give: a GPU, FlashAttention, Liger's kernels, weights in 4 bits, DeepSpeed, vLLM.
 
 Asked before the first stage of a run starts (train/launch/local.py) and by preflight on every node: a stage that found it out by
 itself would do so after hours of those before it. What to ask is found without torch; only the answer imports it.
@@ -6,17 +6,22 @@ itself would do so after hours of those before it. What to ask is found without 
 
 import contextlib
 import io
+import subprocess
 from collections.abc import Iterable
 
 from pydantic import ValidationError
 
 from rounds.data_prep.errors import UserError
 from rounds.train.config.cluster import Cluster, Machine
+from rounds.train.config.decoding import EngineName
 from rounds.train.config.training import Lora
 from rounds.train.engine import ranks
 from rounds.train.engine.graph import Stage
 from rounds.train.engine.kinds import KINDS
-from rounds.train.engine.params import DpoParams, ReferenceParams, Requirement, SftParams
+from rounds.train.engine.params import AnswersParams, DpoParams, ReferenceParams, Requirement, SftParams
+
+_SECONDS_TO_ANSWER = 120
+"""A Python on a cold shared file system."""
 
 
 def asks(stages: Iterable[Stage], cluster: Cluster) -> list[Requirement]:
@@ -27,7 +32,10 @@ def asks(stages: Iterable[Stage], cluster: Cluster) -> list[Requirement]:
             continue
         lora = _lora(stage)
         machine = cluster.machine(stage.row, stage.name)
-        mine = Requirement(stages=(), function=stage.kind.name, machine=machine, load_in_4bit=bool(lora and lora.load_in_4bit))
+        sets = stage.params.sets if isinstance(stage.params, AnswersParams) else ()
+        engines: tuple[EngineName, ...] = tuple(dict.fromkeys(each.engine for each in sets))
+        four_bit = bool(lora and lora.load_in_4bit)
+        mine = Requirement(stages=(), function=stage.kind.name, machine=machine, load_in_4bit=four_bit, engines=engines)
         known = next((n for n, each in enumerate(found) if each.model_copy(update={"stages": ()}) == mine), None)
         if known is None:
             found.append(mine.model_copy(update={"stages": (stage.name,)}))
@@ -56,9 +64,27 @@ def unusable(ask: Requirement) -> list[str]:
         found.append(models.liger_obstacle(row))
     if KINDS[ask.function].spread:
         found.append(_deepspeed_obstacle(row))
+    if "vllm" in ask.engines:
+        found.append(vllm_obstacle(row))
     if ask.load_in_4bit:
         found.append(adapters.four_bit_obstacle(row))
     return [reason for reason in found if reason]
+
+
+def vllm_obstacle(machine: Machine) -> str | None:
+    """Say why a row cannot run the engine `vllm` here, or return None."""
+    python = machine.engine_python
+    if python is None:
+        return (
+            "`engine: vllm` needs `engine_python` in the cluster file's row `generate`: the Python of an environment with vLLM, which "
+            "cannot share this one"
+        )
+    code = "import importlib.util, sys; sys.exit(0 if importlib.util.find_spec('vllm') else 3)"
+    try:
+        done = subprocess.run([python, "-I", "-c", code], capture_output=True, timeout=_SECONDS_TO_ANSWER)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"engine_python: {python} cannot be run: {error}"
+    return f"engine_python: {python} has no package vllm: install it there, or name another" if done.returncode else None
 
 
 def _deepspeed_obstacle(machine: Machine) -> str | None:

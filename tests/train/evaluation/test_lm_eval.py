@@ -44,7 +44,7 @@ def ask(shelf: Path, tmp_path: Path) -> Ask:
 
     def run(task: str, name: str) -> tuple[Path, dict]:
         asked = {"task": task, "name": name, "source": None, "num_fewshot": 0, "limit": None, "yaml": None}
-        params = {"tasks": [asked], "num_answers": 0, "max_new_tokens": 8, "max_length": 512}
+        params = {"tasks": [asked], "max_length": 512}
         out = tmp_path / "out"
         out.mkdir()
         return out, staged.run("evaluate", params, {"policy": shelf / "base"}, out, Machine(device="cpu", threads=1))

@@ -257,7 +257,9 @@ def test_evaluations_are_forecast_with_all_that_the_recipe_measures(root: Path):
     questions = 500 * 3 + (4183 + 1273 + 135 + 265 + 144 + 173 + 100 + 272) * 4 + 940 * 2
     heldout = pairs.rows * 2 * (pairs.prompt_tokens + pairs.answer_tokens) + talks.tokens
     assert reading.scored == pytest.approx(questions * evaluation_tokens.QUESTION_TOKENS + heldout)
-    assert (reading.answers, reading.answer_tokens) == (64, 512)
+    assert (reading.answers, reading.answer_tokens) == (0, 0)
+    (asked,) = evaluation_tokens.written(plan.stage("answers.third"), known)
+    assert (asked.answers, asked.answer_tokens, asked.scored) == (64, 512, 64 * talks.prompt_tokens)
     found = {each.stage: each for each in on_cluster(root, "med42-v2-70b", "slurm-8xh100")}["evaluate.third"]
     assert found.gpus == 8 and found.gpu_hours == pytest.approx(8 * found.hours)  # type: ignore[operator]
     assert found.need.weights == pytest.approx(2 * 70_553_706_496 / 8) and not found.advice

@@ -24,6 +24,7 @@ GOLDEN = Path(__file__).parent / "golden"
 RECIPES = Path(__file__).resolve().parents[3] / "recipes" / "clusters"
 DPO = staged.stage("dpo.second", "dpo", {"beta": 0.1})
 EVALUATE = staged.stage("evaluate.base", "evaluate", {})
+ANSWERS = staged.stage("answers.second", "answers", {})
 SOURCE = staged.stage("source.notes", "source", {})
 PYTHON = {"environment": {"python": "/venv/bin/python"}}
 EVERYTHING = {
@@ -39,6 +40,8 @@ EVERYTHING = {
 CASES: dict[str, tuple[Stage, dict]] = {
     "source": (SOURCE, {"slurm": {"partition": "cpu", "requeue": False, **PYTHON}}),
     "evaluate": (EVALUATE, {"slurm": {"gpus": 1, "gpu_request": "gpus-per-task", **PYTHON}}),
+    "answers_two_nodes": (ANSWERS, {"nodes": 2, "processes": 8, "slurm": {"gpus": 8, **PYTHON}}),
+    "answers": (ANSWERS, {"slurm": {"gpus": 1, **PYTHON}}),
     "dpo_six_nodes": (DPO, EVERYTHING),
     "dpo_pyxis": (
         DPO,

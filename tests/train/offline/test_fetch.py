@@ -56,8 +56,7 @@ RECIPE = {
     "evaluate": {
         "tasks": [{"task": "choice_likelihood", "name": "exam", "source": "exam"}, "medqa_4options"],
         "preferences": "ultra_test",
-        "num_answers": 2,
-        "max_new_tokens": 4,
+        "answers": [{"name": "answers", "source": "ultra_test", "max_rows": 2, "max_new_tokens": 4}],
     },
     "wandb": "off",
 }
@@ -277,7 +276,7 @@ def test_everything_missing_is_named_at_once_before_any_work(copied, recipe, tmp
 def test_what_is_done_needs_no_files_and_a_check_reads_them_again(copied, recipe, tmp_path) -> None:
     """Digests are remembered by size and time; a disk that lies about both is found with --check."""
     (tmp_path / "cluster.yaml").write_text(f"offline: true\nfetched: home\n{CLUSTER.read_text()}")
-    only = ["--set", "sft=", "--set", "rounds=[]", "--set", "evaluate={preferences: ultra_test, num_answers: 0}"]
+    only = ["--set", "sft=", "--set", "rounds=[]", "--set", "evaluate={preferences: ultra_test}"]
     run = ["run", recipe, *only, "--cluster", tmp_path / "cluster.yaml"]
     assert "preferences/accuracy" in rounds(*run, store=tmp_path / "store")
     files = listed(copied)["HuggingFaceH4/ultrafeedback_binarized"]["files"]

@@ -54,13 +54,13 @@ def test_an_unchanged_variant_has_the_keys_of_the_recipe_itself(plan: Planner, t
     own = build_plan(recipe.load(REPOSITORY / "recipes" / "quickstart.yaml"), tmp_path / "store", REPOSITORY / "recipes")
     assert keys(made, "all") < {stage.key for stage in own.stages}
     left_out = {stage.name for stage in own.stages if stage.key not in keys(made, "all")}
-    assert left_out == {"evaluate.base", "manifest", "export", "report"}
+    assert left_out == {"answers.base", "evaluate.base", "manifest", "export", "report"}
 
 
 def test_a_later_change_shares_everything_before_it(plan: Planner):
     made = plan({"all": None, "beta": {"set": {"rounds.third.beta": 0.3}}}, "gate=null")
     own = {stage.name for stage in made.shared if stage.key in keys(made, "beta") - keys(made, "all")}
-    assert own == {"dpo.third@beta", "evaluate.third@beta"}
+    assert own == {"dpo.third@beta", "answers.third@beta", "evaluate.third@beta"}
 
 
 def test_only_the_last_policy_of_a_variant_is_measured_unless_a_gate_asks(plan: Planner):

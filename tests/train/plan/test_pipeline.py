@@ -78,7 +78,7 @@ def source(plan: Plan, stage: str, name: str) -> Stage:
 
 def test_the_quickstart_is_these_stages_parents_first(plan: Planner):
     made = plan()
-    functions = ("data", "tokenize", "reference", "dpo", "evaluate", "gate")
+    functions = ("data", "tokenize", "reference", "dpo", "answers", "evaluate", "gate")
     per_round = [
         [f"source.pairs_{number}", *(f"{function}.{name}" for function in functions)]
         for number, name in enumerate(("first", "second", "third"), start=1)
@@ -93,9 +93,11 @@ def test_the_quickstart_is_these_stages_parents_first(plan: Planner):
     ]
     wanted = [
         *shared,
+        "answers.base",
         "evaluate.base",
         "pack",
         "sft",
+        "answers.sft",
         "evaluate.sft",
         *(name for names in per_round for name in names),
         "manifest",

@@ -37,8 +37,8 @@ def task(name: str, kind: str = "choice_likelihood", limit: int | None = None) -
     return {"task": kind, "name": name, "source": "asked", "num_fewshot": 0, "limit": limit, "yaml": own_yaml(kind)}
 
 
-def params(tasks: list[dict], num_answers: int = 6) -> dict:
-    return {"tasks": tasks, "num_answers": num_answers, "max_new_tokens": 8, "max_length": 256}
+def params(tasks: list[dict]) -> dict:
+    return {"tasks": tasks, "max_length": 256}
 
 
 @pytest.fixture
@@ -202,7 +202,7 @@ def test_the_model_reads_one_bos_and_exactly_the_training_prompt(
 
 def test_preferences_are_compared_per_token(run_stage: Run, heldout: dict[str, Path], model: PreTrainedModel, tokenizer, pairs: list[Pair]):
     inputs = {name: heldout[name] for name in ("policy", "preferences.pairs")}
-    out, _ = run_stage("evaluate", "scores", params([], num_answers=0), inputs, CPU)
+    out, _ = run_stage("evaluate", "scores", params([]), inputs, CPU)
     margins = {}
     for pair, tokens in zip(pairs, chat.encode_pairs(tokenizer, pairs), strict=True):
         assert isinstance(tokens, chat.EncodedPair)
@@ -224,7 +224,7 @@ def test_loss_is_that_of_the_answer_tokens(
     run_stage: Run, heldout: dict[str, Path], model: PreTrainedModel, tokenizer, conversations: list[Conversation]
 ):
     inputs = {name: heldout[name] for name in ("policy", "conversations")}
-    out, _ = run_stage("evaluate", "scores", params([], num_answers=0), inputs, CPU)
+    out, _ = run_stage("evaluate", "scores", params([]), inputs, CPU)
     wanted = {}
     encoded = chat.encode_conversations(tokenizer, [each.messages for each in conversations])
     for conversation, tokens in zip(conversations, encoded, strict=True):
@@ -236,21 +236,19 @@ def test_loss_is_that_of_the_answer_tokens(
     assert (score["n"], score["higher_is_better"]) == (32, False)
 
 
-@torch.no_grad()
-def test_answers_are_the_greedy_ones_whatever_the_batch(run_stage: Run, heldout: dict[str, Path], model: PreTrainedModel, tokenizer):
-    out, _ = run_stage("evaluate", "scores", params([]), {name: heldout[name] for name in ("policy", "preferences.pairs")}, CPU)
-    written = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
-    assert len(written) == 6 == len({each["prompt"] for each in written})
-    for place, each in enumerate(written):
-        ids = asked_ids(tokenizer, (Message("user", each["prompt"]),))
-        made: list[int] = []
-        while len(made) < 8 and tokenizer.eos_token_id not in made:
-            made.append(int(model(input_ids=torch.tensor([ids + made])).logits[0, -1].argmax()))
-        ended = tokenizer.eos_token_id in made
-        text = made[:-1] if ended else made
-        assert (each["answer"], each["ended"]) == (tokenizer.decode(text), ended)
-        assert values(out, "answers/tokens")[str(place)] == len(text)
-    assert scores(out)["answers/tokens"]["n"] == 6
+def test_answers_are_measured_by_their_prompt(run_stage: Run, heldout: dict[str, Path]):
+    """Of several answers to one prompt the mean; prompts of one question together."""
+    wanted = {"name": "open", "max_rows": 6, "max_new_tokens": 8, "temperature": 1.0, "num_answers": 3, "system_prompt": None}
+    inputs = {"policy": heldout["policy"], "prompts.open": heldout["preferences.pairs"]}
+    answers, _ = run_stage("answers", "answers", {"sets": [wanted], "max_length": 256, "seed": 1}, inputs, CPU)
+    out, _ = run_stage("evaluate", "scores", params([]), {**inputs, "answers": answers}, CPU)
+    rows = pq.read_table(answers / "open.parquet").to_pylist()
+    assert len(rows) == 18
+    for metric, column in (("open/tokens", "tokens"), ("open/ended", "ended")):
+        found = values(out, metric)
+        assert found.keys() == {row["prompt_id"] for row in rows} and scores(out)[metric]["n"] == 6
+        for item, value in found.items():
+            assert value == pytest.approx(sum(row[column] for row in rows if row["prompt_id"] == item) / 3)
 
 
 def test_lm_evals_own_results_have_their_standard_error(run_stage: Run, heldout: dict[str, Path], put: Callable, questions: list[Question]):
@@ -283,8 +281,6 @@ def test_every_score_has_its_number_and_error(run_stage: Run, heldout: dict[str,
         "preferences/accuracy",
         "preferences/margin",
         "conversations/loss",
-        "answers/tokens",
-        "answers/ended",
     } <= set(scores(out))
 
 
@@ -298,7 +294,7 @@ def test_pairs_that_do_not_fit_the_window_are_not_scored_as_something_else(
 ):
     long = Pair("long", "made", (Message("user", "Why? " * 200),), "It is.", "It is not.")
     inputs = {"policy": heldout["policy"], "preferences.pairs": put("with-long", [*pairs, long])}
-    out, _ = run_stage("evaluate", "scores", params([], num_answers=0), inputs, CPU)
+    out, _ = run_stage("evaluate", "scores", params([]), inputs, CPU)
     assert set(values(out, "preferences/accuracy")) == {pair.id for pair in pairs}
 
 
@@ -401,7 +397,7 @@ def test_what_cannot_be_measured_is_counted_by_reason(
         "conversations": put("some", [*conversations, Conversation("d", "made", (long, answer)),
                                       Conversation("e", "made", (control, answer))]),
     }  # fmt: skip
-    out, counts = run_stage("evaluate", "scores", params([], num_answers=0), inputs, CPU)
+    out, counts = run_stage("evaluate", "scores", params([]), inputs, CPU)
     assert counts["dropped"] == {
         "preferences.pairs": {"longer_than_max_length": 2, "control_token_in_text": 1},
         "conversations": {"longer_than_max_length": 1, "control_token_in_text": 1},
@@ -417,7 +413,7 @@ def test_preferences_keep_to_max_length(run_stage: Run, heldout: dict[str, Path]
         assert isinstance(tokens, chat.EncodedPair)
         lengths[pair.id] = len(tokens.prompt_ids) + max(len(tokens.chosen_ids), len(tokens.rejected_ids))
     limit = sorted(lengths.values())[8]
-    asked = {**params([], num_answers=0), "max_length": limit}
+    asked = {**params([]), "max_length": limit}
     out, counts = run_stage("evaluate", "scores", asked, inputs, CPU)
     fitting = {name for name, length in lengths.items() if length <= limit}
     assert values(out, "preferences/margin").keys() == fitting and 0 < len(fitting) < 16
@@ -436,7 +432,7 @@ def test_two_rows_of_one_id_are_refused_rather_than_counted_as_one(
 ):
     inputs = {"policy": heldout["policy"], "preferences.pairs": put("twice", [*pairs, pairs[0]])}
     with pytest.raises(UserError, match=f"two held-out rows are called '{pairs[0].id}'"):
-        run_stage("evaluate", "scores", params([], num_answers=0), inputs, CPU)
+        run_stage("evaluate", "scores", params([]), inputs, CPU)
 
 
 def test_pairs_of_several_sources_are_measured_together_and_apart(
@@ -445,7 +441,7 @@ def test_pairs_of_several_sources_are_measured_together_and_apart(
     """Some are two pairs of one prompt, under the prompt's own id: one question of two items, and no group to break down by."""
     twins = [dataclasses.replace(pair, id=f"p{at}:{side}", group=f"p{at}") for at, pair in enumerate(pairs[:6]) for side in "ab"]
     inputs = {"policy": heldout["policy"], "preferences.one": put("one", pairs), "preferences.two": put("two", twins)}
-    out, counts = run_stage("evaluate", "scores", params([], num_answers=0), inputs, CPU)
+    out, counts = run_stage("evaluate", "scores", params([]), inputs, CPU)
     one, two = (values(out, f"preferences/accuracy/{name}") for name in ("one/wrong", "two"))
     assert values(out, "preferences/accuracy") == one | two
     assert set(one) == {f"one/{pair.id}" for pair in pairs} and set(two) == {f"two/{pair.id}" for pair in twins}

@@ -15,8 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rounds.data_prep import records
+from rounds.data_prep.records import Message, Pair
 from rounds.train.config.cluster import Machine
 from rounds.train.evaluation import paired
+from rounds.train.generation import samples
 from rounds.train.reports import figures
 from rounds.train.reports import steps as run_steps
 from tests import staged
@@ -84,8 +87,14 @@ class Run:
         """Write an evaluation from the items' values; `task/loss` is better when lower."""
         folder = self.stage(f"evaluate.{step}", {"policy": policy}, {"scores": {}})
         write_evaluation(folder, values)
-        lines = [{"prompt": f"question {n}", "answer": answer if n else "the same", "ended": n != 2} for n in range(9)]
-        (folder / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        if "source.prompts" not in self.inputs:
+            prompts = self.stage("source.prompts", counts=SOURCE_COUNTS)
+            asked = [Pair(f"p{n}", "made", (Message("user", f"question {n}"),), "a", "b") for n in range(9)]
+            records.write_records(prompts / "records.parquet", asked, "pair")
+        written = self.stage(f"answers.{step}", {"policy": policy, "prompts.answers": "source.prompts"})
+        said = [answer.replace("\ud800", "") if n else "the same" for n in range(9)]
+        rows = [samples.Sample(f"p{n}", 0, text, [1], 1, n != 2, -1.0, n) for n, text in enumerate(said)]
+        samples.write(samples.file_of(written, "answers"), samples.table(rows))
 
     def gate(self, name: str, current: str, decision: str, says: str = "facts/acc 0.1 -> 0.2: holds", stops: bool = False) -> None:
         """Write a gate's decision."""
