@@ -3,6 +3,11 @@
 import os
 
 import pytest
+from hypothesis import settings
+
+# On a shared machine a first example can take any time.
+settings.register_profile("shared", deadline=None)
+settings.load_profile("shared")
 
 # Read by torch and the Hugging Face libraries when they are first imported, so they are set before any test is.
 os.environ["OMP_NUM_THREADS"] = "1"

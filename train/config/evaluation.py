@@ -65,14 +65,14 @@ class Gate(Section):
 
 
 class TaskUse(Section):
-    """One lm-eval task."""
+    """One task."""
 
     task: str
-    """A file in recipes/eval_tasks, or any task or group that lm-eval ships."""
+    """`choice_likelihood`, a file in recipes/eval_tasks, or any task or group that lm-eval ships."""
     name: Name | None = None
     """What its scores are called; None takes the task's own name."""
     source: str | None = None
-    """For tasks of recipes/eval_tasks: the name under `sources` whose questions are asked."""
+    """For `choice_likelihood` and tasks of recipes/eval_tasks: the name under `sources` whose questions are asked."""
     num_fewshot: Annotated[int, Between(0, 1000, "the examples stand before each question, in its length")] = 0
     limit: Count | None = None
     """Ask only the first this many."""
@@ -133,7 +133,7 @@ class Evaluate(Section):
     """What is measured on the base model, after SFT and after every round."""
 
     tasks: tuple[Annotated[TaskUse, BeforeValidator(_task)], ...] = ()
-    """lm-eval tasks; with the chat template applied, zero-shot unless a task says otherwise."""
+    """Tasks; with the chat template applied, zero-shot unless a task says otherwise."""
     preferences: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
     """A source of held-out pairs, or several: share and margin of pairs whose chosen answer the policy finds likelier, of all
     together and, where there are several, of each (`preferences/accuracy/NAME`)."""
@@ -143,6 +143,9 @@ class Evaluate(Section):
     """Sets of held-out prompts that are answered: how long the answers are, whether they end, what they say."""
     max_length: Annotated[int, Between(8, 10_000_000, "a chat template alone takes some tokens, and no model reads more")] = 2048
     """Longest sequence in evaluation, in tokens."""
+    too_long: Literal["drop", "fail"] = "drop"
+    """A question, pair or conversation that is longer, with what is scored or may be written after it: `drop` leaves it out and counts it,
+    `fail` ends the evaluation before anything is scored."""
     suites: Annotated[tuple[str, ...], BeforeValidator(listed), Later(())] = ()
     """Names of files in recipes/suites, whose sources, tasks, answers and averages are laid beneath the recipe's own."""
     averages: Annotated[dict[Name, Average], Later({})] = Field(default_factory=dict)

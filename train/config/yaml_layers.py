@@ -183,6 +183,19 @@ def line_of(root: yaml.Node | None, *loc: str) -> str:
     return f":{line}" if depth else ""
 
 
+def line_of_node(root: yaml.Node | None, loc: tuple) -> str:
+    """Return ":LINE" of the deepest part of a location that a file without layers under it has, by its fields' names and numbers."""
+    node, line = root, None
+    for part in loc:
+        if isinstance(node, yaml.MappingNode):
+            key, node = next(((key, value) for key, value in node.value if key.value == str(part)), (None, None))
+            line = key.start_mark.line + 1 if key is not None else line
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+    return f":{line}" if line is not None else ""
+
+
 # libyaml's is twenty times as fast; PyYAML is also built without it.
 _Safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 

@@ -102,7 +102,7 @@ REFERENCE = _kind("reference", 3, "train", column=3, arrows=("pairs", "policy"),
                   of_pairs=True, reads_weights=True, loads_policy=True, scores_pairs=True, spread=True)
 DPO = _kind("dpo", 2, "train", column=4, arrows=("policy", "reference"),
             reads_weights=True, loads_policy=True, trains=True, is_round=True, spread=True, tracked=True)
-EVALUATE = _kind("evaluate", 2, "infer", column=5, arrows=("policy",),
+EVALUATE = _kind("evaluate", 3, "infer", column=5, arrows=("policy",),
                  reads_weights=True, loads_policy=True, measures=True, holds_text=True, tracked=True)
 ANSWERS = _kind("answers", 1, "generate", reads_weights=True, loads_policy=True, apart=True, writes=True, holds_text=True)
 GATE = _kind("gate", 2, column=6, arrows=("candidate_scores",), decides=True, tracked=True, light=True, after_stop=True)

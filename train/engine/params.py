@@ -73,7 +73,8 @@ class DpoParams(Section):
 
 
 class Task(Section):
-    """One lm-eval task, with the text of its file where it is the project's or the recipe's own."""
+    """One task: of lm-eval by its name, or asking a source's questions, by a file whose text stands here or as this project scores choices
+    itself."""
 
     task: str
     name: str
@@ -81,6 +82,11 @@ class Task(Section):
     num_fewshot: int
     limit: int | None
     yaml: str | None
+
+    @property
+    def built_in(self) -> bool:
+        """Whether the likelihoods of its choices are computed without lm-eval."""
+        return self.source is not None and self.yaml is None
 
 
 class EvaluateParams(Section):
@@ -90,6 +96,7 @@ class EvaluateParams(Section):
     max_length: int
     averages: Annotated[dict[str, tuple[str, ...]], Later({})] = Field(default_factory=dict)
     """Scores that are means of others."""
+    too_long: Literal["drop", "fail"] = "drop"
 
 
 class PromptSet(Decoding):

@@ -18,6 +18,8 @@ from rounds.train.engine.kinds import KINDS, Kind
 SPEC, DONE, FAILED = "stage.json", "done.json", "failed.json"
 ROWS, PAIRS, LOGPS, METRICS = "rows.parquet", "pairs.parquet", "logps.parquet", "metrics.jsonl"
 SCORES, ITEMS = "scores.json", "items.parquet"
+PROTOCOL = "_protocol"
+"""The key of `scores.json` under which it says how was measured; no metric is called so."""
 DECISION, MANIFEST, POLICY, CHECKS = "decision.json", "manifest.json", "policy.json", "checks.json"
 PROGRESS, LOG, HOLDER, LOCK, JOB, STOP = "progress.json", "log.txt", "holder.json", "lock", "job.json", "stop"
 
@@ -120,6 +122,9 @@ class Score(Record):
     """Of which items that ask one question in other words are one; None where a metric is known only as a whole."""
     higher_is_better: bool | None = True
     """None for what is measured to understand a policy, not to rank it."""
+    floors: dict[str, float] = {}
+    """Of the share of right choices: what is reached without reading a question, by `chance`, by a `constant` position, by naming the
+    `longest` choice."""
 
 
 class Verdict(Record):

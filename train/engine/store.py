@@ -112,9 +112,15 @@ def scores(stage_folder: Path) -> dict[str, Score]:
     """Return what a policy scored, by metric; empty where nothing was measured. Raises `UserError` for a damaged file."""
     path = stage_folder / records.SCORES
     try:
-        return {name: Score.model_validate(plain) for name, plain in (read_json(path) or {}).items()}
+        return {name: Score.model_validate(plain) for name, plain in (read_json(path) or {}).items() if name != records.PROTOCOL}
     except (ValidationError, AttributeError):
         raise UserError(f"{path} is damaged: remove that folder, and `rounds run` makes it again") from None
+
+
+def protocol(stage_folder: Path) -> dict[str, Any]:
+    """Return how a policy was measured: versions, arithmetic, the form of each task; empty where that was not written down."""
+    plain = read_fields(stage_folder / records.SCORES).get(records.PROTOCOL)
+    return plain if isinstance(plain, dict) else {}
 
 
 def decision(stage_folder: Path) -> Decision | None:

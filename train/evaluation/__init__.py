@@ -1,1 +1,1 @@
-"""How a policy is measured: lm-eval, one row per item, paired differences."""
+"""How a policy is measured: likelihood of choices, lm-eval, one row per item, paired differences."""

@@ -1,7 +1,7 @@
 """lm-eval's tasks, asked of a model in memory: what every item gave, under the names that gates and reports use.
 
 In: tasks as the recipe asks for them, and the folders of questions that those of recipes/eval_tasks read. Out: values
-and aggregates; `lm_eval.json`: lm-eval's own results and configuration; `samples.jsonl`: what was asked and answered.
+and aggregates; `lm_eval.json`: lm-eval's own results and configuration; lines of `samples.jsonl`: what was asked and answered.
 
 - A metric is `task/metric`. Where a task reads its answers with several filters, each is a metric of its own, spelled
   as lm-eval does: gsm8k gives `gsm8k/exact_match,strict-match` and `gsm8k/exact_match,flexible-extract`.
@@ -9,8 +9,9 @@ and aggregates; `lm_eval.json`: lm-eval's own results and configuration; `sample
   items are `subtask/number`, by lm-eval's running number.
 - lm-eval's groups (mmlu) have the items of all their subtasks, so their score is the mean over items, in which a large
   subtask counts for more than a small one.
-- A control token in a question or a choice, such as <|eot_id|>, would end a turn or open another one. It is asked with a
-  space after its first character, so that it is read as the text that it is, and counted under its task.
+- A document that is too long, with what is scored or may be written after it, is left out: lm-eval would cut it from the left, template
+  and all, and score it. Its own results and aggregates are those of the documents that are left.
+- A control token in a question or a choice is asked as the text that it is, as `choices` does, and counted under its task.
 - A metric that is no mean over items (F1, Matthews correlation, perplexity) has no value per item, so no gate can use
   it. Its score is lm-eval's aggregate, called `task/metric/subtask` where there are several subtasks.
 """
@@ -23,16 +24,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
-import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rounds.data_prep import progress, records
+from rounds.data_prep import progress
 from rounds.data_prep.errors import UserError
-from rounds.data_prep.records import RECORDS
 from rounds.train.engine.params import Task
+from rounds.train.evaluation import choices, own_tasks
 from rounds.train.tokens import chat
 
 
@@ -57,10 +57,19 @@ class Aggregate:
     higher_is_better: bool
 
 
+class _TooLongError(Exception):
+    """Some documents do not fit: how long they are, by subtask and running number."""
+
+    def __init__(self, lengths: dict[tuple[str, int], int]) -> None:
+        super().__init__(f"{len(lengths)} documents")
+        self.lengths = lengths
+
+
 def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, window: int, out: Path) -> Any:
     """Return a model as lm-eval asks it; it tells `out` how many sequences it has scored and answers it has written."""
     os.environ.setdefault("TQDM_DISABLE", "1")
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.models.utils import normalize_gen_kwargs
 
     hugging_face_model: Any = HFLM
 
@@ -69,6 +78,8 @@ def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size:
     class Watched(hugging_face_model):
         sequences = 0
         task = ""
+        asked: Any = None
+        """What lm-eval wants scored; None in between."""
 
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
@@ -82,10 +93,38 @@ def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size:
             return super()._encode_pair(context, self._plain(continuation))
 
         def _plain(self, text):
-            plain, times = control.subn(lambda found: f"{found.group()[0]} {found.group()[1:]}", text)
+            plain, times = control.subn(choices.as_text, text)
             if times:
                 self.broken_up[self.task] += times
             return plain
+
+        def loglikelihood(self, requests, *args, **kwargs):
+            self.asked = requests
+            try:
+                return super().loglikelihood(requests, *args, **kwargs)
+            finally:
+                self.asked = None
+
+        def _loglikelihood_tokens(self, requests, *args, **kwargs):
+            if self.asked is not None:
+                self._refuse_cut(self.asked, [len(context) + len(answer) for _, context, answer in requests])
+            return super()._loglikelihood_tokens(requests, *args, **kwargs)
+
+        def generate_until(self, requests, *args, **kwargs):
+            most = [normalize_gen_kwargs(request.args[1], self.max_gen_toks)["max_gen_toks"] for request in requests]
+            read = [len(self.tok_encode(request.args[0])) for request in requests]
+            self._refuse_cut(requests, list(map(sum, zip(read, most, strict=True))))
+            return super().generate_until(requests, *args, **kwargs)
+
+        def _refuse_cut(self, requests, lengths):
+            """lm-eval would cut what is too long from the left, template and all, and score it."""
+            found: dict[tuple[str, int], int] = {}
+            for request, length in zip(requests, lengths, strict=True):
+                if length > self.max_length:
+                    key = (request.task_name, request.doc_id)
+                    found[key] = max(length, found.get(key, 0))
+            if found:
+                raise _TooLongError(found)
 
         def _model_call(self, inps, *args, **kwargs):
             self._count(len(inps))
@@ -103,61 +142,91 @@ def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size:
     return Watched(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=window, softmax_dtype="float32")
 
 
-def run_tasks(lm: Any, tasks: Sequence[Task], sources: Mapping[str, Path], out: Path) -> Iterator[Value | Aggregate]:
-    """Ask a wrapped model every task, with the chat template applied. The files are complete when the iterator ends."""
-    import lm_eval
+def run_tasks(
+    lm: Any, tasks: Sequence[Task], sources: Mapping[str, Path], out: Path, too_long: choices.TooLong, log: TextIO, dropped: dict[str, Any]
+) -> Iterator[Value | Aggregate]:
+    """Ask a wrapped model every task, with the chat template applied. The files are complete when the iterator ends.
+
+    Documents that do not fit are left out of all metrics, and counted in `dropped` by task; or, with `fail`, end the evaluation.
+    """
     from lm_eval import evaluator
     from lm_eval.tasks import TaskManager
 
     # It would describe the machine after every task, by `pip list` among others: a second or more, for what nobody reads.
     evaluator.add_env_info = lambda storage: None
-    simple_evaluate: Any = lm_eval.simple_evaluate
     manager = TaskManager(include_defaults=any(task.yaml is None for task in tasks))
     results: dict[str, Any] = {}
-    with (out / "samples.jsonl").open("w") as log:
-        for task in tasks:
-            lm.task = task.name
+    for task in tasks:
+        lm.task = task.name
+        asked = task.task if task.source is None else own_tasks.configuration(task, sources[task.source], out / "cache" / "tasks")
+        loaded = manager.load([asked])
+        result, gone = _ask(lm, manager, loaded, task, too_long)
+        dropped[task.name] = {choices.TOO_LONG: len(gone)} if gone else {}
+        results[task.name] = {key: result[key] for key in ("results", "configs", "versions", "n-samples")}
+        for subtask, samples in result["samples"].items():
+            yield from _read_subtask(task, subtask, result)
+            log.writelines(json.dumps({"task": subtask, **_shown(sample)}, default=str) + "\n" for sample in samples)
+        log.writelines(
+            json.dumps({"task": subtask, "doc_id": number, "dropped": choices.TOO_LONG}) + "\n" for subtask, number in sorted(gone)
+        )
+    (out / "lm_eval.json").write_text(json.dumps(results, indent=1, default=str) + "\n")
+
+
+def _ask(
+    lm: Any, manager: Any, loaded: dict[str, Any], task: Task, too_long: choices.TooLong
+) -> tuple[dict[str, Any], dict[tuple[str, int], int]]:
+    """Ask the documents of a task that fit. Returns lm-eval's result, and the lengths of those that do not, by subtask and number.
+
+    lm-eval makes all requests before it scores one, so that what does not fit is known first; it is then asked for the others alone.
+    """
+    import lm_eval
+
+    simple_evaluate: Any = lm_eval.simple_evaluate
+    numbers = {name: len(each.eval_docs) for name, each in loaded["tasks"].items()}
+    kept = {name: list(range(min(number, task.limit or number))) for name, number in numbers.items()}
+    all_of_it = sum(map(len, kept.values()))
+    gone: dict[tuple[str, int], int] = {}
+    before = Counter(lm.broken_up)
+    while True:
+        try:
             result = simple_evaluate(
                 model=lm,
-                tasks=[task.task if task.source is None else _own_task(task, sources[task.source], out)],
-                task_manager=manager,
+                tasks=[loaded],
+                task_manager=_Loaded(manager, loaded),
                 num_fewshot=task.num_fewshot,
-                limit=task.limit,
+                limit=None if gone else task.limit,
+                samples=kept if gone else None,
                 apply_chat_template=True,
                 log_samples=True,
                 bootstrap_iters=100,
             )
-            results[task.name] = {key: result[key] for key in ("results", "configs", "versions", "n-samples")}
-            for subtask, samples in result["samples"].items():
-                yield from _read_subtask(task, subtask, result)
-                log.writelines(json.dumps({"task": subtask, **_shown(sample)}, default=str) + "\n" for sample in samples)
-    (out / "lm_eval.json").write_text(json.dumps(results, indent=1, default=str) + "\n")
+            return result, gone
+        except _TooLongError as error:
+            # Its numbers count among the documents that were asked.
+            found = {(name, kept[name][number]): length for (name, number), length in error.lengths.items()}
+            gone |= found
+            choices.refuse_too_long(f"task {task.name!r}", list(gone.values()), all_of_it, lm.max_length, too_long)
+            kept = {name: [number for number in numbers if (name, number) not in found] for name, numbers in kept.items()}
+            empty = [name for name, numbers in kept.items() if not numbers]
+            if empty:
+                asked = sum(1 for name, _ in gone if name == empty[0])
+                raise choices.none_left(
+                    task.name if len(kept) == 1 else empty[0], asked, lm.max_length, Counter({choices.TOO_LONG: asked})
+                ) from None
+            lm.broken_up = Counter(before)
 
 
-def _own_task(task: Task, source: Path, out: Path) -> dict[str, Any]:
-    """Give lm-eval a task of recipes/eval_tasks with the run's own rows as its test split.
+class _Loaded:
+    """lm-eval's task manager, which has the tasks already: read once, however often they are asked."""
 
-    The rows are in an order by hash, so that the first `limit` of them are a fair sample and the same for every policy.
-    """
-    folder = out / "cache" / "tasks"
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = folder / f"{task.name}.jsonl"
-    questions = records.read_records(source / RECORDS)
-    with rows.open("w") as file:
-        for question in sorted(questions, key=lambda record: records.stable_hash("evaluate", record.id)):
-            assert isinstance(question, records.Question)
-            turns = [f"{message.content}" for message in question.prompt]
-            row = {"id": question.id, "group": question.group, "question": "\n\n".join(turns),
-                   "choices": list(question.choices), "answer": question.answer}  # fmt: skip
-            file.write(json.dumps(row) + "\n")
-    config = yaml.safe_load(task.yaml or "")
-    return {
-        **config,
-        "task": task.name,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(rows)}, "cache_dir": str(out / "cache")},
-        "test_split": "test",
-    }
+    def __init__(self, manager: Any, loaded: dict[str, Any]) -> None:
+        self._manager, self._loaded = manager, loaded
+
+    def load(self, tasks: Any) -> dict[str, Any]:
+        return self._loaded
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._manager, name)
 
 
 def _read_subtask(task: Task, subtask: str, result: dict[str, Any]) -> Iterator[Value | Aggregate]:

@@ -196,9 +196,7 @@ def _most_questions(recipe: Recipe, evaluate: Evaluate, metric: str) -> int | No
 
 def _measured(evaluate: Evaluate, recipe_folder: Path) -> dict[str, list[str] | None]:
     """Return subject -> the metrics of it, None where they are not known."""
-    measured: dict[str, list[str] | None] = {
-        task.label: eval_tasks.metrics(eval_tasks.find(task.task, recipe_folder)) for task in evaluate.tasks
-    }
+    measured: dict[str, list[str] | None] = {task.label: eval_tasks.metrics(task.task, recipe_folder) for task in evaluate.tasks}
     if evaluate.preferences:
         measured["preferences"] = ["accuracy", "margin", "chosen_logp", "rejected_logp"]
     if evaluate.conversations:

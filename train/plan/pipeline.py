@@ -166,7 +166,7 @@ def _evaluate(planning: Planning, name: str, policy: Stage) -> Stage:
     tasks = []
     for task in evaluate.tasks:
         where = f"evaluate.tasks.{task.label}"
-        text = eval_tasks.check(task, eval_tasks.find(task.task, planning.recipe_folder), where)
+        text = eval_tasks.check(task, planning.recipe_folder, where)
         if task.source:
             inputs[f"task.{task.source}"] = rows.held_out_source(planning, task.source, where, "question")
         tasks.append(params.Task(**{**task.model_dump(exclude={"optional"}), "name": task.label, "yaml": text}))
@@ -181,6 +181,7 @@ def _evaluate(planning: Planning, name: str, policy: Stage) -> Stage:
         tasks=tuple(tasks),
         max_length=evaluate.max_length,
         averages={name: average.mean_of for name, average in evaluate.averages.items()},
+        too_long=evaluate.too_long,
     )
     return Stage(f"evaluate.{name}", kinds.EVALUATE, asked, inputs)
 

@@ -2,9 +2,9 @@
 
 In: `policy`; `task.<source>` (questions), `preferences.<source>` (pairs), `conversations`, `answers` (what stage `answers` wrote) with
 `prompts.<set>` (what was asked), as the recipe asks. Out:
-- `scores.json`: {"task/metric": {"value", "stderr", "n", "questions", "higher_is_better"}}
+- `scores.json`: {"task/metric": {"value", "stderr", "n", "questions", "higher_is_better", "floors"}}; under `_protocol` how was measured
 - `items.parquet`: metric, item id, value and question, one row per item, for paired comparison of two policies
-- what tasks write and how their metrics are named: `lm_eval_bridge`.
+- what tasks write and how their metrics are named: `choices`, `lm_eval`.
 
 Standard errors take items that ask one question together. Where pairs come from several sources, an item is `source/id` and
 each source has metrics of its own beside those of all. Counts: `dropped` are held-out rows that cannot be measured, by
@@ -12,11 +12,13 @@ reason; `aggregate_only` are metrics without items; `not_available` are averages
 `broken_up` are control tokens in what lm-eval asks, by task.
 """
 
+import hashlib
+import importlib.metadata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,14 +28,15 @@ from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import RECORDS
 from rounds.train.config.cluster import Machine
 from rounds.train.engine import policy, store, tracking
-from rounds.train.engine.params import EvaluateParams, Task
-from rounds.train.engine.records import ITEMS, SCORES, Counts, Score
-from rounds.train.evaluation import lm_eval, questions
+from rounds.train.engine.params import EvaluateParams
+from rounds.train.engine.records import ITEMS, PROTOCOL, SCORES, Counts, Score
+from rounds.train.evaluation import choices, lm_eval, questions
 from rounds.train.evaluation.items import Items, add_averages
 from rounds.train.generation import samples
 from rounds.train.tokens import chat
-from rounds.train.weights import logprobs, models
+from rounds.train.weights import choice_logprobs, logprobs, models
 
+Floors = dict[str, dict[str, float]]
 R = TypeVar("R", records.Pair, records.Conversation)
 T = TypeVar("T", chat.EncodedPair, chat.Encoded)
 
@@ -46,6 +49,7 @@ class Subject:
     tokenizer: PreTrainedTokenizerBase
     batch_size: int
     window: int
+    too_long: choices.TooLong
 
 
 def run(params: EvaluateParams, inputs: dict[str, Path], out: Path, machine: Machine) -> Counts:
@@ -55,10 +59,11 @@ def run(params: EvaluateParams, inputs: dict[str, Path], out: Path, machine: Mac
     described = policy.read(inputs["policy"])
     tokenizer = models.load_tokenizer(described)
     model = models.load_to_score(described, machine)
-    subject = Subject(model, tokenizer, machine.eval_batch_size, _window(model, params.max_length))
+    subject = Subject(model, tokenizer, machine.eval_batch_size, _window(model, params.max_length), params.too_long)
+    floors: Floors = {}
     items, counts = Items(), {"aggregate_only": [], "broken_up": {}, "dropped": {}}
     if params.tasks:
-        counts["aggregate_only"], counts["broken_up"] = _tasks(subject, params.tasks, inputs, out, items)
+        floors = _tasks(subject, params, inputs, out, items, counts)
     pairs = {name.removeprefix("preferences."): path for name, path in inputs.items() if name.startswith("preferences.")}
     for name, path in pairs.items():
         counts["dropped"][f"preferences.{name}"] = _preferences(subject, path, out, items, name if len(pairs) > 1 else None)
@@ -68,9 +73,10 @@ def run(params: EvaluateParams, inputs: dict[str, Path], out: Path, machine: Mac
         if name.startswith("prompts."):
             _answers(name.removeprefix("prompts."), path, inputs["answers"], items)
     counts["not_available"] = add_averages(items, params.averages)
-    found = items.scores()
+    found = {name: score.model_copy(update={"floors": floors[name]} if name in floors else {}) for name, score in items.scores().items()}
     items.write(out / ITEMS)
-    store.write_json(out / SCORES, {name: score.model_dump(exclude_unset=True) for name, score in found.items()})
+    told = {name: score.model_dump(exclude_unset=True) for name, score in found.items()}
+    store.write_json(out / SCORES, {**told, PROTOCOL: _protocol(params, subject, machine)})
     tracking.scores({name: score.value for name, score in found.items()})
     return {"scores": {name: [round(score.value, 4), score.n] for name, score in found.items()}, **counts}
 
@@ -80,28 +86,74 @@ def _window(model: PreTrainedModel, max_length: int) -> int:
     return min(max_length, limit) if limit else max_length
 
 
-def _tasks(subject: Subject, tasks: Sequence[Task], inputs: dict[str, Path], out: Path, items: Items) -> tuple[list[str], dict[str, int]]:
-    """Ask lm-eval's tasks. Returns the metrics without items, where one that lm-eval has no number for has no score, and how
-    many control tokens in its texts were broken up, by task."""
-    lm = lm_eval.wrap(subject.model, subject.tokenizer, subject.batch_size, subject.window, out)
-    sources = {task.source: inputs[f"task.{task.source}"] for task in tasks if task.source}
+def _tasks(subject: Subject, params: EvaluateParams, inputs: dict[str, Path], out: Path, items: Items, counts: Counts) -> Floors:
+    """Ask the tasks: those that score choices here, the others through lm-eval. Counts metrics without items, where one that lm-eval has no
+    number for has no score, control tokens in texts that were broken up, by task, and what was dropped. Returns floors by metric."""
+    sources = {task.source: inputs[f"task.{task.source}"] for task in params.tasks if task.source}
     asked = {
         f"{task.name}/{row}": question
-        for task in tasks
+        for task in params.tasks
         if task.source
         for row, question in questions.of_folder(sources[task.source]).items()
     }
-    aggregate_only = []
-    for given in lm_eval.run_tasks(lm, tasks, sources, out):
-        if not given.higher_is_better:
-            items.lower_is_better.add(given.metric)
-        if isinstance(given, lm_eval.Value):
-            items.add(given.metric, given.item, given.value, asked.get(given.item))
-            continue
-        aggregate_only.append(given.metric)
-        if given.value is not None:
-            items.aggregates[given.metric] = Score(value=given.value, stderr=given.stderr, n=given.n)
-    return aggregate_only, dict(lm.broken_up)
+    floors: Floors = {}
+    with (out / "samples.jsonl").open("w") as log:
+        for task in params.tasks:
+            if not task.built_in:
+                continue
+
+            def score(rows: Sequence[choice_logprobs.Asked], name: str = task.name) -> list[list[float]]:
+                count = _counter(out, sum(len(choices) for _, choices in rows), f"choices of {name} scored")
+                return choice_logprobs.score(subject.model, rows, subject.batch_size, count)
+
+            path = sources[task.source or ""]
+            found = choices.measure(task, path, subject.tokenizer, subject.window, params.too_long, score, log)
+            for metric, values in found.values.items():
+                for item, value in values.items():
+                    items.add(metric, item, value, asked.get(item))
+            floors |= found.floors
+            counts["dropped"][task.name] = dict(found.dropped)
+            counts["broken_up"] |= {task.name: found.broken_up} if found.broken_up else {}
+        rest = [task for task in params.tasks if not task.built_in]
+        if rest:
+            lm = lm_eval.wrap(subject.model, subject.tokenizer, subject.batch_size, subject.window, out)
+            for given in lm_eval.run_tasks(lm, rest, sources, out, params.too_long, log, counts["dropped"]):
+                if not given.higher_is_better:
+                    items.lower_is_better.add(given.metric)
+                if isinstance(given, lm_eval.Value):
+                    items.add(given.metric, given.item, given.value, asked.get(given.item))
+                    continue
+                counts["aggregate_only"].append(given.metric)
+                if given.value is not None:
+                    items.aggregates[given.metric] = Score(value=given.value, stderr=given.stderr, n=given.n)
+            counts["broken_up"] |= dict(lm.broken_up)
+    return floors
+
+
+def _protocol(params: EvaluateParams, subject: Subject, machine: Machine) -> dict[str, Any]:
+    """Say how was measured: what a reader needs to compare a score with one from elsewhere, or from a machine with another row."""
+    template = str(subject.tokenizer.get_chat_template())
+    return {
+        "batch_size": subject.batch_size,
+        "dtype": str(subject.model.dtype).removeprefix("torch."),
+        "device": subject.model.device.type,
+        "precision": machine.precision,
+        "max_length": subject.window,
+        "too_long": params.too_long,
+        "chat_template": hashlib.sha256(template.encode()).hexdigest(),
+        "normalisation": {"acc": "sum over the choice's tokens", "acc_norm": "by characters", "acc_bytes": "by bytes of UTF-8"},
+        "versions": {name: importlib.metadata.version(name) for name in ("lm_eval", "transformers", "torch")},
+        "tasks": {
+            task.name: {
+                "task": task.task,
+                "scored_by": "rounds" if task.built_in else "lm_eval",
+                "num_fewshot": task.num_fewshot,
+                "limit": task.limit,
+                "file": hashlib.sha256(task.yaml.encode()).hexdigest() if task.yaml else None,
+            }
+            for task in params.tasks
+        },
+    }
 
 
 def _preferences(subject: Subject, source: Path, out: Path, items: Items, name: str | None) -> dict[str, int]:
@@ -158,13 +210,16 @@ def _usable(
     """Return the rows that can be measured, and the others counted by reason. Raises `UserError` when none can."""
     kept: list[tuple[R, T]] = []
     dropped: Counter[str] = Counter()
+    too_long: list[int] = []
     for row, tokens in zip(rows, encoded, strict=True):
         if isinstance(tokens, str):
             dropped[tokens] += 1
         elif length(tokens) > subject.window:
-            dropped["longer_than_max_length"] += 1
+            dropped[choices.TOO_LONG] += 1
+            too_long.append(length(tokens))
         else:
             kept.append((row, tokens))
+    choices.refuse_too_long(what, too_long, len(rows), subject.window, subject.too_long)
     if not kept:
         raise UserError(
             f"none of the {len(rows)} held-out {what} can be measured within {subject.window} tokens, the lesser of "

@@ -19,7 +19,7 @@ from rounds.train.tokens.rendering import TemplateFailure, control_tokens
 from rounds.train.tokens.time_limit import OutOfTimeError, time_limit
 
 __all__ = ["Encoded", "EncodedPair", "answers_apart", "check_template", "control_tokens", "encode_conversations", "encode_pairs",
-           "encode_prompts", "render_prompt", "template_limits"]  # fmt: skip
+           "encode_prompts", "render_prompt", "render_prompts", "template_limits"]  # fmt: skip
 _PROBE_SECONDS, _ROW_SECONDS = 10.0, 60.0
 """A template renders a question in a millisecond, and a conversation of a hundred turns in a second: what takes longer does not end."""
 
@@ -193,31 +193,43 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, .
         raise UserError(f"the chat template cannot render a prompt of {len(messages)} turns: {error}") from None
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[tuple[Message, ...]]) -> list[list[int] | str]:
-    """Tokenise prompts up to where the assistant starts to answer, in one batch. A string in place of a result is the reason why a
-    prompt cannot be asked: that of `encode_conversations`, as far as it is one of a prompt. Raises `UserError` as that does."""
-    results: list[list[int] | str] = [""] * len(prompts)
-    texts, places = [], []
+def render_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[tuple[Message, ...]]) -> list[tuple[str, str | None]]:
+    """Render prompts up to where the assistant starts to answer, each with the reason why it cannot be asked, or None.
+
+    Raises `UserError` where the template does not come to an end.
+    """
+    found: list[tuple[str, str | None]] = []
     try:
         with time_limit(_ROW_SECONDS) as restart:
-            for place, messages in enumerate(prompts):
+            for messages in prompts:
                 restart()
-                problem = _cannot_be_asked(tokenizer, messages)
-                if problem:
-                    results[place] = problem
+                try:
+                    text = rendering.apply(tokenizer, messages, asked=True)
+                except TemplateFailure:
+                    found.append(("", "template_refuses_conversation"))
                     continue
-                texts.append(rendering.apply(tokenizer, messages, asked=True))
-                places.append(place)
+                lost = any(message.content.strip() not in text for message in messages)
+                found.append((text, rendering.LOSES if lost else None))
     except OutOfTimeError:
         raise UserError(
-            f"the chat template did not render a prompt within {_ROW_SECONDS:g} s: it loops, or calls itself, without an end"
+            f"the chat template did not render a prompt of {sum(len(each.content) for each in prompts[len(found)])} characters within "
+            f"{_ROW_SECONDS:g} s: it loops, or calls itself, without an end"
         ) from None
-    found = (
-        tokenizer(texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)["input_ids"] if texts else []
-    )
-    for place, ids in zip(places, found, strict=True):
-        results[place] = list(ids)
-    return results
+    return found
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[tuple[Message, ...]]) -> list[list[int] | str]:
+    """Tokenise prompts up to where the assistant starts to answer, in one batch. A string in place of a result is the reason why a
+    prompt cannot be asked. Raises `UserError` where the template does not come to an end."""
+    control = control_tokens(tokenizer)
+    rendered = [
+        (text, "control_token_in_text" if any(control.search(message.content) for message in prompt) else why)
+        for prompt, (text, why) in zip(prompts, render_prompts(tokenizer, prompts), strict=True)
+    ]
+    texts = [text for text, why in rendered if why is None]
+    found = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"] if texts else []
+    tokens = iter(found)
+    return [why if why is not None else list(next(tokens)) for _, why in rendered]
 
 
 def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> list[EncodedPair | str]:
@@ -238,12 +250,6 @@ def _split(encoded: Encoded) -> tuple[list[int], list[int]]:
     """Split before the last answer; tokens after the control token that ends it are left out."""
     start, end = encoded.answers[-1]
     return encoded.input_ids[:start], encoded.input_ids[start:end]
-
-
-def _cannot_be_asked(tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...]) -> str | None:
-    """Say why a prompt cannot be asked: the reason that the same prompt with an answer has, whatever that is."""
-    rendered = _rendered(tokenizer, (*messages, Message("assistant", "It is.")), last_only=True)
-    return rendered if isinstance(rendered, str) else None
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...], last_only: bool = False) -> rendering.Rendered | str:

@@ -3,72 +3,28 @@
 In: pairs as token ids. Out: the batch that TRL's DPOTrainer expects, cut down to the answers, with a `PackedRow` beside it:
 the tokens that a model computes. `rounds.train.weights.packed_attention` teaches a model to run such a row.
 
-A row is a chain of segments. A pair is one segment with prompt and chosen answer, and one with the part of the rejected
-answer that differs. The second attends to the beginning of the first, up to the fork, and then to itself; its positions go
-on from the fork. Nothing else is visible to it, so both sides get the very numbers that they get alone.
+How such a row is laid out is told in `rounds.train.tokens.packed_row`.
 """
 
 import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from rounds.train.tokens.packed_row import PackedRow, Segment
+from rounds.train.tokens import packed_row
+from rounds.train.tokens.packed_row import PackedRow
 
 
 def pack(pairs: Sequence[tuple[list[int], list[int], list[int]]], share_prefix: bool) -> PackedRow:
-    """Lay out (prompt, chosen, rejected) in one row; without `share_prefix` the two sides stand alone."""
-    segments: list[Segment] = []
-    ids: list[int] = []
-    positions: list[int] = []
-    scored: list[int] = []
-    labels: list[int] = []
-    places: dict[str, list[list[int]]] = {"chosen": [], "rejected": []}
-    for prompt, chosen, rejected in pairs:
-        assert prompt and chosen and rejected, "a pair has a prompt and two answers"
-        fork = len(prompt) + common_prefix(chosen, rejected) if share_prefix else 0
-        trunk, start = len(segments), len(ids)
-        whole = prompt + chosen
-        segments.append(Segment(len(whole)))
-        ids += whole
-        positions += range(len(whole))
-        first = len(scored)
-        scored += range(start + len(prompt) - 1, start + len(whole) - 1)
-        labels += chosen
-        places["chosen"].append(list(range(first, first + len(chosen))))
-
-        branch = (prompt + rejected)[fork:]
-        both = max(fork - len(prompt), 0)  # answer tokens that the two sides share
-        branch_start = len(ids)
-        if branch:
-            segments.append(Segment(len(branch), trunk, fork))
-            ids += branch
-            positions += range(fork, fork + len(branch))
-        alone = rejected[both:]
-        before = start + fork - 1 if fork else branch_start + len(prompt) - 1  # what predicts the first of them
-        inside = branch_start if fork else branch_start + len(prompt)
-        scored += [before, *range(inside, inside + len(alone) - 1)] if alone else []
-        places["rejected"].append([*range(first, first + both), *range(len(labels), len(labels) + len(alone))])
-        labels += alone
-    rows = places["chosen"] + places["rejected"]
-    width = max(map(len, rows))
-    return PackedRow(
-        tuple(segments),
-        torch.tensor([ids]),
-        torch.tensor([positions]),
-        torch.tensor(scored),
-        torch.tensor([labels]),
-        torch.tensor([row + [len(labels)] * (width - len(row)) for row in rows]),
-    )
-
-
-def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """Count the tokens with which both begin."""
-    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    """Lay out (prompt, chosen, rejected) in one row, whose view has all chosen sides, then all rejected ones; without `share_prefix` the
+    two sides stand alone."""
+    row = packed_row.pack([(prompt, (chosen, rejected)) for prompt, chosen, rejected in pairs], share_prefix)
+    assert row.view is not None
+    return replace(row, view=torch.cat([row.view[::2], row.view[1::2]]))
 
 
 @dataclass(frozen=True)

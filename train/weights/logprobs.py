@@ -30,9 +30,7 @@ def masked_logprobs(
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[float]:
     """Return, for each (ids, mask), the summed log-probability of the masked tokens given all before them."""
-    if not getattr(model, "_scores_answers", False):  # patching twice would nest the forward
-        add_fused_lm_head(model)
-        model.__dict__["_scores_answers"] = True
+    give_fused_head(model)
     model.eval()
     sums = [0.0] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))  # longest first: memory trouble shows at once
@@ -62,3 +60,10 @@ def _batch(model: PreTrainedModel, rows: list[tuple[list[int], list[bool]]]) -> 
         fused_lm_head=True,
     )
     return outputs.log_probs.float().sum(dim=1).tolist()
+
+
+def give_fused_head(model: PreTrainedModel) -> None:
+    """Give a model TRL's fused LM head, once: patching twice would nest the forward."""
+    if not getattr(model, "_scores_answers", False):
+        add_fused_lm_head(model)
+        model.__dict__["_scores_answers"] = True

@@ -6,8 +6,10 @@ each segment is one call of torch's attention, or, on a GPU in half precision, a
 its variable-length FlashAttention, where a query block that is shorter than its keys is aligned to their end.
 """
 
+import contextlib
 import functools
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -52,14 +54,28 @@ def choose(wanted: PairBatching, model: PreTrainedModel) -> PairBatching:
     return wanted
 
 
-def install(model: PreTrainedModel) -> None:
+@contextlib.contextmanager
+def installed(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model take `packed_row=`, as `install` does, and leave it with its own attention."""
+    own, inner = str(model.config._attn_implementation), model.forward
+    hook = install(model)
+    try:
+        yield
+    finally:
+        hook.remove()
+        model.forward = inner
+        model.set_attn_implementation(own)
+
+
+def install(model: PreTrainedModel) -> torch.utils.hooks.RemovableHandle:
     """Let a causal LM with TRL's fused head take `packed_row=`: it then returns that head's outputs for its scored tokens, laid out
-    by its view. Calls without it are as before. Raises `ValueError` where `obstacle` names one."""
+    by its view. Calls without it are as before. Returns the hook that picks the scored tokens. Raises `ValueError` where `obstacle` names
+    one."""
     reason = obstacle(model)
     if reason:
         raise ValueError(f"{type(model).__name__} cannot run packed rows: {reason}")
     model.set_attn_implementation(NAME)
-    model.base_model.register_forward_hook(_keep_scored, with_kwargs=True)
+    hook = model.base_model.register_forward_hook(_keep_scored, with_kwargs=True)
     inner = model.forward
 
     @functools.wraps(inner)
@@ -81,6 +97,7 @@ def install(model: PreTrainedModel) -> None:
         return outputs
 
     model.forward = types.MethodType(forward, model)
+    return hook
 
 
 def _keep_scored(module: torch.nn.Module, args: tuple, kwargs: dict, outputs: Any) -> Any:

@@ -459,7 +459,7 @@ def test_a_task_that_lm_eval_does_not_ship_is_refused(tmp_path: Path, task: str)
         build_plan(read, tmp_path / "store", tmp_path)
 
 
-@pytest.mark.parametrize("task", ["arc_easy", "multimedqa", "pubmedqa", "mmlu_anatomy"])
+@pytest.mark.parametrize("task", ["arc_easy", "mmlu", "medqa_4options", "mmlu_anatomy"])
 def test_tasks_and_groups_that_lm_eval_ships_are_found(tmp_path: Path, task: str):
     read = recipe.load(write(tmp_path), (f"evaluate={{tasks: [{{task: {task}, name: asked}}]}}",))
     assert build_plan(read, tmp_path / "store", tmp_path).stage("evaluate.base").params.stored()["tasks"][0]["task"] == task

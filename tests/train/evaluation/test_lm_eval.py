@@ -86,7 +86,7 @@ def test_filters_of_a_task_are_metrics_of_their_own(put_dataset: Put, ask: Ask):
     out, counts = ask("gsm8k", "gsm8k")
     wanted = {"gsm8k/exact_match,strict-match", "gsm8k/exact_match,flexible-extract"}
     assert items(out) == {(metric, f"gsm8k/{place}") for metric in wanted for place in range(4)}
-    assert set(read(out, "scores.json")) == wanted == set(counts["scores"])
+    assert set(store.scores(out)) == wanted == set(counts["scores"])
     samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
     assert [sample["filter"] for sample in samples] == ["strict-match"] * 4 + ["flexible-extract"] * 4
 
