@@ -168,8 +168,8 @@ class Evaluate(Section):
     @model_validator(mode="after")
     def _averages_end(self) -> "Evaluate":
         for name in self.averages:
-            if name in {task.label for task in self.tasks}:
-                raise FieldError("a task has this name; give the average another", "averages", name)
+            if name in {*(task.label for task in self.tasks), *(each.name for each in self.answers)}:
+                raise FieldError("a task has this name, or a set of answers: give the average another", "averages", name)
             ring = _ring(name, self.averages, ())
             if ring:
                 raise FieldError(f"is a mean of itself: {' -> '.join(ring)}", "averages", name)

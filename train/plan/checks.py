@@ -186,9 +186,12 @@ def _most_questions(recipe: Recipe, evaluate: Evaluate, metric: str) -> int | No
     subject = metric.partition("/")[0]
     task = next((task for task in evaluate.tasks if task.label == subject), None)
     names = {"preferences": evaluate.preferences, "conversations": [evaluate.conversations]}.get(subject, [task.source] if task else [])
+    answered = next((each for each in evaluate.answers if each.name == subject), None)
+    names = [answered.source] if answered else names
     limits = [recipe.sources[name].max_rows if name in recipe.sources else None for name in names if name]
     rows = sum(limit for limit in limits if limit) if limits and all(limits) else None
-    return min((bound for bound in (rows, task.limit if task else None) if bound is not None), default=None)
+    own = task.limit if task else answered.max_rows if answered else None
+    return min((bound for bound in (rows, own) if bound is not None), default=None)
 
 
 def _measured(evaluate: Evaluate, recipe_folder: Path) -> dict[str, list[str] | None]:

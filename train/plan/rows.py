@@ -18,7 +18,7 @@ from rounds.train.plan.held_out import HeldOut
 _FOLDER_READER = 2
 """Of `SourceParams.folder_reader`. 2: a folder gives the rows that its files give one by one."""
 
-PROMPTED = ("conversation", "pair", "question")
+PROMPTED = ("conversation", "pair", "question", "prompt")
 """Kinds of records that have a prompt to answer (`records.prompt_of`)."""
 
 

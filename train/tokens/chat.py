@@ -220,29 +220,16 @@ def render_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[tuple[M
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[tuple[Message, ...]]) -> list[list[int] | str]:
     """Tokenise prompts up to where the assistant starts to answer, in one batch. A string in place of a result is the reason why a
-    prompt cannot be asked: that of `encode_conversations`, as far as it is one of a prompt. Raises `UserError` as that does."""
-    results: list[list[int] | str] = [""] * len(prompts)
-    texts, places = [], []
-    try:
-        with time_limit(_ROW_SECONDS) as restart:
-            for place, messages in enumerate(prompts):
-                restart()
-                problem = _cannot_be_asked(tokenizer, messages)
-                if problem:
-                    results[place] = problem
-                    continue
-                texts.append(rendering.apply(tokenizer, messages, asked=True))
-                places.append(place)
-    except OutOfTimeError:
-        raise UserError(
-            f"the chat template did not render a prompt within {_ROW_SECONDS:g} s: it loops, or calls itself, without an end"
-        ) from None
-    found = (
-        tokenizer(texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)["input_ids"] if texts else []
-    )
-    for place, ids in zip(places, found, strict=True):
-        results[place] = list(ids)
-    return results
+    prompt cannot be asked. Raises `UserError` where the template does not come to an end."""
+    control = control_tokens(tokenizer)
+    rendered = [
+        (text, "control_token_in_text" if any(control.search(message.content) for message in prompt) else why)
+        for prompt, (text, why) in zip(prompts, render_prompts(tokenizer, prompts), strict=True)
+    ]
+    texts = [text for text, why in rendered if why is None]
+    found = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"] if texts else []
+    tokens = iter(found)
+    return [why if why is not None else list(next(tokens)) for _, why in rendered]
 
 
 def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> list[EncodedPair | str]:
@@ -263,12 +250,6 @@ def _split(encoded: Encoded) -> tuple[list[int], list[int]]:
     """Split before the last answer; tokens after the control token that ends it are left out."""
     start, end = encoded.answers[-1]
     return encoded.input_ids[:start], encoded.input_ids[start:end]
-
-
-def _cannot_be_asked(tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...]) -> str | None:
-    """Say why a prompt cannot be asked: the reason that the same prompt with an answer has, whatever that is."""
-    rendered = _rendered(tokenizer, (*messages, Message("assistant", "It is.")), last_only=True)
-    return rendered if isinstance(rendered, str) else None
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...], last_only: bool = False) -> rendering.Rendered | str:
