@@ -189,7 +189,7 @@ def test_the_model_reads_one_bos_and_exactly_the_training_prompt(
         tokenizer.save_pretrained(policy.read(heldout["policy"]).tokenizer)
         assert models.load_tokenizer(policy.read(heldout["policy"]))("a")["input_ids"][0] == bos_id
     prompts = [asked_ids(tokenizer, question.prompt) for question in questions]
-    run_stage("evaluate", "facts", params([task("facts")], num_answers=0), {name: heldout[name] for name in ("policy", "task.asked")}, CPU)
+    run_stage("evaluate", "facts", params([task("facts")]), {name: heldout[name] for name in ("policy", "task.asked")}, CPU)
     drawn = [row for row in watched.rows if row[0] != bos_id]
     assert len(drawn) == 4, "the model is asked with drawn tokens whether it may share prompts: in one row, and three answers alone"
     packed = [row for row in watched.rows if row[0] == bos_id]
