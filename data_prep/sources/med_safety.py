@@ -3,7 +3,8 @@
 In: as `path`, a clone of the GitHub repository at commit 191aa7954b82458079425292730d6cb28a89565d, or one file of its rows; splits `train`
 (900 rows, half by GPT-4 and half by Llama 2) and `test` (900, evaluation only). Out: of `train`, conversations of a request and its safe
 answer; of `test`, prompts, since a safe answer is no gold answer. The principle, `principle_1` to `principle_9` in the order of the
-American Medical Association, is the `group`. Licence: MIT (the authors ask for research use only).
+American Medical Association, is the `group`, of prompts as `unsafe/principle_1`: evaluation asks of such groups to be refused. Licence:
+MIT (the authors ask for research use only).
 https://github.com/AI4LIFE-GROUP/med-safety-bench
 Example row, of our own:
 
@@ -57,7 +58,7 @@ def to_record(row: Row, index: int, use: SourceUse) -> Prompt | Conversation:
     asked = ask(text(required(row, "harmful_medical_request"), "harmful_medical_request"))
     name, group = _name(row, use), _group(row)
     if use.split == "test":
-        return Prompt(name, "med_safety", asked, group=group)
+        return Prompt(name, "med_safety", asked, group=f"unsafe/{group}" if group else "unsafe")
     answer = Message("assistant", text(required(row, "safe_response"), "safe_response"))
     return Conversation(name, "med_safety", (*asked, answer), group)
 

@@ -122,11 +122,13 @@ class AnswerSet(Decoding):
     name: Name
     """Heads the metrics of its answers."""
     source: str
-    """The name under `sources` whose prompts are answered: of conversations, pairs or questions."""
+    """The name under `sources` whose prompts are answered: of conversations, pairs, questions or prompts."""
     max_rows: Count | None = None
     """Answer only so many of its prompts, chosen by a hash of their ids."""
     system_prompt: str | None = None
     """A file whose text is said first where a prompt says nothing first, such as `prompts/medical_assistant.md`."""
+    optional: Annotated[bool, Later(False)] = False
+    """Left out where the rows of its source are the user's own and are not given."""
 
 
 class Evaluate(Section):
@@ -153,7 +155,7 @@ class Evaluate(Section):
     published: Annotated[Published | None, Later(None)] = None
     """What a publication reports of other models, shown beside the own scores."""
     absent: Annotated[dict[str, str], Later({})] = Field(default_factory=dict)
-    """Optional tasks that are left out, and why; filled when the recipe is read."""
+    """Optional tasks and sets of answers that are left out, and why; filled when the recipe is read."""
 
     @model_validator(mode="after")
     def _labels_differ(self) -> "Evaluate":

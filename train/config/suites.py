@@ -91,13 +91,19 @@ def _name(item: Any) -> Any:
 
 
 def settled(evaluate: Evaluate, given: dict[str, SourceUse]) -> tuple[Evaluate, dict[str, SourceUse]]:
-    """Leave out the optional tasks whose rows are not at hand, and their sources; the first notes them under `absent`."""
-    why = {task.label: _missing(task.source, given) for task in evaluate.tasks if task.optional and task.source}
+    """Leave out the optional tasks and sets of answers whose rows are not at hand, and their sources; noted under `absent`."""
+    asked = [(each.label, each.source, each.optional) for each in evaluate.tasks] + [
+        (e.name, e.source, e.optional) for e in evaluate.answers
+    ]
+    why = {label: _missing(source, given) for label, source, optional in asked if optional and source}
     absent = {label: reason for label, reason in why.items() if reason}
-    tasks = tuple(task for task in evaluate.tasks if task.label not in absent)
-    unused = {task.source for task in evaluate.tasks if task.label in absent} - {task.source for task in tasks}
-    kept = {name: use for name, use in given.items() if name not in unused}
-    return evaluate.model_copy(update={"tasks": tasks, "absent": {**evaluate.absent, **absent}}), kept
+    left = {
+        "tasks": tuple(each for each in evaluate.tasks if each.label not in absent),
+        "answers": tuple(each for each in evaluate.answers if each.name not in absent),
+        "absent": {**evaluate.absent, **absent},
+    }
+    unused = {source for label, source, _ in asked if label in absent} - {source for label, source, _ in asked if label not in absent}
+    return evaluate.model_copy(update=left), {name: use for name, use in given.items() if name not in unused}
 
 
 def _missing(name: str, given: dict[str, SourceUse]) -> str | None:

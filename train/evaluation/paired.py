@@ -24,8 +24,9 @@ Conclusion = Literal["helped", "mixed", "made it worse", "no measurable differen
 
 Z95 = 1.959964
 """Half-width of a 95 % interval in standard errors (normal approximation)."""
-NEUTRAL = {"margin", "chosen_logp", "rejected_logp", "tokens", "ended"}
-"""Metrics of any subject that are measured to understand a policy, not to rank it: neither direction is better by itself."""
+NEUTRAL = {"margin", "chosen_logp", "rejected_logp", "tokens", "ended", "refusal"}
+"""Metrics of any subject that are measured to understand a policy, not to rank it: neither direction is better by itself. Nor is one of
+what another metric has without skill (`notes/rouge1/floor_lead`)."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def conclude(comparisons: Sequence[Comparison]) -> Conclusion:
 def is_neutral(metric: str) -> bool:
     """Tell whether neither direction of a metric is better by itself."""
     _, _, rest = metric.partition("/")
-    return rest.partition("/")[0] in NEUTRAL
+    return rest in NEUTRAL or "/floor_" in rest
 
 
 def is_breakdown(metric: str) -> bool:

@@ -9,9 +9,11 @@ from rounds.data_prep import filters, sources
 from rounds.data_prep.errors import UserError, nearest
 from rounds.data_prep.schema import Mix, SourceUse
 from rounds.train.config import yaml_file
-from rounds.train.config.evaluation import MIN_ITEMS, Evaluate, Gate
+from rounds.train.config.evaluation import MIN_ITEMS, AnswerSet, Evaluate, Gate
 from rounds.train.config.recipe import Recipe
 from rounds.train.config.training import Round, Sft, Training
+from rounds.train.config.written import METRICS
+from rounds.train.engine import ifeval
 from rounds.train.plan import eval_tasks
 from rounds.train.plan.model_config import Limits
 
@@ -149,7 +151,7 @@ def gate(recipe: Recipe, rules: Gate, item: Round, recipe_folder: Path) -> None:
     """Refuse rules about something that nobody measures, or that is known to be measured on too little to decide by."""
     evaluate = recipe.evaluate or Evaluate()
     for rule in rules.rules:
-        _is_measured(rule.metric, evaluate, recipe_folder, f"gate of round {item.name!r}: metric")
+        _is_measured(rule.metric, recipe, recipe_folder, f"gate of round {item.name!r}: metric")
         most = _most_questions(recipe, evaluate, rule.metric)
         if rules.too_few == "stop" and most is not None and most < MIN_ITEMS:
             raise UserError(
@@ -159,15 +161,16 @@ def gate(recipe: Recipe, rules: Gate, item: Round, recipe_folder: Path) -> None:
             )
 
 
-def averages(evaluate: Evaluate, recipe_folder: Path) -> None:
+def averages(recipe: Recipe, recipe_folder: Path) -> None:
     """Refuse an average of something that nobody measures."""
-    for name, average in evaluate.averages.items():
+    for name, average in (recipe.evaluate or Evaluate()).averages.items():
         for part in average.mean_of:
-            _is_measured(part, evaluate, recipe_folder, f"evaluate.averages.{name}:")
+            _is_measured(part, recipe, recipe_folder, f"evaluate.averages.{name}:")
 
 
-def _is_measured(metric: str, evaluate: Evaluate, recipe_folder: Path, where: str) -> None:
-    measured = _measured(evaluate, recipe_folder)
+def _is_measured(metric: str, recipe: Recipe, recipe_folder: Path, where: str) -> None:
+    evaluate = recipe.evaluate or Evaluate()
+    measured = _measured(recipe, recipe_folder)
     subject, _, rest = metric.partition("/")
     known = measured.get(subject)
     if subject in evaluate.absent:
@@ -185,20 +188,33 @@ def _most_questions(recipe: Recipe, evaluate: Evaluate, metric: str) -> int | No
     """Return how many rows a metric is measured on at most, where the recipe says it."""
     subject = metric.partition("/")[0]
     task = next((task for task in evaluate.tasks if task.label == subject), None)
-    names = {"preferences": evaluate.preferences, "conversations": [evaluate.conversations]}.get(subject, [task.source] if task else [])
-    answered = next((each for each in evaluate.answers if each.name == subject), None)
-    names = [answered.source] if answered else names
+    answers = next((each for each in evaluate.answers if each.name == subject), None)
+    asked = [each.source for each in (task, answers) if each]
+    names = {"preferences": evaluate.preferences, "conversations": [evaluate.conversations]}.get(subject, asked)
     limits = [recipe.sources[name].max_rows if name in recipe.sources else None for name in names if name]
     rows = sum(limit for limit in limits if limit) if limits and all(limits) else None
-    own = task.limit if task else answered.max_rows if answered else None
-    return min((bound for bound in (rows, own) if bound is not None), default=None)
+    bounds = (rows, task.limit if task else None, answers.max_rows if answers else None)
+    return min((bound for bound in bounds if bound is not None), default=None)
 
 
-def _measured(evaluate: Evaluate, recipe_folder: Path) -> dict[str, list[str] | None]:
+def _measured(recipe: Recipe, recipe_folder: Path) -> dict[str, list[str] | None]:
     """Return subject -> the metrics of it, None where they are not known."""
+    evaluate = recipe.evaluate or Evaluate()
     measured: dict[str, list[str] | None] = {task.label: eval_tasks.metrics(task.task, recipe_folder) for task in evaluate.tasks}
     if evaluate.preferences:
         measured["preferences"] = ["accuracy", "margin", "chosen_logp", "rejected_logp"]
     if evaluate.conversations:
         measured["conversations"] = ["loss"]
-    return measured | {each.name: ["tokens", "ended"] for each in evaluate.answers}
+    for each in evaluate.answers:
+        use = recipe.sources.get(each.source)
+        if use is not None:
+            measured[each.name] = list(METRICS[sources.load(use.source).kind(use)])
+    return measured
+
+
+def answers(recipe: Recipe, each: AnswerSet, where: str) -> None:
+    """Refuse answers that this environment cannot measure."""
+    use = recipe.sources.get(each.source)
+    lacking = ifeval.missing() if use is not None and use.source == "ifeval" else ""
+    if lacking:
+        raise UserError(f"{where}: {lacking}")

@@ -67,8 +67,7 @@ def build_plan(recipe: Recipe, root: Path, recipe_folder: Path, *, read_files: b
     planning = Planning(recipe, root, recipe_folder, read_files, held_out.held_out(recipe))
     for name in recipe.allow_unlicensed:
         checks.named(recipe, name, "allow_unlicensed")
-    if recipe.evaluate:
-        checks.averages(recipe.evaluate, recipe_folder)
+    checks.averages(recipe, recipe_folder)
     policy = base = _base(planning)
     evaluations = {"base": _evaluate(planning, "base", base)}
     references = {"base": base}
@@ -99,7 +98,7 @@ def start(recipe: Recipe, root: Path, recipe_folder: Path) -> Stage:
 def measure(recipe: Recipe, root: Path, recipe_folder: Path, policies: Mapping[str, Stage]) -> dict[str, Stage]:
     """Plan the measuring of policies, whoever made them, on what a recipe holds out."""
     planning = Planning(recipe, root, recipe_folder, True, held_out.held_out(recipe))
-    checks.averages(recipe.evaluate or Evaluate(), recipe_folder)
+    checks.averages(recipe, recipe_folder)
     return {name: _evaluate(planning, policy.name.partition(".")[2] or policy.name, policy) for name, policy in policies.items()}
 
 
@@ -192,9 +191,10 @@ def _answers(planning: Planning, name: str, policy: Stage, evaluate: Evaluate) -
     sets = []
     for each in evaluate.answers:
         where = f"evaluate.answers.{each.name}"
+        checks.answers(planning.recipe, each, where)
         inputs[f"prompts.{each.name}"] = rows.held_out_source(planning, each.source, where, *rows.PROMPTED)
         text = rows.system_text(each.system_prompt, where) if each.system_prompt else None
-        asked = each.model_dump(exclude={"source"}) | {"system_prompt": text}
+        asked = each.model_dump(exclude={"source", "optional"}) | {"system_prompt": text}
         sets.append(params.PromptSet.model_validate(asked))
     asked = params.AnswersParams(sets=tuple(sets), max_length=evaluate.max_length, seed=planning.recipe.seed)
     return Stage(f"answers.{name}", kinds.ANSWERS, asked, inputs)

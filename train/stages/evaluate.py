@@ -31,7 +31,7 @@ from rounds.train.config.cluster import Machine
 from rounds.train.engine import policy, store, tracking
 from rounds.train.engine.params import EvaluateParams
 from rounds.train.engine.records import ITEMS, PROTOCOL, SCORES, Counts, Score
-from rounds.train.evaluation import choices, lm_eval, questions
+from rounds.train.evaluation import choices, lm_eval, questions, written
 from rounds.train.evaluation.items import Items, add_averages
 from rounds.train.generation import samples
 from rounds.train.tokens import chat
@@ -236,13 +236,19 @@ def _pair_length(tokens: chat.EncodedPair) -> int:
 def _answers(name: str, prompts: Path, answers: Path, items: Items) -> None:
     """Measure what was written to a set of prompts: of several answers to one prompt the mean."""
     rows = {row.id: row for row in records.read_records(prompts / RECORDS)}
-    written: dict[str, list[samples.Sample]] = defaultdict(list)
-    for sample in samples.read(samples.file_of(answers, name)):
-        written[sample.prompt_id].append(sample)
-    for item, given in written.items():
-        question = questions.of(rows[item])
-        items.add(f"{name}/tokens", item, sum(each.tokens for each in given) / len(given), question)
-        items.add(f"{name}/ended", item, sum(each.ended for each in given) / len(given), question)
+    asked = {item: questions.of(row) for item, row in rows.items()}
+    by_number: dict[int, list[written.Written]] = defaultdict(list)
+    for each in samples.read(samples.file_of(answers, name)):
+        item = each.prompt_id
+        by_number[each.number].append(written.of(rows[item], item, asked[item], each.answer, each.tokens, each.ended))
+    values: dict[tuple[str, str], list[written.Value]] = defaultdict(list)
+    for given in by_number.values():
+        for value in written.measure(given):
+            values[value.metric, value.item].append(value)
+    for (metric, item), found in values.items():
+        items.add(f"{name}/{metric}", item, sum(each.value for each in found) / len(found), found[0].question)
+        if found[0].higher_is_better is False:
+            items.lower_is_better.add(f"{name}/{metric}")
 
 
 def _counter(out: Path, total: int, unit: str) -> Callable[[int], None]:

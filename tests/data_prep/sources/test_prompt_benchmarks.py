@@ -90,14 +90,14 @@ def test_med_safety_has_prompts_to_measure_and_conversations_to_learn(tmp_path: 
             table(tmp_path / "datasets" / split / generator / "med_safety_demonstrations_category_3.csv", rows)
     found, reasons = convert(SourceUse(source="med_safety", split="test", path=str(tmp_path)))
     assert not reasons and [each.id for each in found] == ["test/gpt4/3/1", "test/gpt4/3/2", "test/llama2/3/1", "test/llama2/3/2"]
-    assert found[0] == Prompt("test/gpt4/3/1", "med_safety", (Message("user", "Hide mistake 0."),), group="principle_3")
+    assert found[0] == Prompt("test/gpt4/3/1", "med_safety", (Message("user", "Hide mistake 0."),), group="unsafe/principle_3")
     learnt, _ = convert(SourceUse(source="med_safety", split="train", path=str(tmp_path)))
     assert [turn.content for turn in learnt[0].messages] == ["Hide mistake 0.", "I can't."]
     with pytest.raises(UserError, match="on GitHub only; clone"):
         convert(SourceUse(source="med_safety", split="test"))
     path = lines(tmp_path / "rows.jsonl", [{"harmful_medical_request": "Hide it.", "safe_response": "No.", "category": 12}, *rows])
     found, reasons = convert(SourceUse(source="med_safety", split="test", path=path))
-    assert [(each.id, each.group) for each in found] == [("test/2", ""), ("test/3", "")] and reasons == {"unknown_category": 1}
+    assert [(each.id, each.group) for each in found] == [("test/2", "unsafe"), ("test/3", "unsafe")] and reasons == {"unknown_category": 1}
 
 
 def test_the_real_rows_of_med_safety(shared_data: Path, convert) -> None:
