@@ -37,8 +37,8 @@ from rounds.train.weights import adapters, cut_down, models
 
 logger = logging.getLogger(__name__)
 
-_LARGEST = 300_000_000
-"""Parameters of the model that is cut less: with gradients and a copy on disk about 4 GB."""
+_LARGEST = 100_000_000
+"""Parameters of the model that is cut less: with gradients and a copy on disk about 1.5 GB, and some seconds."""
 _HERE: dict[str, Any] = {
     "device": "cpu",
     "precision": "fp32",
@@ -183,7 +183,7 @@ class _Small:
 
 
 def _try(step: _Step, small: _Small) -> None:
-    failed: tuple[Exception, PreTrainedConfig, Path] | None = None
+    failed: list[tuple[Exception, PreTrainedConfig, Path]] = []
     for narrow in (True, False):
         config = small.config_of(narrow)
         if config is None:
@@ -191,11 +191,11 @@ def _try(step: _Step, small: _Small) -> None:
         error = _ends_in(step, config, small.place(narrow))
         if error is None:
             return
-        failed = error, config, small.place(narrow)
-    if failed is None:
+        failed.append((error, config, small.place(narrow)))
+    if not failed:
         logger.warning("%s: %s cannot be cut down, so it was not tried out", step.stages, small.config.model_type)
         return
-    error, config, place = failed
+    error, config, place = failed[0]
     raise UserError(
         f"{step.stages}: one step on a cut-down model of this architecture ({_size(config)}, random weights) ends in {_said(error)}. "
         f"{_way_on(step, config, place)}"
