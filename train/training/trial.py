@@ -91,7 +91,8 @@ def run(folder: Path, trials: Sequence[Trial], machine: Machine) -> None:
     whole = cut_down.on_paper(config)
     steps = [_read(trial) for trial in trials]
     for step in steps:
-        _refuse_what_the_class_lacks(step, whole)
+        adapters.check_targets(whole, step.lora)
+    _refuse_attention_that_is_not_there(steps, whole)
     if (folder / "model").is_dir():
         return  # of our own making: a Llama
     began, small = time.monotonic(), _Small(config, whole, folder / "cache" / "trial")
@@ -108,17 +109,16 @@ def _read(trial: Trial) -> _Step:
     return _Step(", ".join(trial.stages), kind, params.record_of(kind).read_stored(trial.params), trial.machine)
 
 
-def _refuse_what_the_class_lacks(step: _Step, whole: PreTrainedModel) -> None:
-    """Refuse what can be told without weights: layers that no adapter finds, attention that the class does not have."""
-    adapters.check_targets(whole, step.lora)
-    lacks = {"sdpa": not whole._supports_sdpa, "flash_attention_2": not whole._supports_flash_attn}
-    wanted = step.machine.attn_implementation
-    if lacks.get(wanted):
-        others = [name for name, lacking in lacks.items() if not lacking and name == "sdpa"]
-        raise UserError(
-            f"{step.stages}: {step.row} says attn_implementation: {wanted}, which {type(whole).__name__} does not have: set "
-            f"attn_implementation: {' or '.join([*others, 'eager'])} there"
-        )
+def _refuse_attention_that_is_not_there(steps: Iterable[_Step], whole: PreTrainedModel) -> None:
+    """Refuse, for all rows at once, attention that the model's class does not have: no weights are needed to tell."""
+    there = {"eager"} | ({"sdpa"} if whole._supports_sdpa else set()) | ({"flash_attention_2"} if whole._supports_flash_attn else set())
+    wrong: dict[str, list[str]] = {}
+    for step in steps:
+        if step.machine.attn_implementation not in there:
+            wrong.setdefault(f"{step.row} says attn_implementation: {step.machine.attn_implementation}", []).append(step.stages)
+    if wrong:
+        told = "; ".join(f"{says} ({', '.join(stages)})" for says, stages in wrong.items())
+        raise UserError(f"{type(whole).__name__} does not have it: {told}. Set attn_implementation: {' or '.join(sorted(there))} there")
 
 
 def _each_once(steps: Iterable[_Step], machine: Machine, whole: PreTrainedModel) -> list[_Step]:

@@ -63,10 +63,12 @@ def test_a_model_that_trains_is_let_through(tmp_path: Path, made_base: Path, cap
 def test_the_attention_of_each_row_is_asked_for(tmp_path: Path, made_base: Path):
     shape = {**LLAMA, "head_dim": 16}
     source = model(tmp_path / "model", made_base, "gemma2", **shape)
-    with pytest.raises(UserError, match=r"^sft: the cluster file's row `train` says attn_implementation: sdpa.*set attn_implementation: e"):
+    says = r"^Gemma2ForCausalLM does not have it: {}the cluster file's row `infer` says attn_implementation: sdpa \(evaluate.sft\). Set "
+    rows = r"the cluster file's row `train` says attn_implementation: sdpa \(sft, dpo.first\); "
+    with pytest.raises(UserError, match=says.format(rows)):
         begin(source, tmp_path / "a", Cluster())
     eager = Machine(attn_implementation="eager")
-    with pytest.raises(UserError, match=r"^evaluate.sft: the cluster file's row `infer` says attn_implementation: sdpa, which Gemma2For"):
+    with pytest.raises(UserError, match=says.format("")):
         begin(source, tmp_path / "b", Cluster(train=eager))
     begin(source, tmp_path / "c", Cluster(train=eager, infer=eager))  # row `cpu` says sdpa, and nothing there computes attention
 
@@ -101,3 +103,11 @@ def test_every_kind_of_layer_is_left_and_sizes_fit():
     assert plain["mamba_n_heads"] * plain["mamba_d_head"] == plain["mamba_expand"] * plain["hidden_size"]
     with torch.no_grad():
         cut_down.build(small)(input_ids=torch.arange(8)[None], use_cache=False)
+
+
+def test_a_model_that_is_another_in_training_is_refused(tmp_path: Path, made_base: Path):
+    """PhiMoE's routers choose other experts there than in scoring: its rounds would stop at their first loss, after SFT."""
+    shape = {**LLAMA, "num_local_experts": 4, "initializer_range": 0.3}
+    source = model(tmp_path / "model", made_base, "phimoe", **shape)
+    with pytest.raises(UserError, match=r"^dpo.first: one step on a cut-down.*computes in training what it does not in scoring"):
+        begin(source, tmp_path / "a", Cluster())
