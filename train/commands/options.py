@@ -75,6 +75,8 @@ def told(command: Callable) -> Callable:
     def wrapped(*args, **kwargs):
         try:
             return command(*args, **kwargs)
+        except PermissionError as error:
+            raise tell(_of_store(error) or error) from None
         except (UserError, OSError) as error:
             raise tell(error) from None
         except KeyboardInterrupt:
@@ -82,6 +84,14 @@ def told(command: Callable) -> Callable:
             raise typer.Exit(interrupts.EXIT_CODE) from None
 
     return wrapped
+
+
+def _of_store(error: PermissionError) -> UserError | None:
+    """Say what a system's refusal means, where it is about a file of a store."""
+    path = Path(str(error.filename)).absolute()
+    root = store.root_above(path.parent)
+    there = next(each for each in (path, *path.parents) if os.access(each, os.F_OK))
+    return store.no_access(root, there) if root else None
 
 
 def store_of(root: Path | None, cluster_file: Path | None = None) -> Path:

@@ -105,7 +105,8 @@ class Training(Section):
     """Train an adapter instead of all weights."""
     router_aux_loss_coef: Annotated[float | None, Field(ge=0, le=1), Later(None)] = None
     """Mixtures of experts: weight of the loss that keeps the router's load balanced, added to that of SFT and DPO. None is the one of
-    the model's own config, 0 trains without."""
+    the model's own config, 0 trains without. It is balanced within each micro-batch, as transformers does it, so the cluster row's
+    `micro_batch_size` changes it a little (in the third digit, measured); how many ranks there are does not."""
     stop_on_loss_above: Annotated[float, Between(-1000, 1000, "guessing at random costs about 12 nats a token")] | None = None
     """The run has diverged when the loss, in nats, stays above this: the stage stops, keeps its last good checkpoint and says
     why. None stops only for a loss or gradient that is no number. Set it well above the first loss."""

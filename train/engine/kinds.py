@@ -45,6 +45,8 @@ class Kind:
     """Its result holds what rows say, as text or as tokens."""
     about_rows: bool = False
     """The manifest tells it: what the rows are, and what became of them."""
+    trial: str = ""
+    """`module:function` that tries out what later stages will do with its policy."""
     starts: bool = False
     """Makes the policy that all others start from."""
     reads_weights: bool = False
@@ -93,7 +95,7 @@ SOURCE = Kind("source", "rounds.data_prep.build:source", "rounds.data_prep.schem
               column=0, reads_source=True, holds_text=True, about_rows=True, light=True)
 DATA = Kind("data", "rounds.data_prep.build:data", "rounds.data_prep.schema:DataParams", 8,
             column=1, arrows=("source.",), mixes=True, holds_text=True, about_rows=True, light=True)
-BASE = _kind("base", 1, column=4, starts=True, reads_weights=True)
+BASE = _kind("base", 1, column=4, starts=True, reads_weights=True, trial="rounds.train.training.trial:run")
 PACK = _kind("pack", 3, column=2, arrows=("data",), makes_tokens=True, packs=True, holds_text=True, about_rows=True)
 TOKENIZE = _kind("tokenize", 2, column=2, arrows=("data",), makes_tokens=True, of_pairs=True, holds_text=True, about_rows=True)
 SFT = _kind("sft", 2, "train", column=4, arrows=("policy", "rows"),

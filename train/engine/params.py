@@ -211,6 +211,16 @@ class Requirement(Section):
     """What writes their answers."""
 
 
+class Trial(Section):
+    """What stages alike in this will do with the policy that a run begins with; tried out where the base is made."""
+
+    stages: tuple[str, ...]
+    function: str
+    params: dict[str, Any]
+    """As stored."""
+    machine: Machine
+
+
 class PreflightParams(Section):
     """What is looked for on the nodes of one row."""
 

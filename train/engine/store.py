@@ -15,6 +15,7 @@ import functools
 import json
 import logging
 import os
+import pwd
 import subprocess
 import time
 from collections.abc import Iterable
@@ -172,10 +173,46 @@ def prepare(root: Path, stage: Stage, access: StoreAccess = "owner") -> Path:
         },
         "after_stop": stage.kind.after_stop,
     }
+    if not done(path):
+        refuse_foreign(path)
     old = read_json(path / records.SPEC)
     if not isinstance(old, dict) or any(old.get(field) != value for field, value in wanted.items() if field != "name"):
         write_json(path / records.SPEC, {**wanted, "git_commit": _git_commit()})
     return path
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise `UserError` for a stage's folder that this user may not write, or whose log or lock somebody else keeps: it cannot be made
+    here."""
+    for entry in (path, path / records.LOG, path / records.LOCK):
+        if entry.exists() and not os.access(entry, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise no_access(path.parent, entry)
+
+
+def no_access(root: Path, path: Path) -> UserError:
+    """Say whose something in a store is, and how several people share one."""
+    found, mode = path.stat(), root.stat().st_mode & 0o7777
+    return UserError(
+        f"store {root} (mode {mode:04o}): {path} is user {_user(found.st_uid)}'s, mode {found.st_mode & 0o7777:04o}, and you "
+        f"({_user(os.geteuid())}) may not write it. People share a store as one group: its owner runs `chmod -R g+rwX` on it, all use "
+        "umask 0002, and `store_access: group` in the cluster file opens the stages that hold rows of somebody's own files. Or name a "
+        "store of your own with --store"
+    )
+
+
+def root_above(path: Path) -> Path | None:
+    """Return the store that a path lies in, as far as the folders above it show that they are one."""
+    for each in (path, *path.parents):
+        if (each / "runs").is_dir() or (each.is_dir() and os.access(each, os.R_OK) and any(each.glob(f"*/{records.SPEC}"))):
+            return each
+    return None
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
 
 
 def refuse_links(path: Path) -> None:

@@ -26,6 +26,7 @@ from rounds.train.config.cluster import Machine
 from rounds.train.engine import apart, claims, damage, policy, ranks, records, store, tracking, twins
 from rounds.train.engine import digests as file_digests
 from rounds.train.engine.kinds import Kind
+from rounds.train.engine.params import Trial
 from rounds.train.engine.records import POLICY, Done, Failure, Input, Spec
 
 logger = logging.getLogger("rounds")
@@ -40,11 +41,17 @@ class Job(Section):
     machine: Machine
     wandb: dict[str, str | None] | None = None
     """Project, entity and group; None records nothing."""
+    trials: tuple[Trial, ...] = ()
+    """What later stages will do with the policy that this one starts: tried out before it is done, so that none of them dies of it."""
 
 
 def code_of(kind: Kind) -> Callable[[Any, dict[str, Path], Path, Machine], dict]:
     """Import the function of a kind of stage; it takes the kind's params record, inputs, the folder to write to, and the machine."""
-    module, _, name = kind.code.partition(":")
+    return _imported(kind.code)
+
+
+def _imported(code: str) -> Callable[..., Any]:
+    module, _, name = code.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
@@ -200,6 +207,8 @@ def _compute(spec: Spec, inputs: dict[str, Path], job: Job) -> dict[str, Any]:
     logger.info("stage %s (%s) starts%s", spec.name, job.folder.name, where)
     with tracking.job(job.wandb, spec, job.folder):
         counts = code_of(spec.kind)(spec.record, inputs, job.folder, job.machine)
+    if job.trials and spec.kind.trial:
+        _imported(spec.kind.trial)(job.folder, job.trials, job.machine)
     ranks.barrier()  # what rank 0 removes when it is done, a slower rank may still read
     return counts
 

@@ -64,7 +64,7 @@ def run(
     """
     with _ended_by_interrupts():
         _check(stages, root, cluster)
-        _run(stages, root, cluster, wandb, watch)
+        _run(stages, stages, root, cluster, wandb, watch)
 
 
 @contextlib.contextmanager
@@ -84,6 +84,7 @@ def _ended_by_interrupts() -> Iterator[None]:
 
 def _run(
     stages: Sequence[Stage],
+    planned: Sequence[Stage],
     root: Path,
     cluster: Cluster,
     wandb: dict[str, str | None] | None,
@@ -99,7 +100,7 @@ def _run(
         machine = cluster.machine(stage.row, stage.name)
         (folder / STOP).unlink(missing_ok=True)
         watch(Event("starts", stage, folder))
-        job = worker.Job(folder=folder.resolve(), machine=machine, wandb=wandb)
+        job = worker.Job(folder=folder.resolve(), machine=machine, wandb=wandb, trials=requirements.trials(stage, planned, cluster))
         exit_code, output = _run_one(context, job, stage, watch)
         if not store.done(folder):
             if (folder / STOP).exists() and exit_code and not (folder / FAILED).exists():
@@ -193,7 +194,7 @@ def run_all(
             because = next((lost[parent.key] for parent in stage.parents if parent.key in lost), None)
             if because is None:
                 try:
-                    _run([stage], root, cluster, wandb, watch)
+                    _run([stage], stages, root, cluster, wandb, watch)
                 except StageFailed as error:
                     because = str(error)
             if because is not None:

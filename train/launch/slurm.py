@@ -17,10 +17,12 @@ from rounds.train.config.cluster import Cluster, Machine
 from rounds.train.engine import claims as stage_claims
 from rounds.train.engine import ranks, store, worker
 from rounds.train.engine.graph import Asset, Stage
+from rounds.train.engine.params import Trial
 from rounds.train.engine.records import JOB, SPEC
 from rounds.train.launch import preflight, queue, script, submission
 from rounds.train.launch.queue import Job
 from rounds.train.launch.submission import Submission
+from rounds.train.weights import requirements
 
 _SETTLE_SECONDS = 20
 _PREFLIGHT_TIME = "00:20:00"
@@ -40,6 +42,8 @@ class Run:
     """Environment of every job besides the cluster file's: where fetched files are, for a run without the hub."""
     more: tuple[str, ...] = ()
     """Options that the command was given besides, for whoever is told how to go on."""
+    trials: Mapping[str, tuple[Trial, ...]] = field(default_factory=dict)
+    """What is tried out where a model begins, by that stage's key."""
 
     @property
     def id(self) -> str:
@@ -139,7 +143,12 @@ def submit(
         return _submit(stages, root, cluster, run, lanes, checks)
 
 
+def _with_trials(run: Run, stages: Sequence[Stage], cluster: Cluster) -> Run:
+    return replace(run, trials={stage.key: requirements.trials(stage, stages, cluster) for stage in stages if stage.kind.starts})
+
+
 def _submit(stages: Sequence[Stage], root: Path, cluster: Cluster, run: Run, lanes: int | None, checks: Sequence[Stage]) -> list[Entry]:
+    run = _with_trials(run, stages, cluster)
     known = live_jobs([*checks, *stages], root)
     done = {stage.key for stage in stages if store.done(store.folder(root, stage))}
     if all(stage.key in known or stage.key in done for stage in stages):
@@ -255,6 +264,7 @@ def checks_of(stages: Sequence[Stage], root: Path) -> list[Stage]:
 def rehearse(stages: Sequence[Stage], root: Path, cluster: Cluster, run: Run, checks: Sequence[Stage] = ()) -> list[Entry]:
     """Write every script that would be submitted, and ask SLURM, where there is one, whether it would take it."""
     root = root.resolve()
+    run = _with_trials(run, stages, cluster)
     answers = queue.available()
     known = live_jobs([*checks, *stages], root) if answers else {}
     entries = []
@@ -295,7 +305,7 @@ def write_script(stage: Stage, root: Path, machine: Machine, run: Run) -> Path:
         raise UserError(f"the store {str(root)!r} has a quote, backslash or line break in its path, which sbatch cannot take")
     folder = store.prepare(root, stage)
     (folder / "slurm").mkdir(exist_ok=True)
-    job = worker.Job(folder=folder, machine=machine, wandb=run.wandb)
+    job = worker.Job(folder=folder, machine=machine, wandb=run.wandb, trials=run.trials.get(stage.key, ()))
     store.write_json(folder / JOB, job.model_dump(mode="json", exclude={"machine": {"slurm"}}))
     path = folder / "slurm" / "job.sh"
     path.write_text(script.render(run.name, stage, folder, machine, run.variables), encoding="utf-8")

@@ -100,11 +100,11 @@ def load_start(start: Policy, machine: Machine, lora: Lora | None, cache: Path) 
         model = _quantised(start, machine, lora, cache)
     else:
         model = models.load_model(start, machine, models.training_dtype(machine))
-    _check_targets(model, lora)
+    check_targets(model, lora)
     return model
 
 
-def _check_targets(model: PreTrainedModel, lora: Lora | None) -> None:
+def check_targets(model: PreTrainedModel, lora: Lora | None) -> None:
     """Raise `UserError` for a name in `target_modules` that no layer has: PEFT trains on with the others, or says less."""
     wanted = config(lora)
     if wanted is None or wanted.target_modules == "all-linear":

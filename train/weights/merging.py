@@ -3,7 +3,8 @@
 In: a model and folders of adapters, in the order in which they were trained. Out: the model without them.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,22 +37,48 @@ def merged(model: PreTrainedModel, adapters: Sequence[Path]) -> PreTrainedModel:
     with_adapters: Any = PeftModel.from_pretrained(model, str(adapters[0]), adapter_name=names[0])
     for name, adapter in zip(names[1:], adapters[1:], strict=True):
         with_adapters.load_adapter(str(adapter), adapter_name=name)
-    trained = _as_trained(with_adapters, names) if ranks.rank() == 0 else None
-    if isinstance(model.get_input_embeddings(), BaseTunerLayer):
-        _untie(model)
-    for layer in with_adapters.modules():
-        if isinstance(layer, BaseTunerLayer):
+    layers = [layer for layer in with_adapters.modules() if isinstance(layer, BaseTunerLayer)]
+    parts = _parts(names, with_adapters.peft_config)
+    kept = _half(layers) if len(parts) > 1 else {}
+    plain: Any = None
+    for part in parts:
+        asked = _as_trained(with_adapters, part) if ranks.rank() == 0 else None
+        if isinstance(model.get_input_embeddings(), BaseTunerLayer):
+            _untie(model)
+        for layer in layers:
             weight: Any = layer.get_base_layer().weight
-            dtype = weight.dtype
-            weight.data = weight.data.float()
-            for name in names:
+            dtype, first = weight.dtype, kept.get(layer)
+            weight.data = (weight.data if first is None else first).float()
+            for name in part if first is None else names[: names.index(part[-1]) + 1]:
                 layer.merge(adapter_names=[name])
                 layer.merged_adapters.clear()  # DoRA takes the norm of the weight that its adapter was trained on: with those before
             weight.data = weight.data.to(dtype)
-    plain = with_adapters.base_model.unload()
-    if trained is not None:
-        _check(plain, *trained, adapters)
+        if part is parts[-1]:
+            plain = with_adapters.base_model.unload()
+        if asked is not None:
+            _check(plain or with_adapters, *asked, adapters[names.index(part[-1])])
     return plain
+
+
+def _parts(names: Sequence[str], configs: Mapping[str, Any]) -> list[list[str]]:
+    """Group adapters that answer beside the weights as they did while they were trained. DoRA begins a group: it scales by the norm of
+    weights that the adapters before it were part of."""
+    parts: list[list[str]] = []
+    for name in names:
+        if not parts or configs[name].use_dora:
+            parts.append([])
+        parts[-1].append(name)
+    return parts
+
+
+def _half(layers: Sequence[BaseTunerLayer]) -> dict[BaseTunerLayer, torch.Tensor]:
+    """Keep the weights of half precision, from which each group is merged anew with those before it: all are rounded once."""
+    found: dict[BaseTunerLayer, torch.Tensor] = {}
+    for layer in layers:
+        weight: Any = layer.get_base_layer().weight
+        if weight.dtype != torch.float32:
+            found[layer] = weight.data
+    return found
 
 
 def _untie(model: Any) -> None:
@@ -66,25 +93,23 @@ def _untie(model: Any) -> None:
     model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
 
 
-def _as_trained(model: Any, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return log-probabilities without adapters and with all of them beside the weights; None where that is not how they were
-    trained: DoRA scales by the norm of weights that the adapters before it are already part of."""
-    if len(names) > 1 and any(config.use_dora for config in model.peft_config.values()):
-        return None
+def _as_trained(model: Any, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return log-probabilities without these adapters and with them beside the weights."""
     with model.disable_adapter():
         without = _log_probs(model)
     model.base_model.set_adapter(list(names))
     return without, _log_probs(model)
 
 
-def _check(model: PreTrainedModel, without: torch.Tensor, trained: torch.Tensor, adapters: Sequence[Path]) -> None:
-    found = _log_probs(model)
+def _check(model: Any, without: torch.Tensor, trained: torch.Tensor, adapter: Path) -> None:
+    with model.disable_adapter() if isinstance(model, PeftModel) else contextlib.nullcontext():
+        found = _log_probs(model)
     off, effect = ((each - trained).abs().max().item() for each in (found, without))
     dtype = next(model.parameters()).dtype
     if off <= _NATS.get(dtype, _NATS[torch.bfloat16]) + _SHARE * effect:
         return
     raise UserError(
-        f"the adapter of {adapters[-1].parent.name}, merged into the weights, answers otherwise than as it was trained: by up to "
+        f"the adapter of {adapter.parent.name}, merged into the weights, answers otherwise than as it was trained: by up to "
         f"{off:.3g} nats a token, of the {effect:.3g} that it makes in all. These weights are not used: PEFT does not merge this kind of "
         "adapter into this kind of model as it trains it. Train other target_modules, or all weights; the adapter itself is unharmed"
     )

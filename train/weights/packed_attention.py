@@ -8,6 +8,7 @@ its variable-length FlashAttention, where a query block that is shorter than its
 
 import contextlib
 import functools
+import logging
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -21,13 +22,16 @@ from transformers.masking_utils import sdpa_mask
 from rounds.data_prep.errors import UserError
 from rounds.train.config.cluster import PairBatching
 from rounds.train.tokens.packed_row import PackedRow
+from rounds.train.weights import cut_down
 
 try:
     from torch.nn.attention.varlen import varlen_attn  # torch 2.10 and newer
 except ImportError:
     varlen_attn = None
 
-NAME = "rounds_packed"
+logger = logging.getLogger(__name__)
+
+NAME, _PROBE = "rounds_packed", "rounds_probe"
 _IN_THE_ROW = {"input_ids", "position_ids", "attention_mask", "labels"}
 
 
@@ -41,7 +45,37 @@ def obstacle(model: PreTrainedModel) -> str | None:
         return "it is no plain text model without experts"
     if not model._can_set_attn_implementation() or model.config._attn_implementation == "eager":
         return "its attention cannot be exchanged"
+    if not _hands_on(type(model), model):
+        return "its layers do not hand on to their attention what the model is given"
     return None
+
+
+_HANDS_ON: dict[type, bool] = {}
+"""By class of model, since it is its code that does or does not."""
+
+
+def _hands_on(kind: type, model: PreTrainedModel) -> bool:
+    """Tell whether arguments of the model's forward pass arrive at its attention, asked of a cut-down model without weights. StableLM's
+    do not (transformers 5.23), and its attention would compute a packed row as one text. What cannot be asked is taken to hand on."""
+    if kind not in _HANDS_ON:
+        seen: list[bool] = []
+        AttentionInterface.register(_PROBE, functools.partial(_note, seen))
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+                small = cut_down.cut(model.config, model)
+                small._attn_implementation = _PROBE
+                ids = torch.zeros(1, 4, dtype=torch.long)
+                kind(small).base_model(input_ids=ids, position_ids=ids, attention_mask=ids[None, None], packed_row=ids, use_cache=False)
+            _HANDS_ON[kind] = bool(seen) and all(seen)
+        except Exception as error:  # whatever a model's code makes of it
+            logger.info("%s cannot be cut down: %s", kind.__name__, error)
+            _HANDS_ON[kind] = all(seen)
+    return _HANDS_ON[kind]
+
+
+def _note(seen: list[bool], module: Any, query: Any, key: Any, value: Any, mask: Any, packed_row: Any = None, **rest: Any) -> Any:
+    seen.append(packed_row is not None)
+    return sdpa_attention_forward(module, query, key, value, None, **rest)
 
 
 def choose(wanted: PairBatching, model: PreTrainedModel) -> PairBatching:
@@ -196,3 +230,4 @@ def _by_one_call(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sc
 
 AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionMaskInterface.register(_PROBE, sdpa_mask)

@@ -16,9 +16,9 @@ from rounds.train.config.cluster import Cluster, Machine
 from rounds.train.config.decoding import EngineName
 from rounds.train.config.training import Lora
 from rounds.train.engine import ranks
-from rounds.train.engine.graph import Stage
+from rounds.train.engine.graph import Stage, parents_first
 from rounds.train.engine.kinds import KINDS
-from rounds.train.engine.params import AnswersParams, DpoParams, ReferenceParams, Requirement, SftParams
+from rounds.train.engine.params import AnswersParams, DpoParams, ReferenceParams, Requirement, SftParams, Trial
 
 _SECONDS_TO_ANSWER = 120
 """A Python on a cold shared file system."""
@@ -42,6 +42,23 @@ def asks(stages: Iterable[Stage], cluster: Cluster) -> list[Requirement]:
         else:
             found[known] = mine.model_copy(update={"stages": (*found[known].stages, stage.name)})
     return found
+
+
+def trials(base: Stage, stages: Iterable[Stage], cluster: Cluster) -> tuple[Trial, ...]:
+    """Return what the stages that will load what `base` starts ask of it, each by its own row; of what is no start, none. A reference is
+    tried out with its round."""
+    if not base.kind.starts:
+        return ()
+    return tuple(
+        Trial(
+            stages=(stage.name,),
+            function=stage.kind.name,
+            params=stage.params.stored(),
+            machine=cluster.machine(stage.row, stage.name),
+        )
+        for stage in stages
+        if stage.kind.loads_policy and not stage.kind.scores_pairs and base.key in {each.key for each in parents_first([stage])}
+    )
 
 
 def _lora(stage: Stage) -> Lora | None:

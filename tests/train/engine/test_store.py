@@ -9,12 +9,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import typer
 
 from rounds.data_prep.errors import UserError
+from rounds.train.commands import options
 from rounds.train.engine import claims, digests, runs, store
 from rounds.train.engine.graph import Stage
 from tests import staged
@@ -302,3 +305,42 @@ def test_the_last_run_of_a_recipe_is_remembered(run: tuple[Path, Stage, Stage]):
     entry = runs.last_run(root, "one")["dpo.second"]
     assert (entry["folder"], entry["params"], entry["version"]) == (one.folder_name, {"beta": 0.1}, 2)
     assert runs.last_run(root, "never") == {}
+
+
+@pytest.fixture
+def foreign_store() -> Iterator[Path]:
+    """A store that this user may read and not write: another's, or with its write bits taken away."""
+    root = Path(tempfile.mkdtemp())
+    root.chmod(0o755)
+    (root / "runs").mkdir()
+    store.prepare(root, staged.stage("gate.one", "gate", {}))
+    for entry in (*root.iterdir(), root):
+        entry.chmod(0o555)
+    as_root = os.geteuid() == 0
+    if as_root:
+        os.seteuid(65534)
+    try:
+        yield root
+    finally:
+        if as_root:
+            os.seteuid(0)
+        for entry in (root, *root.iterdir()):
+            entry.chmod(0o755)
+        shutil.rmtree(root)
+
+
+@pytest.mark.parametrize("name", ["gate.one", "gate.two"])
+def test_a_store_that_one_may_not_write_is_told_with_its_mode_and_what_to_do(
+    foreign_store: Path, name: str, capfd: pytest.CaptureFixture[str]
+):
+    """As a command tells it: a stage's folder of another's, or a new one."""
+    params = {} if name == "gate.one" else {"rules": [{"metric": "other/acc", "at_least": 0}]}
+
+    def command() -> None:
+        store.prepare(foreign_store, staged.stage(name, "gate", params))
+
+    with pytest.raises(typer.Exit):
+        options.told(command)()
+    said = capfd.readouterr().err
+    assert f"store {foreign_store} (mode 0555): " in said and "you (" in said and "store_access: group" in said
+    assert said.count("\n") == 1 and "Permission denied" not in said

@@ -286,3 +286,35 @@ def test_a_merge_that_answers_otherwise_than_as_trained_is_refused(shelf: Path, 
     adapter = filled(shared(), tmp_path / "adapter", target_modules=["q_proj"])
     with pytest.raises(UserError, match=r"merged into the weights, answers otherwise than as it was trained: by up to .* nats"):
         merging.merged(shared(), [adapter])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dora_on_top_of_adapters_is_merged_as_it_was_trained(shelf: Path, tmp_path: Path, dtype: torch.dtype):
+    start, ids = policy.read(shelf / "base"), torch.tensor([[5, 6, 7, 8]])
+    chain: list[Path] = []
+    for number, knobs in enumerate([{}, {"use_dora": True}, {"use_dora": True}, {}]):
+        below = models.load_model(dataclasses.replace(start, adapters=tuple(chain)), CPU)
+        chain.append(filled(below, tmp_path / str(number), target_modules=["q_proj", "down_proj"], **knobs))
+    with torch.no_grad():
+        below = models.load_model(dataclasses.replace(start, adapters=tuple(chain[:-1])), CPU)
+        trained = PeftModel.from_pretrained(below, str(chain[-1])).eval()(input_ids=ids).logits
+        merged = models.load_model(dataclasses.replace(start, adapters=tuple(chain)), CPU, dtype).eval()(input_ids=ids).logits
+    assert (merged - trained).abs().max() < (1e-4 if dtype == torch.float32 else 0.3)
+
+
+@pytest.mark.parametrize(("wrong", "dtype"), [(0, torch.float32), (1, torch.float32), (2, torch.float32), (2, torch.bfloat16)])
+def test_of_a_chain_with_dora_each_merge_is_compared(shelf: Path, tmp_path: Path, wrong: int, dtype: torch.dtype):
+    """The adapter whose merge changes a second layer, which shares the first's weights, is the one that is named."""
+
+    def shared() -> Any:
+        model: Any = models.load_model(policy.read(shelf / "base"), CPU, dtype)
+        attention = model.model.layers[0].self_attn
+        attention.k_proj.weight = attention.q_proj.weight
+        return model
+
+    chain = [
+        filled(shared(), tmp_path / f"round{n}" / "adapter", target_modules=["q_proj" if n == wrong else "down_proj"], use_dora=n != 0)
+        for n in range(3)
+    ]
+    with pytest.raises(UserError, match=f"the adapter of round{wrong}, merged into the weights, answers otherwise than as it was trained"):
+        merging.merged(shared(), chain)
