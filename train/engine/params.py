@@ -122,6 +122,7 @@ class ExportParams(Section):
     base: Start
     language: Annotated[tuple[str, ...], Later(())] = ()
     dtype: Annotated[Literal["base", "bf16", "fp32", "trained"], Later("trained")] = "trained"
+    modelfile: Annotated[bool, Later(False)] = False
 
 
 class ReportParams(Section):
