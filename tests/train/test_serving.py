@@ -97,7 +97,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def real(run_stage: Callable, smollm2: Path, shelf: Path) -> Path:
     """The real model as stages `base` and `export` write it, with its Modelfile."""
-    start, _ = run_stage("base", "real", {"base": {"kind": "local", "path": str(smollm2)}}, {"path": smollm2})
+    start, _ = run_stage("base", "real", {"base": {"kind": "local"}, "chat_template": None}, {"model": smollm2})
     export._write_modelfile(shelf / "exported", export.write(start, "base", shelf / "exported", CPU))
     return shelf / "exported"
 
