@@ -24,6 +24,7 @@ from rounds.train.engine import policy
 from rounds.train.stages import export
 from rounds.train.tokens import modelfile
 from rounds.train.weights import models
+from tests import staged
 from tests.train.tokens.test_modelfile import go_subset, go_template
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("real_model")]
@@ -97,7 +98,11 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def real(run_stage: Callable, smollm2: Path, shelf: Path) -> Path:
     """The real model as stages `base` and `export` write it, with its Modelfile."""
-    start, _ = run_stage("base", "real", {"base": {"kind": "local"}, "chat_template": None}, {"model": smollm2})
+    params = {"base": {"kind": "local"}, "chat_template": None}
+    (shelf / "real").mkdir()
+    described = staged.described("base", params, {"model": {"path": str(smollm2), "digest": "0" * 64}})
+    (shelf / "real" / "stage.json").write_text(json.dumps(described))  # a policy reads there where its base is
+    start, _ = run_stage("base", "real", params, {"model": smollm2})
     export._write_modelfile(shelf / "exported", export.write(start, "base", shelf / "exported", CPU))
     return shelf / "exported"
 

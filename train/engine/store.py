@@ -101,7 +101,7 @@ def remedy(folders: Sequence[Path]) -> str:
 
 def _damaged(stage_folder: Path, name: str) -> str:
     return (
-        f"{stage_folder.name.rpartition('-')[0]} ({stage_folder.name}) is damaged: {name} cannot be read\n"
+        f"{stage_folder.name.partition('-')[0]} ({stage_folder.name}) is damaged: {name} cannot be read\n"
         f"To mend it: `{remedy([stage_folder])}` removes it, and the same run then makes it again; or put the files of a backup back"
     )
 

@@ -8,7 +8,8 @@ blocks, tools, a date) is refused rather than written nearly right.
     last      Mistral: it stands in the last question
     none      Gemma 2: the template refuses one
 
-The beginning of a text, `<s>` and the like, is left to the runtime, which writes it itself where the tokenizer says so.
+The beginning of a text, `<s>` and the like, is left to the runtime where the tokenizer writes it itself, and stands in the template where
+only that does: ChatML's `<|im_start|>` is the bos of some.
 """
 
 import json
@@ -90,7 +91,8 @@ def _go(text: str) -> str:
 
 def shape(tokenizer: PreTrainedTokenizerBase) -> Shape:
     """Read off what a tokenizer's chat template writes. Raises `UserError` where no shape writes the same."""
-    begin = tokenizer.bos_token if isinstance(tokenizer.bos_token, str) else ""
+    begins = tokenizer.bos_token_id is not None and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
+    begin = str(tokenizer.bos_token) if begins else ""
 
     def rendered(*talk: Message) -> str:
         text = rendering.apply(tokenizer, talk, asked=True)

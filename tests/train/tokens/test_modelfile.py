@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
 from rounds.data_prep.errors import UserError
@@ -94,8 +94,11 @@ OTHERS = {
 }
 
 
-def tokenizer(template: str) -> PreTrainedTokenizerFast:
-    plain = Tokenizer(models.BPE(unk_token="<unk>"))
+def tokenizer(template: str, adds: bool = True) -> PreTrainedTokenizerFast:
+    """Make a tokenizer that begins each text with its bos by itself, or does not."""
+    plain = Tokenizer(models.BPE(vocab={"<s>": 0, "</s>": 1, "<unk>": 2}, merges=[], unk_token="<unk>"))
+    if adds:
+        plain.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     made = PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
     made.chat_template = template
     return made
@@ -206,6 +209,14 @@ def test_it_writes_conversations_as_the_chat_template_does(name: str):
     written = go_template(modelfile.write(made, ["</s>"], {}))
     for talk in conversations(system):
         assert go_subset(written, talk) == wanted(made, talk)
+
+
+def test_a_beginning_that_only_the_template_writes_is_kept():
+    """As of SmolLM2, whose bos is `<|im_start|>`: taken from the first turn, the model answers otherwise."""
+    made = tokenizer(CHATML.replace("<|im_start|>", "<s>"), adds=False)
+    written = go_template(modelfile.write(made, [], {}))
+    for talk in conversations("first"):
+        assert go_subset(written, talk) == made.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
 
 
 @pytest.mark.skipif(not shutil.which("go"), reason="no Go here; the reader above checks the same texts")
