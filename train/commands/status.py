@@ -14,7 +14,7 @@ from rich.text import Text
 from rounds.train.commands import options
 from rounds.train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
 from rounds.train.display import progress
-from rounds.train.engine import damage, store
+from rounds.train.engine import store
 from rounds.train.engine.graph import Stage
 from rounds.train.launch import state, submission
 from rounds.train.launch.state import ENDED_BADLY, State
@@ -62,7 +62,7 @@ def status(
         options.console.print(f"nothing of this run is in the store {root}: --cluster or --store names another", highlight=False)
     if _first_causes(now):  # in one line, however long, to be copied
         damaged = [entry.folder for entry in now if entry.state == "damaged"]
-        go_on = (f"{damage.remedy(damaged)} && " if damaged else "") + _go_on(file, overrides, cluster_file, root, stages)
+        go_on = (f"{store.remedy(damaged)} && " if damaged else "") + _go_on(file, overrides, cluster_file, root, stages)
         options.console.print(f"to go on: {go_on}", style="bold", highlight=False, soft_wrap=True)
 
 

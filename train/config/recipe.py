@@ -125,6 +125,9 @@ class Export(Section):
     """Languages of the model, for its card: codes such as `en`, one or several. None is said where none is given."""
     dtype: Literal["base", "bf16", "fp32"] = "base"
     """Type of the weights that are written: the base's own, or another. What training keeps is not touched."""
+    modelfile: Annotated[bool, Later(False)] = False
+    """Write Ollama's `Modelfile` too, with the chat template in its language. A template that cannot be written so costs the file, not the
+    export: the log and the counts say why."""
 
 
 class Wandb(Section):

@@ -24,7 +24,7 @@ def stage(console: Console, folder: Path, whole_log: bool) -> None:
     for each in damages:
         console.print(f"damaged: {each.file} {each.says}", style="red", markup=False, highlight=False, soft_wrap=True)
     if damages:
-        console.print(f"to mend it: {damage.remedy([folder])}, and run the recipe again", style="bold", highlight=False, soft_wrap=True)
+        console.print(f"to mend it: {store.remedy([folder])}, and run the recipe again", style="bold", highlight=False, soft_wrap=True)
     console.print("inputs", style="bold")
     for name, entry in spec.inputs.items():
         console.print(f"  {name}: {entry.stage or entry.path}", highlight=False, markup=False, soft_wrap=True)

@@ -6,7 +6,6 @@ itself, since it may have cost weeks and may be had from a backup: it is told, w
 
 import hashlib
 import json
-import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,16 +59,10 @@ def of_run(root: Path, stages: Iterable[Stage]) -> list[Damage]:
 def told(damages: Sequence[Damage], and_then: str = "") -> UserError:
     """Say what is damaged and the one command that mends it; `and_then` is the run that makes it again."""
     folders = list(dict.fromkeys(damage.folder for damage in damages))
-    command = remedy(folders) + (f" && {and_then}" if and_then else "")
+    command = store.remedy(folders) + (f" && {and_then}" if and_then else "")
     lines = "\n".join(map(str, damages))
     after = "removes it and makes it again" if and_then else "removes it, and the same run then makes it again"
     return UserError(f"{lines}\nTo mend it: `{command}` {after}; or put the files of a backup back")
-
-
-def remedy(folders: Iterable[Path]) -> str:
-    """Return the command that removes damaged results."""
-    folders = list(folders)
-    return shlex.join(["rounds", "clean", *(folder.name for folder in folders), "--store", str(folders[0].parent)])
 
 
 def _damages(folder: Path, name: str, memory: Memory, all_bytes: bool, fresh: bool) -> list[Damage]:

@@ -150,6 +150,7 @@ class ExportParams(Section):
     base: Start
     language: Annotated[tuple[str, ...], Later(())] = ()
     dtype: Annotated[Literal["base", "bf16", "fp32", "trained"], Later("trained")] = "trained"
+    modelfile: Annotated[bool, Later(False)] = False
 
 
 class ReportParams(Section):

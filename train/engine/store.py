@@ -16,9 +16,10 @@ import json
 import logging
 import os
 import pwd
+import shlex
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,19 @@ def spec(stage_folder: Path) -> Spec:
     try:
         return Spec.model_validate(read_json(stage_folder / records.SPEC))
     except ValidationError:
-        raise UserError(f"{stage_folder / records.SPEC} is damaged: remove that folder, and `rounds run` makes it again") from None
+        raise UserError(_damaged(stage_folder, records.SPEC)) from None
+
+
+def remedy(folders: Sequence[Path]) -> str:
+    """Return the command that removes stages whose results are damaged."""
+    return shlex.join(["rounds", "clean", *(folder.name for folder in folders), "--store", str(folders[0].parent)])
+
+
+def _damaged(stage_folder: Path, name: str) -> str:
+    return (
+        f"{stage_folder.name.partition('-')[0]} ({stage_folder.name}) is damaged: {name} cannot be read\n"
+        f"To mend it: `{remedy([stage_folder])}` removes it, and the same run then makes it again; or put the files of a backup back"
+    )
 
 
 def done(stage_folder: Path) -> Done | None:
@@ -115,7 +128,7 @@ def scores(stage_folder: Path) -> dict[str, Score]:
     try:
         return {name: Score.model_validate(plain) for name, plain in (read_json(path) or {}).items() if name != records.PROTOCOL}
     except (ValidationError, AttributeError):
-        raise UserError(f"{path} is damaged: remove that folder, and `rounds run` makes it again") from None
+        raise UserError(_damaged(stage_folder, path.name)) from None
 
 
 def protocol(stage_folder: Path) -> dict[str, Any]:
@@ -131,7 +144,7 @@ def decision(stage_folder: Path) -> Decision | None:
         plain = read_json(path)
         return None if plain is None else Decision.model_validate(plain)
     except ValidationError:
-        raise UserError(f"{path} is damaged: remove that folder, and `rounds run` makes it again") from None
+        raise UserError(_damaged(stage_folder, path.name)) from None
 
 
 def failure(stage_folder: Path) -> Failure | None:

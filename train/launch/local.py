@@ -93,8 +93,9 @@ def _run(
     todo = store.unfinished(root, stages)
     context = multiprocessing.get_context("forkserver")
     for stage in stages:
-        if any(isinstance(source, Asset) for source in stage.inputs.values()):
-            store.prepare(root, stage, cluster.store_access)  # done or not: where the user's files are now is read from here
+        if store.done(store.folder(root, stage)) or any(isinstance(source, Asset) for source in stage.inputs.values()):
+            # What follows reads what was asked, and where the user's files are now, from here; a description may be damaged too.
+            store.prepare(root, stage, cluster.store_access)
     for stage in todo:
         folder = store.prepare(root, stage, cluster.store_access)
         machine = cluster.machine(stage.row, stage.name)

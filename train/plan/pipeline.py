@@ -243,6 +243,7 @@ def _export(planning: Planning, policy: Stage, rounds: list[Stage], evaluations:
         licence=recipe.export.licence,
         language=recipe.export.language,
         dtype=recipe.export.dtype,
+        modelfile=recipe.export.modelfile,
         licences={name: use.licence for name, use in recipe.sources.items() if use.licence},
         base=_start(recipe.base),
     )

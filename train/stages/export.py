@@ -1,7 +1,7 @@
 """Stage `export`: the finished model as an ordinary Hugging Face folder, with its model card.
 
 In: `policy` (the last accepted one), the sources, rounds, gates and evaluations of the run. Out: `model/`: safetensors,
-config, generation config, tokenizer with template, and README.md, the model card. Adapters are merged.
+config, generation config, tokenizer with template, and README.md, the model card; Ollama's Modelfile where asked for. Adapters are merged.
 
 The card says what made these weights and nothing else: it follows `policy.json` from the exported policy down to the
 base, and from each training stage on that way to the data stage whose rows it read.
@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from rounds.data_prep.errors import UserError
 from rounds.data_prep.schema import SourceParams
 from rounds.train.config.cluster import Machine
 from rounds.train.config.recipe import StartHub, StartLocal
@@ -27,20 +28,23 @@ from rounds.train.engine.policy import Policy
 from rounds.train.engine.records import MANIFEST, POLICY, Counts, Decision
 from rounds.train.reports import markdown
 from rounds.train.reports.steps import Finished, Step, find_steps, finished
-from rounds.train.tokens import chat
+from rounds.train.tokens import chat, modelfile
 from rounds.train.weights import models, portable
 
 logger = logging.getLogger(__name__)
 DATA_CARD = ("DATA_CARD.md", MANIFEST)
+_SAMPLING = ("temperature", "top_p", "top_k")
+"""Of how a base was published to be sampled, what Ollama calls by the same names."""
 
 
 def run(params: ExportParams, inputs: dict[str, Path], out: Path, machine: Machine) -> Counts:
     """Load the final policy, merge its adapters, and write it with the card."""
     model = write(inputs["policy"], params.dtype, out / "model", machine)
-    (out / "model" / "README.md").write_text(card(params, inputs), encoding="utf-8")
+    ollama = _write_modelfile(out / "model", model) if params.modelfile else {}
+    (out / "model" / "README.md").write_text(card(params, inputs, (out / "model" / modelfile.NAME).is_file()), encoding="utf-8")
     for name in DATA_CARD:  # so that the folder can be passed on with what its rows were
         shutil.copyfile(inputs["manifest"] / name, out / "model" / name)
-    return {"folder": "model", **models.count_parameters(model)}
+    return {"folder": "model", **models.count_parameters(model), **ollama}
 
 
 def write(policy_folder: Path, dtype: str, folder: Path, machine: Machine) -> PreTrainedModel:
@@ -81,8 +85,24 @@ def _say_how_to_write(model: PreTrainedModel, start: Policy, tokenizer: PreTrain
         config.use_cache = True
 
 
-def card(asked: ExportParams, inputs: Mapping[str, Path]) -> str:
-    """Write the model card of the policy in `inputs`; it reads the store, not the weights."""
+def _write_modelfile(folder: Path, model: PreTrainedModel) -> dict[str, str]:
+    """Write Ollama's Modelfile into a model folder, or say why not: for this nobody trains again."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    settings = model.generation_config
+    assert settings and isinstance(settings.eos_token_id, list)
+    stops = tokenizer.convert_ids_to_tokens(settings.eos_token_id)
+    known = {name: getattr(settings, name) for name in _SAMPLING} if settings.do_sample else {}
+    try:
+        text = modelfile.write(tokenizer, stops, {name: value for name, value in known.items() if value is not None})
+    except UserError as error:
+        logger.warning("no %s: %s", modelfile.NAME, error)
+        return {"no_modelfile": str(error)}
+    (folder / modelfile.NAME).write_text(text, encoding="utf-8")
+    return {}
+
+
+def card(asked: ExportParams, inputs: Mapping[str, Path], ollama: bool = False) -> str:
+    """Write the model card of the policy in `inputs`; it reads the store, not the weights. `ollama` tells of a Modelfile."""
     chain = policy.chain(inputs["policy"])
     steps = find_steps({"rounds": _rounds(inputs)}, _stages(inputs, chain))
     by_folder = {step.stage.folder.name: step for step in steps}
@@ -104,6 +124,7 @@ def card(asked: ExportParams, inputs: Mapping[str, Path]) -> str:
     text = markdown.render(
         "model_card.md.jinja",
         asked=asked,
+        ollama=ollama,
         base=base.id
         if isinstance(base, StartHub)
         else "a local model folder"

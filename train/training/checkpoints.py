@@ -13,11 +13,15 @@ from transformers import Trainer
 from rounds.data_prep.errors import UserError
 from rounds.train.config.cluster import Machine
 from rounds.train.engine import ranks, store
+from rounds.train.engine.digests import file_digest
 
 logger = logging.getLogger(__name__)
 
 
 COMPLETE = "rounds-complete.json"
+READ_BACK = 1 << 30
+"""Bytes of a checkpoint up to which all of it is read again, when it is written and when it is gone on from: a second or two. Of a
+larger one, and of one that several nodes wrote, only the sizes are compared."""
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -26,14 +30,17 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """Tell whether a checkpoint has its mark, and each file that was there then, at least as long: a node that loses its power, or a
-    disk that is full, can cut files that seemed to be written."""
+    """Tell whether a checkpoint has its mark, and each file that was there then, at least as long, and with the same bytes where their
+    digests were taken: a node that loses its power, or a disk that is full, can cut or spoil files that seemed to be written."""
     mark = store.read_json(checkpoint / COMPLETE)
     files = mark.get("files", {}) if isinstance(mark, dict) else None
     if not isinstance(files, dict) or not checkpoint.name.rpartition("-")[2].isdecimal():
         return False
-    sound = all(isinstance(size, int) for size in files.values())
-    return sound and all((checkpoint / name).is_file() and (checkpoint / name).stat().st_size >= size for name, size in files.items())
+    digests = mark.get("digests", {}) if isinstance(mark, dict) else None
+    sound = all(isinstance(size, int) for size in files.values()) and isinstance(digests, dict)
+    if not sound or not all((checkpoint / name).is_file() and (checkpoint / name).stat().st_size >= size for name, size in files.items()):
+        return False
+    return all((checkpoint / name).is_file() and file_digest(checkpoint / name) == digest for name, digest in digests.items())
 
 
 def step_of(checkpoint: Path) -> int:
@@ -50,7 +57,7 @@ def resumable(folder: Path) -> Path | None:
     if ranks.rank() == 0:
         for path in folder.glob("checkpoint-*"):
             if not _is_whole(path):
-                logger.info("removing %s, which was not written to its end, or has lost a part since", path.name)
+                logger.info("removing %s, which was not written to its end, or has changed since", path.name)
                 shutil.rmtree(path)
     step = ranks.agree(step_of(last) if last else -1)
     if step < 0:

@@ -15,9 +15,10 @@ from rounds.data_prep.whole import whole
 from rounds.train.config.cluster import Machine
 from rounds.train.config.training import Training
 from rounds.train.engine import ranks, store, tracking
+from rounds.train.engine.digests import file_digest
 from rounds.train.engine.records import METRICS, STOP
 from rounds.train.tokens.order import steps_per_epoch
-from rounds.train.training.checkpoints import COMPLETE, last_checkpoint, step_of
+from rounds.train.training.checkpoints import COMPLETE, READ_BACK, last_checkpoint, step_of
 from rounds.train.training.trainer import StageTrainer
 
 
@@ -105,7 +106,9 @@ class Watcher(TrainerCallback):
         folder = self.out / "checkpoints" / f"checkpoint-{state.global_step}"
         # Another node's files may still look shorter from here than they are, but never longer.
         files = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-        store.write_json(folder / COMPLETE, {**mark, "files": files})
+        read = self.machine.nodes == 1 and sum(files.values()) <= READ_BACK
+        digests = {name: file_digest(folder / name) for name in files} if read else {}
+        store.write_json(folder / COMPLETE, {**mark, "files": files, "digests": digests})
         write_metrics(self.out, state.log_history)
 
     def _tell(self, state: Any, **numbers: float) -> None:

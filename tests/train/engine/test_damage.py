@@ -169,7 +169,7 @@ def test_bookkeeping_of_wrong_types_is_never_a_traceback(root: Path, content: st
     assert claims.holder(folder) and claims.holding_process(folder) is None
     (folder / "stage.json").write_text(content)
     done = CliRunner().invoke(cli.app, ["show", folder.name, "--store", str(root)])
-    assert done.exit_code == 1 and "stage.json is damaged" in done.output
+    assert done.exit_code == 1 and "is damaged: stage.json" in done.output
     rounds("plan", RECIPE, "--store", root)
     rounds("clean", "--store", root)
     (folder / "policy.json").write_text(content)
