@@ -111,9 +111,9 @@ def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size:
             return super()._loglikelihood_tokens(requests, *args, **kwargs)
 
         def generate_until(self, requests, *args, **kwargs):
-            most = [normalize_gen_kwargs(request.args[1], self.max_gen_toks)["max_gen_toks"] for request in requests]
+            most = [dict(normalize_gen_kwargs(request.args[1], self.max_gen_toks))["max_gen_toks"] for request in requests]
             read = [len(self.tok_encode(request.args[0])) for request in requests]
-            self._refuse_cut(requests, list(map(sum, zip(read, most, strict=True))))
+            self._refuse_cut(requests, [prompt + answer for prompt, answer in zip(read, most, strict=True)])
             return super().generate_until(requests, *args, **kwargs)
 
         def _refuse_cut(self, requests, lengths):

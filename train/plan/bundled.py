@@ -117,7 +117,7 @@ def _read_task(file: str, name: str, needs: _Needs, seen: set[str]) -> None:
         return
     members = said.get("task")
     for member in members if isinstance(members, list) else ():
-        child = member.get("task", member.get("group")) if isinstance(member, dict) else member
+        child: Any = member.get("task", member.get("group")) if isinstance(member, dict) else member
         for each in _beside(Path(file).parent, child) if isinstance(child, str) else ():
             _read_task(each, child, needs, seen)
     if not isinstance(members, list):
@@ -137,7 +137,10 @@ def _contents(folder: Path) -> list[tuple[str, bytes]]:
     return [(str(each), each.read_bytes()) for each in sorted(folder.rglob("*.yaml"))[:_MOST_FILES]]
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+_Safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_Safe):
     """Reads `!function utils.text` as that text."""
 
 

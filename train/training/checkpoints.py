@@ -33,12 +33,12 @@ def _is_whole(checkpoint: Path) -> bool:
     """Tell whether a checkpoint has its mark, and each file that was there then, at least as long, and with the same bytes where their
     digests were taken: a node that loses its power, or a disk that is full, can cut or spoil files that seemed to be written."""
     mark = store.read_json(checkpoint / COMPLETE)
-    files = mark.get("files", {}) if isinstance(mark, dict) else None
-    if not isinstance(files, dict) or not checkpoint.name.rpartition("-")[2].isdecimal():
+    files, digests = (mark.get(name, {}) if isinstance(mark, dict) else None for name in ("files", "digests"))
+    if not isinstance(files, dict) or not isinstance(digests, dict) or not checkpoint.name.rpartition("-")[2].isdecimal():
         return False
-    digests = mark.get("digests", {}) if isinstance(mark, dict) else None
-    sound = all(isinstance(size, int) for size in files.values()) and isinstance(digests, dict)
-    if not sound or not all((checkpoint / name).is_file() and (checkpoint / name).stat().st_size >= size for name, size in files.items()):
+    if not all(isinstance(size, int) for size in files.values()) or not all(
+        (checkpoint / name).is_file() and (checkpoint / name).stat().st_size >= size for name, size in files.items()
+    ):
         return False
     return all((checkpoint / name).is_file() and file_digest(checkpoint / name) == digest for name, digest in digests.items())
 

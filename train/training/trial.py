@@ -31,7 +31,7 @@ from rounds.train.config.slurm import Resources
 from rounds.train.config.training import Lora, Training
 from rounds.train.engine import params, policy, worker
 from rounds.train.engine.kinds import KINDS, REFERENCE, Kind
-from rounds.train.engine.params import DpoParams, EvaluateParams, ReferenceParams, Trial
+from rounds.train.engine.params import AnswersParams, DpoParams, EvaluateParams, ReferenceParams, Trial
 from rounds.train.engine.records import PAIRS, ROWS
 from rounds.train.weights import adapters, cut_down, models
 
@@ -138,7 +138,10 @@ def _each_once(steps: Iterable[_Step], machine: Machine, whole: PreTrainedModel)
 def _reduced(asked: Any) -> Any:
     """Take the size of a training out of its params: one step that learns."""
     if isinstance(asked, EvaluateParams):
-        return asked.model_copy(update={"tasks": (), "num_answers": min(asked.num_answers, 1), "max_new_tokens": 2, "max_length": 64})
+        return asked.model_copy(update={"tasks": (), "averages": {}, "max_length": 64})
+    if isinstance(asked, AnswersParams):
+        engines = {each.engine: each.model_copy(update={"name": each.engine, "max_rows": 1, "system_prompt": None}) for each in asked.sets}
+        return asked.model_copy(update={"sets": tuple(engines.values()), "max_length": 64, "seed": 0})
     training = asked.training
     own, lora = training.per_device_train_batch_size, training.lora
     changes = {**_TEACHING, "router_aux_loss_coef": training.router_aux_loss_coef, "per_device_train_batch_size": own and 2}
@@ -246,7 +249,7 @@ def _ends_in(step: _Step, config: PreTrainedConfig, place: Path) -> Exception | 
     inputs = {"policy": place / "base"}
     try:
         asked = _with_layers_that_are_left(step, config)
-        if step.kind.measures:
+        if step.kind.measures or step.kind.writes:
             _measure(asked, inputs["policy"], step.machine)
             return None
         if step.kind.is_round:
@@ -285,15 +288,18 @@ def _with(asked: Any, **changes: Any) -> Any:
 
 
 @torch.no_grad()
-def _measure(asked: EvaluateParams, base: Path, machine: Machine) -> None:
-    """Score rows that begin with padding, and write two tokens where answers are to be written, as an evaluation does."""
+def _measure(asked: EvaluateParams | AnswersParams, base: Path, machine: Machine) -> None:
+    """Score rows that begin with padding, or write two tokens after them, as an evaluation does. What another engine writes is its own."""
+    if isinstance(asked, AnswersParams) and all(each.engine != "transformers" for each in asked.sets):
+        return
     model: Any = models.load_to_score(policy.read(base), machine)
     ids = _ids(max(_LENGTHS)).repeat(2, 1)
     mask = torch.ones_like(ids)
     mask[0, :3] = 0
-    model(input_ids=ids, attention_mask=mask)
-    if asked.num_answers:
-        model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=asked.max_new_tokens, do_sample=False, pad_token_id=2)
+    if isinstance(asked, AnswersParams):
+        model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=2, do_sample=False, pad_token_id=2)
+    else:
+        model(input_ids=ids, attention_mask=mask)
 
 
 def _way_on(step: _Step, config: PreTrainedConfig, place: Path) -> str:

@@ -318,7 +318,7 @@ def test_what_is_too_long_ends_the_evaluation_where_the_recipe_says_so(
     long = Pair("long", "made", (Message("user", "Why? " * 200),), "It is.", "It is not.")
     inputs = {"policy": heldout["policy"], "preferences.pairs": put("with-long", [*pairs, long])}
     with pytest.raises(UserError, match=r"pairs: 1 of 17 rows are longer than 256 tokens.*too_long: drop"):
-        run_stage("evaluate", "scores", {**params([], num_answers=0), "too_long": "fail"}, inputs, CPU)
+        run_stage("evaluate", "scores", {**params([]), "too_long": "fail"}, inputs, CPU)
 
 
 def test_evaluating_twice_gives_the_same_scores(run_stage: Run, heldout: dict[str, Path]):

@@ -20,7 +20,7 @@ from rounds.train.weights import cut_down, requirements
 from tests import staged
 
 TRAINING = {"learning_rate": 1e-5, "global_batch_size": 8, "max_length": 64}
-ANSWERS = {"num_answers": 2}
+WRITTEN = {"sets": [{"name": "open", "max_rows": None, "system_prompt": None}], "max_length": 64, "seed": 0}
 CPU = Machine(device="cpu", threads=1)
 
 
@@ -45,7 +45,8 @@ def begin(source: Path, root: Path, cluster: Cluster, **training: Any) -> Path:
     tuned = staged.stage("sft", "sft", asked, {"policy": start})
     rest = [
         staged.stage("dpo.first", "dpo", asked, {"policy": tuned}),
-        staged.stage("evaluate.sft", "evaluate", ANSWERS, {"policy": tuned}),
+        staged.stage("evaluate.sft", "evaluate", {}, {"policy": tuned}),
+        staged.stage("answers.sft", "answers", WRITTEN, {"policy": tuned}),
     ]
     job = worker.Job(folder=store.prepare(root, start), machine=CPU, trials=requirements.trials(start, [start, tuned, *rest], cluster))
     worker.run(worker.Job.model_validate_json(job.model_dump_json()))
@@ -56,7 +57,7 @@ def test_a_model_that_trains_is_let_through(tmp_path: Path, made_base: Path, cap
     source = model(tmp_path / "model", made_base, "llama", **LLAMA)
     with caplog.at_level(logging.INFO, trial.__name__):
         folder = begin(source, tmp_path / "store", Cluster(), lora={"target_modules": [r"q_proj"]})
-    assert "sft, dpo.first, evaluate.sft: tried out on a cut-down model in" in caplog.text
+    assert "sft, dpo.first, evaluate.sft, answers.sft: tried out on a cut-down model in" in caplog.text
     assert store.done(folder) and {path.name for path in folder.iterdir() if path.is_dir()} == {"tokenizer"}, "nothing of it stays"
 
 
