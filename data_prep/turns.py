@@ -22,6 +22,8 @@ ROLES = ("system", "user", "assistant")
 # no UTF-8 file can hold, and code points that are no characters. C1 controls stay: they are quotes and dashes that were
 # read as Latin-1, in 28 of MEDEC's 511 texts, and filter `quality` counts them.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f\u202d\u202e\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+# The same of ASCII, as bytes: to leave them out of a text is some ten times as fast as to look for them.
+_FORBIDDEN_BYTES = bytes(code for code in range(128) if _FORBIDDEN.match(chr(code)))
 # Anything but white space and characters without width, of which a text may consist and yet say nothing.
 _VISIBLE = re.compile("[^\\s\xad\u200b-\u200f\u2060\ufeff]")
 # Where a picture or a sound stood that no text model is shown.
@@ -86,7 +88,8 @@ def text(value: Any, name: str) -> str:
         raise RowError(f"{name}_not_text")
     if "\r" in value:
         value = value.replace("\r\n", "\n").replace("\r", "\n")
-    if found := _FORBIDDEN.search(value):
+    is_clean = value.isascii() and len(value.encode().translate(None, _FORBIDDEN_BYTES)) == len(value)
+    if not is_clean and (found := _FORBIDDEN.search(value)):
         raise RowError("not_utf8" if "\ud800" <= found.group() <= "\udfff" else "control_characters")
     if not _VISIBLE.search(value):
         raise RowError(f"empty_{name}")
