@@ -218,7 +218,7 @@ class RowsUse(Section):
     """For generated sources, and for the choice of rows under `max_rows`."""
     reasoning: Annotated[Literal["refuse", "leave_out", "learn"], Later("refuse")] = "refuse"
     """What becomes of what a row says to have been thought before an answer (`reasoning_content`, `thinking`): such rows are dropped with
-    a reason, or it is left out, or learnt as the chat template writes it. Sides of pairs have no place for it."""
+    a reason, or it is left out, or learnt as the chat template writes it; in both sides of pairs too."""
 
 
 class SourceUse(RowsUse):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from rounds.data_prep.errors import UserError, nearest
-from rounds.data_prep.records import Conversation, Kind, Pair, Record, answers_of, characters_of
+from rounds.data_prep.records import Conversation, Kind, Pair, Record, answers_of, characters_of, thoughts_of
 from rounds.data_prep.schema import SourceUse
 from rounds.data_prep.turns import Row, RowError, check_scores, refuse_media, refuse_unlearnt, without_reasoning
 from rounds.data_prep.unread import Unread
@@ -117,7 +117,7 @@ class Source:
         if isinstance(record, Pair):
             check_scores(row)
         turns = record.messages if isinstance(record, Conversation) else record.prompt
-        if use.reasoning == "refuse" and any(turn.reasoning for turn in turns):
+        if use.reasoning == "refuse" and any(thoughts_of(record)):
             raise RowError("has_reasoning")
         if self.kind_by_format:
             for said in (*(turn.content for turn in turns), *answers_of(record)):
