@@ -206,6 +206,8 @@ class RowsUse(Section):
     """`file`, `multiple_choice` only: what the first choice's index is; None is 0, questioned where no row's answer is 0."""
     encoding: Annotated[str | None, Later(None)] = None
     """`file` only: encoding of text files that are not UTF-8, by its name in Python, such as `cp1252` or `utf-16`."""
+    header: Annotated[tuple[str, ...], Later(())] = ()
+    """`file` only: names of the columns of CSV or TSV whose first line is a row already, such as `[question, A, B, C, D, answer]`."""
     control_characters: Annotated[Literal["drop", "clean"], Later("drop")] = "drop"
     """What becomes of a row with control characters in a text, as PDF leaves them: `drop` it, or `clean` it: form feeds become line ends,
     the others are taken out, and `done.json` counts the rows."""

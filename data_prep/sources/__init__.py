@@ -89,8 +89,8 @@ class Source:
             way = "; `from_split` reads a split of a folder by its name" if self.kind_by_format else ""
             raise UserError(f"source {self.name!r} has no split {use.split!r}: {nearest(use.split, self.splits)}{way}")
         if not self.kind_by_format:
-            for name in ("format", "columns", "heldout_fraction", "licence", "from_split", "config", "encoding", "answer_base"):
-                if getattr(use, name) not in (None, "", 0.0, {}):
+            for name in ("format", "columns", "heldout_fraction", "licence", "from_split", "config", "encoding", "header", "answer_base"):
+                if getattr(use, name) not in (None, "", 0.0, {}, ()):
                     raise UserError(f"source {self.name!r}: `{name}` is for source `file` only")
         if self.check_use is not None:
             self.check_use(use)

@@ -108,6 +108,8 @@ def check(use: SourceUse) -> None:
         raise UserError(f"{use.path}: `heldout_fraction: 1.0` holds the whole file out: give it `split: heldout`")
     if use.encoding is not None:
         _check_encoding(use)
+    if len(set(use.header)) < len(use.header):
+        raise UserError(f"{use.path}: `header` names a column twice: {', '.join(use.header)}")
     if use.config is not None and _is_one_file(use.path):
         raise UserError(f"{use.path}: `config` names a configuration of a folder, and this is one file")
     if use.from_split is not None and _is_one_file(use.path):
@@ -162,6 +164,7 @@ def raw_rows(use: SourceUse) -> Iterator[Row | RowError]:
         split=use.from_split or "train",
         config=use.config,
         encoding=use.encoding,
+        header=use.header,
         name_labels=True,
         must_have_config=True,
     )
