@@ -139,19 +139,25 @@ class RunIndex:
         return slice(max(low, start - length // 2), min(high, start + length + length // 2))
 
     def _shared(self, codes: np.ndarray, other: int) -> float:
-        """Return the weighted share of word pairs in common with a held-out text, or 0 where it is too small."""
+        """Return the weighted share of word pairs in common with a held-out text, or 0 where it is too small.
+
+        It is counted twice, the second time by the squares of the weights: what is in common must not be what a few held-out texts share,
+        such as a list of laboratory values, which has no pair of its own.
+        """
         pairs, weights = self.own[other]
         known = (codes[1:] != 0) & (codes[:-1] != 0)
         mine = np.unique(runs_of(codes, 2)[known])
         place = np.minimum(np.searchsorted(pairs, mine), len(pairs) - 1)
-        common = weights[place][pairs[place] == mine].sum()
-        whole = weights.sum()
+        shared = weights[place][pairs[place] == mine]
+        common, whole = shared.sum(), weights.sum()
         if common < (_SHORT_SHARE * whole if whole < _SHORT_WEIGHT else self.settings.min_weight):
             return 0.0
         # A pair that no held-out text has counts 1, as one that a single text has.
         place = np.minimum(np.searchsorted(self.pairs, mine), len(self.pairs) - 1)
-        text = np.where(self.pairs[place] == mine, 1 / self.texts_with[place], 1.0).sum() + np.sum(~known)
-        share = float(common / min(whole, text))
+        own, unknown = np.where(self.pairs[place] == mine, 1 / self.texts_with[place], 1.0), np.sum(~known)
+        by_weight = common / min(whole, own.sum() + unknown)
+        by_square = (shared**2).sum() / min((weights**2).sum(), (own**2).sum() + unknown)
+        share = float(min(by_weight, by_square))
         return share if share >= self.settings.min_shared else 0.0
 
 
