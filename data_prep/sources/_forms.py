@@ -187,8 +187,8 @@ def _turn(value: Any) -> Any:
         turn["content"] = said(turn["content"])
     if "content" not in turn and isinstance(turn.get("parts"), list | tuple):
         turn["content"] = [_part(each) for each in turn.pop("parts")]
-    if turn.get("role") in _RENAMED:
-        turn["role"] = _RENAMED[turn["role"]]
+    if isinstance(role := turn.get("role"), str):
+        turn["role"] = _RENAMED.get(role, role)
     if turn.get("role") is not None or not isinstance(speaker := turn.get("from"), str):
         return turn
     turn |= {"role": turn.pop("from"), "content": said(turn.get("content", turn.pop("value", None)))}

@@ -1,4 +1,4 @@
-"""Words of many texts: the same whatever was cut before them. Covers: rounds.data_prep.words."""
+"""Words of many texts: the same whatever was cut before them."""
 
 import numpy as np
 import pytest
