@@ -17,8 +17,8 @@ if TYPE_CHECKING:  # planning loads filters and has no use for either
     import numpy as np
 
 Word = TypeVar("Word", bound=Hashable)
-# Three rules' words of as many pieces take some 60 MB in a process. A batch of 4,096 rows of the usual length has 20 to 60 thousand.
-_MOST_PIECES = 1 << 17
+# Four rules' words of as many pieces take some 40 MB in a process. A batch of 4,096 rows of the usual length has 20 to 60 thousand.
+_MOST_PIECES = 1 << 16
 _PART = 1 << 14
 
 

@@ -46,7 +46,7 @@ def _keys(records: Sequence[Record], whole: bool) -> list[bytes]:
         heads.append("\x1f".join([turn.role for turn in turns]))
         begins.append(len(texts))
     words = texts_of(records).words(texts, _hashed_words)
-    hashes, starts = memoryview(words.values(int)[words.numbers]).cast("B"), words.starts.tolist()
+    hashes, starts = memoryview(words.values(int)[words.numbers].tobytes()), words.starts.tolist()
     keys = []
     for place, head in enumerate(heads):
         first, last = begins[place], begins[place + 1]

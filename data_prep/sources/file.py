@@ -201,7 +201,7 @@ def to_record(row: Row, index: int, use: SourceUse) -> Record:
     if use.format == "graded":  # `_pairs` has made and checked the sides
         return Pair(prompt=_question(row), chosen=row["chosen"], rejected=row["rejected"], **named)
     sides = preference(row.get("prompt"), required(row, "chosen"), required(row, "rejected"))
-    return Pair(**sides | {"prompt": with_system(sides["prompt"], _system(row))}, **named)
+    return Pair(**{**named, **sides, "prompt": with_system(sides["prompt"], _system(row))})
 
 
 def _is_one_file(path: str) -> bool:

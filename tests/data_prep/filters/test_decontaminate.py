@@ -100,9 +100,9 @@ def test_what_a_few_heldout_prompts_share_and_none_has_alone_is_no_leak() -> Non
     stories = [" ".join(each + letter for letter in "abcdefghijklmnopqrst") for each in ("gout", "rash", "cough")]
     few = [Question(each[:5], "exam", (Message("user", f"{each}. We find {values}."),), ("x", "y"), 0) for each in stories]
     other = "A nurse cannot sleep since her neighbour plays drums until late every night and nobody else in that house seems to mind at all"
-    assert answer([talk(f"{other}. We find {values}. Why?")], few) == [None]
+    assert answer([talk(f"{other}. We find {values}. Why?")], [*few]) == [None]
     retold = f"We find {values}. Before it was {' '.join(stories[1].split()[:12])}."
-    assert answer([talk(retold)], few) == ["overlaps_exam"]
+    assert answer([talk(retold)], [*few]) == ["overlaps_exam"]
 
 
 def test_a_run_of_the_shortest_length_counts_and_one_word_less_does_not() -> None:
