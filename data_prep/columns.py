@@ -15,7 +15,7 @@ from typing import Any
 from rounds.data_prep import controls, encodings, files, hub
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.schema import SourceUse
-from rounds.data_prep.sources import Row, RowError, _exam, file
+from rounds.data_prep.sources import Row, RowError, _exam, _forms, file
 
 # Our column -> names that files have for it, the likeliest first. Those of Alpaca, ShareGPT, TRL, UltraFeedback, OpenAI, and plain words.
 _QUESTION = ("question", "prompt", "instruction", "query", "input", "user", "q")
@@ -25,7 +25,7 @@ NAMES: dict[str, dict[str, Sequence[str]]] = {
         "rejected": ("rejected", "dispreferred", "worse", "non_preferred_output"),
         "prompt": ("prompt", "question", "conversations", "messages", "instruction", "query", "input"),
     },
-    "messages": {"messages": ("messages", "conversation", "conversations", "turns")},
+    "messages": {"messages": ("messages", "conversation", "conversations", "turns", "contents")},
     "alpaca": {
         "instruction": ("instruction",),
         "input": ("input", "context"),
@@ -67,8 +67,14 @@ def layout(path: Path) -> Layout:
         raise UserError(_unreadable(path, [row for row in first if isinstance(row, RowError)]))
     theirs = list(dict.fromkeys(name for row in rows for name in row if name not in (files.ROW, files.FILE)))
     format, found = _recognise(path, theirs)
-    differing = {ours: name for ours, name in found.items() if ours != name}
     also = _ALPACA if format == "preference" and "prompt" not in found else ()
+    # Turns under TRL's names for a question and its answer, and what Gemini's form has beside its turns.
+    asked, said = found.get("question"), found.get("answer")
+    if (asked, said) == ("prompt", "completion") and all(_forms.are_turns(rows[0].get(name)) for name in (asked, said)):
+        format, found, also = "messages", {ours: name for ours, name in found.items() if ours in _OPTIONAL}, (asked, said)
+    if format == "messages" and found.get("messages") == "contents":
+        also = _forms.SYSTEM_OF_GEMINI
+    differing = {ours: name for ours, name in found.items() if ours != name}
     unread = tuple(name for name in theirs if name not in found.values() and name not in also)
     _try(path, format, differing)
     return Layout(format, differing, unread, _heldout_fraction(path, format, differing))

@@ -56,19 +56,20 @@ def local(
     patterns: Sequence[str] = (),
     name: str = "",
     encoding: str | None = None,
+    header: Sequence[str] = (),
     name_labels: bool = False,
     must_have_config: bool = False,
     only_named: bool = False,
 ) -> Iterator[Row | RowError]:
     """Yield the rows of a local copy: a file of rows, a folder of such files, or one from `save_to_disk`.
 
-    `name` is what messages call the copy; its path where none is given. `encoding` and `name_labels` are those of `files.read`,
+    `name` is what messages call the copy; its path where none is given. `encoding`, `header` and `name_labels` are those of `files.read`,
     `must_have_config` (under which a saved set must name its split too) and `only_named` those of `folders.split_files`. What is read
     and what is not is noted.
     """
     name = name or str(path)
     if path.is_file():
-        yield from files.read(path, encoding=encoding, name_labels=name_labels)
+        yield from files.read(path, header=header, encoding=encoding, name_labels=name_labels)
         return
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder; `path:` is a local copy of the set")
@@ -85,7 +86,7 @@ def local(
     empty = True
     for file in found:
         inside = file.relative_to(path).as_posix()
-        for row in files.read(file, name=inside, encoding=encoding, name_labels=name_labels, may_be_empty=True):
+        for row in files.read(file, header=header, name=inside, encoding=encoding, name_labels=name_labels, may_be_empty=True):
             empty = False
             yield row
     if empty:

@@ -61,6 +61,10 @@ class Pair:
     chosen: str
     rejected: str
     group: str = ""
+    chosen_reasoning: str = ""
+    """What was thought before the chosen answer, for templates that write that."""
+    rejected_reasoning: str = ""
+    """What was thought before the rejected answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,8 @@ Kind = Literal["conversation", "pair", "question", "prompt"]
 
 _KINDS: dict[type, Kind] = {Conversation: "conversation", Pair: "pair", Question: "question", Prompt: "prompt"}
 _CLASSES: dict[str, type] = {kind: each for each, kind in _KINDS.items()}
+_THOUGHTS = ("chosen_reasoning", "rejected_reasoning")
+"""Columns that say something where it is unusual only, as `reasoning` of a message does; files of earlier releases have none of them."""
 
 
 @functools.cache
@@ -110,7 +116,7 @@ def schemas() -> dict[str, pa.Schema]:
     common = [("id", text), ("source", text), ("group", text)]
     return {
         "conversation": pa.schema([*common, ("messages", messages)]),
-        "pair": pa.schema([*common, ("prompt", messages), ("chosen", text), ("rejected", text)]),
+        "pair": pa.schema([*common, ("prompt", messages), ("chosen", text), ("rejected", text), *((name, text) for name in _THOUGHTS)]),
         "question": pa.schema([*common, ("prompt", messages), ("choices", texts), ("answer", pa.int32())]),
         "prompt": pa.schema([*common, ("prompt", messages), ("answer", text), ("choices", texts), ("details", text)]),
     }
@@ -142,6 +148,13 @@ def answers_of(record: Record) -> tuple[str, ...]:
     return (record.chosen, record.rejected) if isinstance(record, Pair) else record.choices
 
 
+def thoughts_of(record: Record) -> tuple[str, ...]:
+    """Return what was thought before the answers of a record; empty texts where nothing was."""
+    if isinstance(record, Pair):
+        return (*(turn.reasoning for turn in record.prompt), record.chosen_reasoning, record.rejected_reasoning)
+    return tuple(turn.reasoning for turn in (record.messages if isinstance(record, Conversation) else record.prompt))
+
+
 def prompt_id(record: Record) -> str:
     """Return the id that a record's prompt has in its set, or nothing: the group, where the record's id begins with it."""
     return record.group if record.group and record.id.startswith(f"{record.group}:") else ""
@@ -151,7 +164,7 @@ def characters_of(record: Record) -> int:
     """Count the characters of all turns and answers of a record."""
     turns = record.messages if isinstance(record, Conversation) else record.prompt
     answers = () if isinstance(record, Conversation) else answers_of(record)
-    return sum(len(turn.content) + len(turn.reasoning) for turn in turns) + sum(map(len, answers))
+    return sum(len(turn.content) for turn in turns) + sum(map(len, answers)) + sum(map(len, thoughts_of(record)))
 
 
 def stable_hash(*parts: object) -> int:
@@ -193,7 +206,7 @@ def read_kind(path: Path) -> Kind:
 
     names = pq.read_schema(path).names
     for kind, schema in schemas().items():
-        if names == schema.names:
+        if [*names, *(name for name in _THOUGHTS if name in schema.names and name not in names)] == schema.names:
             return kind  # type: ignore[return-value]
     raise UserError(f"{path}: columns {names} are those of no record kind; expected one of {list(schemas())}")
 
@@ -213,12 +226,16 @@ def batches_in(path: Path) -> int:
 
 def read_batch(path: Path, number: int) -> tuple[pa.Table, list[Record]]:
     """Return a batch of a file as a table and as its records, for a stage that passes most rows on as they are."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     kind = read_kind(path)
     with pq.ParquetFile(path) as file:
-        table = file.read_row_group(number).cast(schemas()[kind]).combine_chunks()
-    return table, list(map(_CLASSES[kind], *(_values(table[field.name]) for field in dataclasses.fields(_CLASSES[kind]))))
+        table = file.read_row_group(number)
+    for name in schemas()[kind].names[len(table.schema.names) :]:
+        table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
+    table = table.cast(schemas()[kind]).combine_chunks()
+    return table, list(map(_CLASSES[kind], *(_values(table, field.name) for field in dataclasses.fields(_CLASSES[kind]))))
 
 
 def _column(values: list[Any], field: pa.Field) -> pa.Array:
@@ -226,6 +243,8 @@ def _column(values: list[Any], field: pa.Field) -> pa.Array:
     it is unusual, and files of earlier releases do not say at all, is null where it is not."""
     import pyarrow as pa
 
+    if field.name in _THOUGHTS:
+        return pa.array([each or None for each in values], field.type)
     if field.type != _messages():
         return pa.array(values, field.type)
     messages = list(itertools.chain.from_iterable(values))
@@ -236,10 +255,13 @@ def _column(values: list[Any], field: pa.Field) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.StructArray.from_arrays(parts, list(Message.__slots__)))
 
 
-def _values(column: pa.ChunkedArray) -> list[Any]:
+def _values(table: pa.Table, name: str) -> list[Any]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    column = table[name]
+    if name in _THOUGHTS:
+        return [each or "" for each in column.to_pylist()]
     if column.type != _messages():
         return list(map(tuple, column.to_pylist())) if pa.types.is_list(column.type) else column.to_pylist()
     messages = [message for chunk in column.chunks for message in _read_messages(chunk.flatten())]

@@ -207,6 +207,8 @@ class RowsUse(Section):
     """`file`, `multiple_choice` only: what the first choice's index is; None is 0, questioned where no row's answer is 0."""
     encoding: Annotated[str | None, Later(None)] = None
     """`file` only: encoding of text files that are not UTF-8, by its name in Python, such as `cp1252` or `utf-16`."""
+    header: Annotated[tuple[str, ...], Later(())] = ()
+    """`file` only: names of the columns of CSV or TSV whose first line is a row already, such as `[question, A, B, C, D, answer]`."""
     control_characters: Annotated[Literal["drop", "clean"], Later("drop")] = "drop"
     """What becomes of a row with control characters in a text, as PDF leaves them: `drop` it, or `clean` it: form feeds become line ends,
     the others are taken out, and `done.json` counts the rows."""
@@ -219,7 +221,7 @@ class RowsUse(Section):
     """For generated sources, and for the choice of rows under `max_rows`."""
     reasoning: Annotated[Literal["refuse", "leave_out", "learn"], Later("refuse")] = "refuse"
     """What becomes of what a row says to have been thought before an answer (`reasoning_content`, `thinking`): such rows are dropped with
-    a reason, or it is left out, or learnt as the chat template writes it. Sides of pairs have no place for it."""
+    a reason, or it is left out, or learnt as the chat template writes it; in both sides of pairs too."""
 
 
 class SourceUse(RowsUse):

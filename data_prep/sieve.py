@@ -25,7 +25,7 @@ from rounds.data_prep.pool import in_order
 from rounds.data_prep.records import Kind, Question, Record
 from rounds.data_prep.render import to_conversation
 from rounds.data_prep.schema import FilterUse
-from rounds.data_prep.words import Texts
+from rounds.data_prep.words import Texts, Vocabulary
 
 Rules = Sequence[tuple[str, filters.Filter]]
 # What is done here takes about an eighth of the time that the rest takes, so more processes would wait for it.
@@ -48,6 +48,10 @@ class Sieve:
         """Build the filters, in order."""
         heldout = [replace(each, source=name) for name, path in self.heldout.items() for each in records.read_records(path)]
         return [(use.name, filters.build(use, heldout)) for use in self.uses]
+
+    def deciding(self) -> Rules:
+        """Build the filters for `decide` alone, for which no held-out record is needed."""
+        return [(use.name, filters.build(use, ())) for use in self.uses]
 
 
 @dataclass(frozen=True)
@@ -99,15 +103,15 @@ def sift(paths: Mapping[str, Path], sieve: Sieve, processes: int = 1) -> Iterato
     parts = [Part(name, path, number) for name, path in paths.items() for number in range(records.batches_in(path))]
     rows = sum(pq.read_metadata(path).num_rows for path in paths.values())
     processes = min(processes, MAX_PROCESSES, rows // (_BATCHES_EACH * records.BATCH_ROWS))
-    rules = sieve.rules()
+    rules = sieve.rules() if processes < 2 else sieve.deciding()
     prepared = _here(parts, rules, sieve) if processes < 2 else _elsewhere(parts, sieve, processes)
     for part, batch in zip(parts, prepared, strict=True):
         yield decide(part.source, rules, batch)
 
 
-def prepare(rules: Rules, table: pa.Table, rows: Sequence[Record], kind: Kind) -> Prepared:
+def prepare(rules: Rules, table: pa.Table, rows: Sequence[Record], kind: Kind, vocabulary: Vocabulary | None = None) -> Prepared:
     """Ask each filter about the records that those before it keep, as they leave them; put off what needs memory."""
-    current, standing, steps, texts = list(rows), list(range(len(rows))), [], Texts()
+    current, standing, steps, texts = list(rows), list(range(len(rows))), [], Texts(vocabulary)
     for name, rule in rules:
         asked = filters.Batch([current[place] for place in standing], texts)
         if isinstance(rule, filters.Remembering):
@@ -164,8 +168,9 @@ def _read(part: Part, kind: Kind) -> tuple[pa.Table, Sequence[Record]]:
 
 
 def _here(parts: Iterable[Part], rules: Rules, sieve: Sieve) -> Iterator[Prepared]:
+    vocabulary = Vocabulary()
     for part in parts:
-        yield prepare(rules, *_read(part, sieve.kind), sieve.kind)
+        yield prepare(rules, *_read(part, sieve.kind), sieve.kind, vocabulary)
 
 
 def _elsewhere(parts: Iterable[Part], sieve: Sieve, processes: int) -> Iterator[Prepared]:
@@ -182,7 +187,7 @@ def _elsewhere(parts: Iterable[Part], sieve: Sieve, processes: int) -> Iterator[
         ) from None
 
 
-_mine: tuple[Rules, Kind] | None = None
+_mine: tuple[Rules, Kind, Vocabulary] | None = None
 
 
 def _start(sieve: Sieve) -> None:
@@ -191,13 +196,13 @@ def _start(sieve: Sieve) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["RAYON_NUM_THREADS"] = "1"  # rensa's; the processes use all cores already
     pa.set_cpu_count(1)
-    _mine = sieve.rules(), sieve.kind
+    _mine = sieve.rules(), sieve.kind, Vocabulary()
 
 
 def _prepare(part: Part) -> Prepared:
     assert _mine
-    rules, kind = _mine
-    return prepare(rules, *_read(part, kind), kind)
+    rules, kind, vocabulary = _mine
+    return prepare(rules, *_read(part, kind), kind, vocabulary)
 
 
 def _end_with_parent() -> None:

@@ -20,6 +20,8 @@ _SHOWN, _SHOWN_COLUMNS = 80, 20  # A file under the wrong suffix can have a colu
 
 _ADVICE = {
     "has_reasoning": " (`reasoning: learn` learns what was thought, as the chat template writes it; `leave_out` the answer alone)",
+    "message_not_an_object": " (bare texts say not who speaks; a set of prompts alone, as MT-Bench's, has no answer to learn)",
+    "question_not_text": " (turns in a list are `format: messages`, also under `prompt` and `completion`)",
     "scores_contradict_sides": " (the rejected answer has the higher score: are `chosen` and `rejected` the right way round?)",
     "weight_is_a_fraction": " (an answer is learnt or not: make its weight 0 or 1)",
     "weight_of_parts": " (an answer is learnt as a whole or not: take such marks out)",

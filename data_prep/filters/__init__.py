@@ -12,12 +12,14 @@ which raises `UserError` where that is not installed; it is called while plannin
 import functools
 import importlib
 import pkgutil
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from rounds.data_prep.errors import UserError, nearest
-from rounds.data_prep.records import Record
+from rounds.data_prep.records import Record, answers_of, prompt_of
 from rounds.data_prep.schema import FilterUse, Section
 from rounds.data_prep.words import Texts
 
@@ -34,6 +36,7 @@ class Changed:
 
 
 Verdict = str | Changed | None
+_PART_WORDS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class Remembering:
 
     `prepare(records)` does in any process what needs no memory, mostly hashing, and returns what `decide` needs to know.
     `decide(prepared, places)` is called in the order of the rows, in one process, and answers None or a reason for each
-    of these places in what was prepared: those whose rows the filters before have kept.
+    of these places in what was prepared: those whose rows the filters before have kept. Held-out records are for `prepare` alone.
     """
 
     prepare: Callable[[Sequence[Record]], Any]
@@ -63,8 +66,8 @@ class Batch(Sequence[Record]):
         self._records, self.texts = records, texts
 
     def __getitem__(self, place: Any) -> Any:
-        """Return a record, or a list of them."""
-        return self._records[place]
+        """Return a record, or a batch of some of them."""
+        return Batch(self._records[place], self.texts) if isinstance(place, slice) else self._records[place]
 
     def __len__(self) -> int:
         """Return how many records there are."""
@@ -78,6 +81,24 @@ class Batch(Sequence[Record]):
 def texts_of(records: Sequence[Record]) -> Texts:
     """Return what remembers how the texts of these records were cut: the batch's, or a new one."""
     return records.texts if isinstance(records, Batch) else Texts()
+
+
+def in_parts(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
+    """Yield records in order, some `_PART_WORDS` words of theirs together: arrays of so many numbers stay in the processor's cache, and
+    their memory is used again. All texts are cut at once before."""
+    batch = records if isinstance(records, Batch) else Batch(records, Texts())
+    texts, begins = list[str](), [0]
+    for record in batch:
+        texts += [turn.content for turn in prompt_of(record)]
+        texts += answers_of(record)
+        begins.append(len(texts))
+    ends = list(accumulate(batch.texts.cut(texts).tolist(), initial=0))
+    words = [ends[begin] for begin in begins]
+    first = 0
+    while first < len(batch):
+        last = max(first + 1, bisect_right(words, words[first] + _PART_WORDS) - 1)
+        yield batch[first:last]
+        first = last
 
 
 def names() -> list[str]:

@@ -5,14 +5,13 @@ In: texts as words, and the numbers of other texts' words. Out: which of these t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import repeat
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rounds.data_prep.words import Words
+from rounds.data_prep.words import Words, runs_of
 
 if TYPE_CHECKING:
     from rounds.data_prep.filters.decontaminate import Settings
@@ -26,19 +25,19 @@ _MAX_CANDIDATES = 3
 # 12, 81 %; of the 3,946 embedded training rows, which share templates on purpose, 52, 41 and 28 are dropped.
 _SHORT_WEIGHT = 9.0
 _SHORT_SHARE = 0.75
-_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
 class RunIndex:
     """Held-out texts by their runs of words and by their word pairs, as sorted arrays.
 
-    `starts` and `holders` list for each run the texts that hold it; `table` answers most look-ups of runs that no text
-    holds. `pairs` and `texts_with` are all word pairs and how many texts hold each; `own` is each text's part of them.
+    `number` is a word's number, 0 where no held-out text has it. `starts` and `holders` list for each run the texts that hold it;
+    `table` answers most look-ups of runs that no text holds. `pairs` and `texts_with` are all word pairs and how many texts hold each;
+    `own` is each text's part of them.
     """
 
     settings: Settings
-    vocabulary: dict[bytes, int]
+    number: Callable[[bytes], int]
     sources: list[str]
     lengths: list[int]
     runs: np.ndarray
@@ -55,23 +54,23 @@ class RunIndex:
         # All numbers are one word, whatever their number of digits.
         vocabulary = {b"0" * digits: 1 for digits in range(1, 40)}
         coded = [np.array([vocabulary.setdefault(w, len(vocabulary) + 2) for w in words], np.uint64) for words in texts]
-        found = [np.unique(_runs(codes, settings.ngram)) for codes in coded]
-        every = np.concatenate(found)
-        order = np.argsort(every, kind="stable")
-        runs, starts, counts = np.unique(every[order], return_index=True, return_counts=True)
-        holders = np.repeat(np.arange(len(found), dtype=np.int32), [len(each) for each in found])[order]
+        every, holders = _each_once(coded, settings.ngram)
+        runs, starts, counts = np.unique(every, return_index=True, return_counts=True)
         few = counts <= _MAX_TEXTS
         # One place in sixteen taken: a look-up of a run that no text holds goes on to the sorted array so often.
         bits = max(16, (16 * len(runs)).bit_length())
         table = np.zeros(1 << bits, bool)
         table[runs[few] >> np.uint64(64 - bits)] = True
-        own_pairs = [np.unique(_runs(codes, 2)) for codes in coded]
-        pairs, texts_with = np.unique(np.concatenate(own_pairs), return_counts=True)
-        own = [(each, 1 / texts_with[np.searchsorted(pairs, each)]) for each in own_pairs]
+        found, texts_of = _each_once(coded, 2)
+        pairs, place, texts_with = np.unique(found, return_inverse=True, return_counts=True)
+        by_text = np.argsort(texts_of, kind="stable")
+        bounds = np.searchsorted(texts_of[by_text], np.arange(1, len(coded)))
+        weights = 1 / texts_with[place[by_text]]
+        own = list(zip(np.split(found[by_text], bounds), np.split(weights, bounds), strict=True))
         ends = np.append(starts, len(every))
         return cls(
             settings,
-            vocabulary,
+            lambda word: vocabulary.get(word, 0),
             list(texts.values()),
             [len(each) for each in coded],
             runs[few],
@@ -111,7 +110,7 @@ class RunIndex:
 
         0 is a word that no held-out text has; one after each text keeps runs from crossing its end.
         """
-        number = np.fromiter(map(self.vocabulary.get, words.distinct, repeat(0)), np.uint64, len(words.distinct))
+        number = words.values(self.number)
         lengths = np.diff(words.starts)[chosen]
         before = np.cumsum(lengths) - lengths
         bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths + 1)])
@@ -127,7 +126,7 @@ class RunIndex:
         size = self.settings.ngram
         unknown = np.concatenate([[0], np.cumsum(codes == 0)])
         at = np.flatnonzero(unknown[size:] == unknown[:-size])
-        found = _runs(codes, size)[at]
+        found = runs_of(codes, size)[at]
         at = at[likely := self.table[found >> np.uint64(65 - len(self.table).bit_length())]]
         found = found[likely]
         run = np.minimum(np.searchsorted(self.runs, found), len(self.runs) - 1)
@@ -140,27 +139,36 @@ class RunIndex:
         return slice(max(low, start - length // 2), min(high, start + length + length // 2))
 
     def _shared(self, codes: np.ndarray, other: int) -> float:
-        """Return the weighted share of word pairs in common with a held-out text, or 0 where it is too small."""
+        """Return the weighted share of word pairs in common with a held-out text, or 0 where it is too small.
+
+        It is counted twice, the second time by the squares of the weights: what is in common must not be what a few held-out texts share,
+        such as a list of laboratory values, which has no pair of its own.
+        """
         pairs, weights = self.own[other]
         known = (codes[1:] != 0) & (codes[:-1] != 0)
-        mine = np.unique(_runs(codes, 2)[known])
+        mine = np.unique(runs_of(codes, 2)[known])
         place = np.minimum(np.searchsorted(pairs, mine), len(pairs) - 1)
-        common = weights[place][pairs[place] == mine].sum()
-        whole = weights.sum()
+        shared = weights[place][pairs[place] == mine]
+        common, whole = shared.sum(), weights.sum()
         if common < (_SHORT_SHARE * whole if whole < _SHORT_WEIGHT else self.settings.min_weight):
             return 0.0
         # A pair that no held-out text has counts 1, as one that a single text has.
         place = np.minimum(np.searchsorted(self.pairs, mine), len(self.pairs) - 1)
-        text = np.where(self.pairs[place] == mine, 1 / self.texts_with[place], 1.0).sum() + np.sum(~known)
-        share = float(common / min(whole, text))
+        own, unknown = np.where(self.pairs[place] == mine, 1 / self.texts_with[place], 1.0), np.sum(~known)
+        by_weight = common / min(whole, own.sum() + unknown)
+        by_square = (shared**2).sum() / min((weights**2).sum(), (own**2).sum() + unknown)
+        share = float(min(by_weight, by_square))
         return share if share >= self.settings.min_shared else 0.0
 
 
-def _runs(codes: np.ndarray, size: int) -> np.ndarray:
-    """Hash each run of `size` words to 64 bits (a polynomial, then mixed so that the high bits depend on all words)."""
-    found = np.zeros(max(0, len(codes) - size + 1), np.uint64)
-    for place in range(size):
-        found += codes[place : len(codes) - size + 1 + place]
-        found *= _FACTOR
-        found ^= found >> np.uint64(29)
-    return found
+def _each_once(texts: Sequence[np.ndarray], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the hashed runs of all texts in order, a text's own once, and by whose number they are the texts'."""
+    lengths = np.array([len(each) for each in texts], np.int64)
+    found = runs_of(np.concatenate(texts), size)
+    owner = np.repeat(np.arange(len(texts), dtype=np.int32), lengths)
+    inside = np.flatnonzero(owner[: len(found)] == owner[size - 1 :][: len(found)])
+    order = inside[np.lexsort((owner[inside], found[inside]))]
+    found, owner = found[order], owner[order]
+    new = np.ones(len(found), bool)
+    new[1:] = (found[1:] != found[:-1]) | (owner[1:] != owner[:-1])
+    return found[new], owner[new]

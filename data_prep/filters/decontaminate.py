@@ -21,7 +21,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from rounds.data_prep.filters import Filter, texts_of
+from rounds.data_prep.filters import Filter, in_parts, texts_of
 from rounds.data_prep.records import Message, Prompt, Question, Record, answers_of, prompt_id, prompt_of
 from rounds.data_prep.render import phrasings
 from rounds.data_prep.schema import Between, Section
@@ -121,7 +121,7 @@ def build(settings: Section, heldout: Sequence[Record]) -> Filter:
                 found[row] = f"overlaps_{source}"
         return found
 
-    return verdicts if heldout else lambda records: [None] * len(records)
+    return lambda records: [each for part in in_parts(records) for each in verdicts(part)] if heldout else [None] * len(records)
 
 
 def _likely(words: Words[bytes], begins: Sequence[int], spoken: Sequence[int], shapes: set[tuple]) -> list[bool]:

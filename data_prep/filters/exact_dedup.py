@@ -7,10 +7,10 @@ import hashlib
 from collections.abc import Sequence
 from typing import Literal
 
-from rounds.data_prep.filters import Filter, Remembering
+from rounds.data_prep.filters import Filter, Remembering, in_parts, texts_of
 from rounds.data_prep.records import Record, answers_of, prompt_of
 from rounds.data_prep.schema import Section
-from rounds.data_prep.turns import normalised
+from rounds.data_prep.turns import folded
 
 
 class Settings(Section):
@@ -33,10 +33,34 @@ def build(settings: Section, heldout: Sequence[Record]) -> Filter:
             seen.add(keys[place])
         return found
 
-    return Remembering(lambda records: [_key(record, whole) for record in records], decide)
+    return Remembering(lambda records: [key for part in in_parts(records) for key in _keys(part, whole)], decide)
 
 
-def _key(record: Record, whole: bool) -> bytes:
-    texts = [f"{message.role}\x1f{normalised(message.content)}" for message in prompt_of(record)]
-    answers = [normalised(answer) for answer in answers_of(record)] if whole else []
-    return hashlib.blake2b("\x1e".join([*texts, "\x1d", *answers]).encode(), digest_size=16).digest()
+def _keys(records: Sequence[Record], whole: bool) -> list[bytes]:
+    """Return for each record a digest of the roles and words of its prompt and, of a whole record, of its answers."""
+    texts, heads, begins = list[str](), list[str](), [0]
+    for record in records:
+        turns, answers = prompt_of(record), answers_of(record) if whole else ()
+        texts += [turn.content for turn in turns]
+        texts += answers
+        heads.append("\x1f".join([turn.role for turn in turns]))
+        begins.append(len(texts))
+    words = texts_of(records).words(texts, _hashed_words)
+    hashes, starts = memoryview(words.values(int)[words.numbers].tobytes()), words.starts.tolist()
+    keys = []
+    for place, head in enumerate(heads):
+        first, last = begins[place], begins[place + 1]
+        # How many words each text has keeps a word at a text's end from being one at the next one's start.
+        ends = ",".join([str(end - starts[first]) for end in starts[first + 1 : last + 1]])
+        key = hashlib.blake2b(f"{head}\x1e{ends}\x1e".encode(), digest_size=16)
+        key.update(hashes[8 * starts[first] : 8 * starts[last]])
+        keys.append(key.digest())
+    return keys
+
+
+def _hashed_words(text: str) -> list[int]:
+    """Return a hash of each word that `normalised` leaves of a text."""
+    return [
+        int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+        for word in folded(text).split()
+    ]

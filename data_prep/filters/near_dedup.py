@@ -11,8 +11,9 @@ nameless temporary file (set TMPDIR to choose the disk).
 """
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from typing import Annotated
 from zlib import crc32
@@ -21,11 +22,11 @@ import numpy as np
 from pydantic import Field
 from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  # a compiled module without stubs
 
-from rounds.data_prep.filters import Filter, Remembering, texts_of
+from rounds.data_prep.filters import Filter, Remembering, in_parts, texts_of
 from rounds.data_prep.records import Record, answers_of, prompt_of
 from rounds.data_prep.schema import Between, Section
 from rounds.data_prep.turns import folded
-from rounds.data_prep.words import Words
+from rounds.data_prep.words import Words, runs_of
 
 # Lower-case letters, digits and the bytes of longer characters make words; the rest stands between them.
 _TO_WORDS = bytes(code if code >= 128 or chr(code).isdigit() or chr(code).islower() else 32 for code in range(256))
@@ -63,7 +64,8 @@ def build(settings: Section, heldout: Sequence[Record]) -> Filter:
             mine = prepared.runs[prepared.offsets[place] : prepared.offsets[place + 1]]
             keys = again.get(row, ())
             near = dict.fromkeys(chain(earlier.get(row, ()), *(batch.get(key, ()) for key in keys)))
-            if any(kept.alike(mine, other, settings.jaccard) for other in near):
+            once = np.unique(mine) if near else mine
+            if any(kept.alike(once, other, settings.jaccard) for other in near):
                 found.append("near_duplicate")
                 continue
             found.append(None)
@@ -79,7 +81,7 @@ def build(settings: Section, heldout: Sequence[Record]) -> Filter:
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """For each record the keys of its bands, and its runs, sorted and each once: those from one offset to the next."""
+    """For each record the keys of its bands, and its runs as they stand in it: those from one offset to the next."""
 
     bands: np.ndarray
     runs: np.ndarray
@@ -87,13 +89,13 @@ class _Prepared:
 
 
 def _prepare(records: Sequence[Record], run_words: int) -> _Prepared:
-    runs, offsets = _hashed(records, run_words)
-    # Sorted by record, then run: one sort of 64-bit numbers, the record in the upper half.
-    owner = np.repeat(np.arange(len(records), dtype=np.uint64), np.diff(offsets)) << np.uint64(32)
-    owned = np.sort(owner | runs.astype(np.uint32))
-    owned = owned[np.diff(owned, prepend=~owned[:1]) != 0]
-    starts = np.searchsorted(owned, np.arange(len(records) + 1, dtype=np.uint64) << np.uint64(32))
-    return _Prepared(_bands(runs, offsets), owned.astype(np.uint32), starts)
+    bands, every, counts = [np.zeros((0, _BANDS), np.uint64)], [np.zeros(0, np.uint32)], [np.zeros(1, np.int64)]
+    for part in in_parts(records):
+        runs, offsets = _hashed(part, run_words)
+        bands.append(_bands(runs, offsets))
+        every.append(runs.astype(np.uint32))
+        counts.append(np.diff(offsets))
+    return _Prepared(np.concatenate(bands), np.concatenate(every), np.cumsum(np.concatenate(counts)))
 
 
 def _hashed(records: Sequence[Record], size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -110,16 +112,12 @@ def _hashed(records: Sequence[Record], size: int) -> tuple[np.ndarray, np.ndarra
         owned.append(len(kinds))
     words = texts_of(records).words(texts, words_of)
     flat, bounds = _padded(_codes(words, kinds, ends), words.starts[ends], np.array(kinds, np.uint64), size)
-    runs = np.zeros(max(0, len(flat) - size + 1), np.uint64)
-    for place in range(size):
-        runs += flat[place : len(flat) - size + 1 + place]
-        runs *= _FACTOR
-        runs ^= runs >> np.uint64(29)
+    runs = runs_of(flat, size)
     inside = np.ones(len(runs), bool)
     crossing = bounds[1:-1, None] - np.arange(1, size)
     inside[crossing[crossing >= 0]] = False
-    before = np.concatenate([[0], np.cumsum(inside)])
-    return runs[inside], before[np.minimum(bounds, len(runs))][owned]
+    before = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.diff(bounds) - size + 1)])
+    return runs[inside], before[owned]
 
 
 def words_of(text: str) -> list[bytes]:
@@ -129,13 +127,16 @@ def words_of(text: str) -> list[bytes]:
 
 def _codes(words: Words[bytes], kinds: Sequence[int], ends: Sequence[int]) -> np.ndarray:
     """Hash each word by the part that it stands in, 0 the prompt, from 1 the answers; `ends` are the parts', in texts."""
-    part = np.repeat(np.array(kinds, np.int32), np.diff(words.starts[ends]))
-    used = np.zeros((max(kinds, default=0) + 1, len(words.distinct)), bool)
-    used[part, words.numbers] = True
-    codes = np.zeros(used.shape, np.uint32)
-    where = np.nonzero(used)
-    codes[where] = [crc32(words.distinct[number], kind) for kind, number in zip(*(each.tolist() for each in where), strict=True)]
-    return codes[part, words.numbers].astype(np.uint64)
+    codes = np.concatenate([words.values(_hash_in(kind)) for kind in range(max(kinds, default=0) + 1)])
+    place = np.repeat(np.array(kinds, np.int32) * np.int32(len(words.distinct)), np.diff(words.starts[ends]))
+    place += words.numbers
+    return codes[place]
+
+
+@cache
+def _hash_in(kind: int) -> Callable[[bytes], int]:
+    """Return the hash of a word in parts of a kind."""
+    return lambda word: crc32(word, kind)
 
 
 def _padded(codes: np.ndarray, starts: np.ndarray, fill: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -152,10 +153,9 @@ def _padded(codes: np.ndarray, starts: np.ndarray, fill: np.ndarray, size: int) 
 
 def _bands(runs: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """Return a key for each band of each record's signature; the same in two records where the band is."""
-    if len(offsets) == 1:
-        return np.zeros((0, _BANDS), np.uint64)
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(runs, offsets.astype(np.uint64), _BANDS * _ROWS, _SEED)
-    digests = np.array(matrix.to_rows(), np.uint64).reshape(-1, _BANDS, _ROWS)
+    count = (len(offsets) - 1) * _BANDS * _ROWS
+    digests = np.fromiter(chain.from_iterable(matrix.to_rows()), np.uint64, count).reshape(-1, _BANDS, _ROWS)
     keys = np.tile(np.arange(1, _BANDS + 1, dtype=np.uint64), (len(digests), 1))
     for place in range(_ROWS):
         keys = (keys + digests[:, :, place]) * _FACTOR
@@ -197,14 +197,17 @@ class _Runs:
         return self._count - 1
 
     def alike(self, runs: np.ndarray, place: int, jaccard: float) -> bool:
-        """Tell whether a record is as much like a kept one; both have their runs sorted, each once."""
+        """Tell whether a record, its runs sorted and each once, is as much like a kept one."""
         start, end = map(int, self._ends[place : place + 2])
-        sizes = len(runs), (end - start) // runs.itemsize
-        if min(sizes) < jaccard * max(sizes):
+        if (end - start) // runs.itemsize < jaccard * len(runs):
             return False
         self._file.seek(start)
         self._is_at_end = False
-        other = np.frombuffer(self._file.read(end - start), np.uint32)
+        # Sorted here and not for every row: few are ever compared.
+        other = np.unique(np.frombuffer(self._file.read(end - start), np.uint32))
+        sizes = len(runs), len(other)
+        if min(sizes) < jaccard * max(sizes):
+            return False
         common = np.count_nonzero(other[np.minimum(np.searchsorted(other, runs), len(other) - 1)] == runs)
         return bool(common >= jaccard * (sum(sizes) - common))
 

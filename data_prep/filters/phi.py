@@ -27,7 +27,7 @@ from rounds.data_prep.filters import Changed, Filter, Verdict
 from rounds.data_prep.filters._phi_find import KINDS, Find, PhiKind
 from rounds.data_prep.filters._phi_names import Names, by_model, plain_words
 from rounds.data_prep.filters._phi_rules import by_presidio, by_rules
-from rounds.data_prep.records import Conversation, Pair, Prompt, Record, answers_of
+from rounds.data_prep.records import Conversation, Pair, Prompt, Record, answers_of, thoughts_of
 from rounds.data_prep.schema import Section
 
 # What word processors and web pages put for a space, a hyphen and, in full width, any key: each is looked at as the key, one
@@ -118,7 +118,7 @@ def masked(text: str, finds: Sequence[Find]) -> str:
 def texts_of(record: Record) -> list[str]:
     """Return all texts of a record, in the order in which `_with_texts` takes them back."""
     turns = record.messages if isinstance(record, Conversation) else record.prompt
-    thoughts = [message.reasoning for message in turns if message.reasoning]
+    thoughts = [thought for thought in thoughts_of(record) if thought]
     answers = () if isinstance(record, Conversation) else answers_of(record)
     # A prompt's right answer stands among its choices too.
     right = [record.answer] if isinstance(record, Prompt) and record.answer and record.choices else []
@@ -131,14 +131,15 @@ def _with_texts(record: Record, texts: Sequence[str]) -> Record:
     said = tuple(
         replace(turn, content=text, reasoning=next(rest) if turn.reasoning else "") for turn, text in zip(turns, texts, strict=False)
     )
-    rest = tuple(rest)
     if isinstance(record, Conversation):
         return replace(record, messages=said)
     if isinstance(record, Pair):
-        return replace(record, prompt=said, chosen=rest[0], rejected=rest[1])
+        thoughts = {name: next(rest) for name in ("chosen_reasoning", "rejected_reasoning") if getattr(record, name)}
+        return replace(record, prompt=said, chosen=next(rest), rejected=next(rest), **thoughts)
+    left = tuple(rest)
     if isinstance(record, Prompt):
-        return replace(record, prompt=said, answer=rest[-1] if record.answer else None, choices=rest[: len(record.choices)])
-    return replace(record, prompt=said, choices=rest)
+        return replace(record, prompt=said, answer=left[-1] if record.answer else None, choices=left[: len(record.choices)])
+    return replace(record, prompt=said, choices=left)
 
 
 def _verdict(record: Record, texts: Sequence[str], finds: Sequence[Sequence[Find]], settings: Settings) -> Verdict:

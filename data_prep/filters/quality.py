@@ -19,7 +19,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from rounds.data_prep.filters import Filter, texts_of
+from rounds.data_prep.filters import Filter, in_parts, texts_of
 from rounds.data_prep.records import Conversation, Pair, Prompt, Record
 from rounds.data_prep.refusals import opens_with_refusal
 from rounds.data_prep.schema import Between, Section
@@ -85,7 +85,7 @@ def build(settings: Section, heldout: Sequence[Record]) -> Filter:
             start += len(own)
         return found
 
-    return verdicts
+    return lambda records: [each for part in in_parts(records) for each in verdicts(part)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +99,8 @@ class _Seen:
     lengths: list[int]
     english: list[int]
     other: list[int]
-    frequent: set[int]
-    """Answers in which some pair of words may stand 6 times or more."""
+    frequent: dict[int, int]
+    """Answers in which some pair of words may stand 6 times or more, and how often at most."""
     repeating: set[int]
     """Answers in which some run of ten words may stand twice."""
     noise: list[int]
@@ -110,7 +110,7 @@ class _Seen:
 
 def _look(answers: Sequence[str], texts: Texts) -> _Seen:
     words = texts.words(answers, _words_of)
-    english, other = (_count_known(words, known) for known in (_ENGLISH, _OTHER))
+    english, other = _count_known(words)
     pairs, tens = _repeats(words)
     odd = [text for text in answers if not text.isascii()]
     counts = ([dict(zip(odd, texts.sums(odd, each), strict=True)) for each in (_noise, _letters, _foreign)]) if odd else [{}, {}, {}]
@@ -118,34 +118,63 @@ def _look(answers: Sequence[str], texts: Texts) -> _Seen:
     return _Seen(words, np.diff(words.starts).tolist(), english, other, pairs, tens, noise, letters, foreign)
 
 
-def _count_known(words: Words[str], known: frozenset[str]) -> list[int]:
-    """Count the words of each text that are among the known ones."""
-    flags = np.fromiter(map(known.__contains__, words.distinct), np.int32, len(words.distinct))
-    return np.diff(np.concatenate([np.zeros(1, np.int32), np.cumsum(flags[words.numbers])])[words.starts]).tolist()
+def _count_known(words: Words[str]) -> tuple[list[int], list[int]]:
+    """Count the words of each text that are English little words, and those that are other languages'."""
+    sums = np.zeros(len(words.numbers) + 1, np.uint64)
+    np.cumsum(words.values(_known)[words.numbers], out=sums[1:])
+    counts = np.diff(sums[words.starts])
+    return (counts & np.uint64(_ONE_OTHER - 1)).tolist(), (counts // np.uint64(_ONE_OTHER)).tolist()
 
 
-def _repeats(words: Words[str]) -> tuple[set[int], set[int]]:
-    """Return the texts in which some pair of words stands 6 times or more, and those in which a run of ten stands twice.
+def _known(word: str) -> int:
+    """Return 1 for a little word of English and `_ONE_OTHER` for one of others, so that one sum counts both."""
+    return (word in _ENGLISH) + _ONE_OTHER * (word in _OTHER)
 
-    Equal hashes only say where something may repeat, and what does is counted by its words; where none are equal, nothing does. The
-    number of the text is in the upper bits, so one sort is enough for all.
+
+def _repeats(words: Words[str]) -> tuple[dict[int, int], set[int]]:
+    """Return the texts in which some pair of words may stand 6 times or more, with how often at most, and those in which a run of ten
+    may stand twice.
+
+    Equal hashes only say where something may repeat, and what does is counted by its words; where none are equal, nothing does.
     """
     codes = words.numbers.astype(np.uint64)
     owner = np.repeat(np.arange(len(words.starts) - 1, dtype=np.uint64), np.diff(words.starts))
-    bits = np.uint64(64 - max(1, (len(words.starts) - 1).bit_length()))
     pairs = codes[:-1] * _FACTOR + codes[1:]
     fours = pairs[:-2] * _FACTOR * _FACTOR + pairs[2:]
     tens = (fours[:-6] * _FACTOR + fours[4:-2]) * _FACTOR + pairs[8:]
-    found = []
-    for hashes, size, times in ((pairs, 2, 6), (tens, 10, 2)):
-        inside = owner[: len(hashes)] == owner[size - 1 :][: len(hashes)]
-        mixed = hashes[inside] * _FACTOR
-        mixed >>= np.uint64(64) - bits
-        mixed |= owner[: len(hashes)][inside] << bits
-        mixed.sort()
-        again = mixed[times - 1 :][mixed[times - 1 :] == mixed[: max(0, len(mixed) - times + 1)]]
-        found.append(set(np.unique(again >> bits).tolist()))
-    return found[0], found[1]
+    salt = owner * _SALT
+    return _often(_mixed(pairs, salt), owner), set(_twice(_mixed(tens, salt), owner))
+
+
+def _mixed(hashes: np.ndarray, salt: np.ndarray) -> np.ndarray:
+    """Return hashes that are equal only within a text, their high bits as good as the low ones."""
+    mixed = hashes * _FACTOR
+    mixed += salt[: len(mixed)]
+    mixed ^= mixed >> np.uint64(32)
+    mixed *= _FACTOR
+    return mixed
+
+
+def _often(hashes: np.ndarray, owner: np.ndarray) -> dict[int, int]:
+    """Return the owners of hashes that may stand 6 times or more, and how often at most: so many stand in their place of a small table."""
+    place = (hashes >> np.uint64(64 - _TABLE_BITS)).astype(np.int64)
+    times = np.bincount(place, minlength=1 << _TABLE_BITS)[place]
+    some = np.flatnonzero(times >= 6)
+    some = some[np.argsort(times[some])]
+    return dict(zip(owner[some].tolist(), times[some].tolist(), strict=True))
+
+
+def _twice(hashes: np.ndarray, owner: np.ndarray) -> list[int]:
+    """Return the owners of hashes that stand twice; only those that share their place of a table with another are compared."""
+    place = (hashes >> np.uint64(64 - _TABLE_BITS - 3)).astype(np.int64)
+    table, own = np.zeros(1 << (_TABLE_BITS + 3), np.int32), np.arange(len(place), dtype=np.int32)
+    table[place] = own
+    behind = table[place]
+    lost = behind != own  # somebody else came to this place later
+    some = np.concatenate([np.flatnonzero(lost), behind[lost]])
+    some = some[np.argsort(hashes[some], kind="stable")]
+    same = np.flatnonzero((hashes[some[1:]] == hashes[some[:-1]]) & (some[1:] != some[:-1]))
+    return owner[some[same]].tolist()
 
 
 def _verdict(record: Record, answers: Sequence[str], places: Sequence[int], seen: _Seen, settings: Settings) -> str | None:
@@ -257,19 +286,27 @@ def _repeats_lines(answer: str, settings: Settings) -> bool:
 
 
 def _repeats_words(place: int, seen: _Seen, settings: Settings) -> bool:
-    if place not in seen.frequent and place not in seen.repeating:
+    most, is_repeating = seen.frequent.get(place, 0), place in seen.repeating
+    if most:
+        # No longer gram is as frequent as its pairs, nor longer than four times the longest word.
+        lengths = seen.words.values(len)[seen.words.numbers[seen.words.starts[place] : seen.words.starts[place + 1]]]
+        if most * 4 * int(lengths.max()) <= settings.max_top_ngram * int(lengths.sum()):
+            most = 0
+    if not most and not is_repeating:
         return False
     words = seen.words.of(place)
     total = sum(map(len, words))
-    # Five times is how often a short answer says the name of its disease; no longer gram is as frequent as its pairs.
-    for size in (2, 3, 4) if place in seen.frequent else ():
+    # Five times is how often a short answer says the name of its disease.
+    for size in (2, 3, 4) if most else ():
         gram, times = Counter(zip(*(words[start:] for start in range(size)), strict=False)).most_common(1)[0]
         if times > 5 and times * sum(map(len, gram)) > settings.max_top_ngram * total:
             return True
-    return place in seen.repeating and _repeated_words(words, 10) > settings.max_repeated_ngrams * len(words)
+    return is_repeating and _repeated_words(words, 10) > settings.max_repeated_ngrams * len(words)
 
 
-_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+_FACTOR, _SALT = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
+_TABLE_BITS = 17  # twice as many places as a part of a batch has words, some of which go beyond it
+_ONE_OTHER = 1 << 32
 
 
 def _repeated_words(words: Sequence[str], size: int) -> int:

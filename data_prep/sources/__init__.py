@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from rounds.data_prep.errors import UserError, nearest
-from rounds.data_prep.records import Conversation, Kind, Pair, Record, answers_of, characters_of
+from rounds.data_prep.records import Conversation, Kind, Pair, Record, answers_of, characters_of, thoughts_of
 from rounds.data_prep.schema import SourceUse
 from rounds.data_prep.turns import Row, RowError, check_scores, refuse_media, refuse_unlearnt, without_reasoning
 from rounds.data_prep.unread import Unread
@@ -89,8 +89,8 @@ class Source:
             way = "; `from_split` reads a split of a folder by its name" if self.kind_by_format else ""
             raise UserError(f"source {self.name!r} has no split {use.split!r}: {nearest(use.split, self.splits)}{way}")
         if not self.kind_by_format:
-            for name in ("format", "columns", "heldout_fraction", "licence", "from_split", "config", "encoding", "answer_base"):
-                if getattr(use, name) not in (None, "", 0.0, {}):
+            for name in ("format", "columns", "heldout_fraction", "licence", "from_split", "config", "encoding", "header", "answer_base"):
+                if getattr(use, name) not in (None, "", 0.0, {}, ()):
                     raise UserError(f"source {self.name!r}: `{name}` is for source `file` only")
         if self.check_use is not None:
             self.check_use(use)
@@ -117,7 +117,7 @@ class Source:
         if isinstance(record, Pair):
             check_scores(row)
         turns = record.messages if isinstance(record, Conversation) else record.prompt
-        if use.reasoning == "refuse" and any(turn.reasoning for turn in turns):
+        if use.reasoning == "refuse" and any(thoughts_of(record)):
             raise RowError("has_reasoning")
         if self.kind_by_format:
             for said in (*(turn.content for turn in turns), *answers_of(record)):

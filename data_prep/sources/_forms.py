@@ -7,6 +7,9 @@ checked here: what has none of the forms comes back unchanged, and is a reason t
     a struct of lists   {"role": ["user", "assistant"], "content": ["Hot?", "Measure it."]}, as `datasets` kept sequences of structs
     text of a cell      '[{"role": "user", "content": "Hot?"}]', and as Python writes it, with single quotes
     hh-rlhf             "\\n\\nHuman: Hot?\\n\\nAssistant: Measure it."
+    Gemini              [{"role": "user", "parts": [{"text": "Hot?"}]}, {"role": "model", "parts": [{"text": "Measure it."}]}]
+
+and rows that have turns in several columns: TRL's `prompt` and `completion`, Gemini's `systemInstruction` beside `contents`.
 """
 
 import ast
@@ -27,6 +30,9 @@ _ROLES = {
     "model": "assistant",
 }
 """What ShareGPT calls our roles."""
+_RENAMED = {"developer": "system", "model": "assistant"}
+"""OpenAI's later name, and Gemini's."""
+SYSTEM_OF_GEMINI = ("systemInstruction", "system_instruction")
 _TOOLS = ("function_call", "tool_call", "observation", "function_response", "tool_response", "tool", "function")
 """Who speaks in a turn of ShareGPT that calls a tool, or is what a tool answers."""
 _PYTHON_CHARACTERS = 1 << 20  # a syntax tree takes some hundred times its text; no longer row is taken anyway
@@ -97,6 +103,40 @@ def pair(row: Row) -> Row:
     return {**given, **{name: side(given[name]) for name in ("prompt", "chosen", "rejected") if name in given}}
 
 
+def talk(row: Row) -> Row:
+    """Return a row of one conversation under `messages`, whoever wrote it. What was made into that is left out.
+
+    TRL's form has `prompt` and `completion`, each turns or a text, of which the completion alone is learnt; Gemini's has `contents` and
+    may have `systemInstruction`.
+    """
+    given = dict(row)
+    if "messages" not in given and "prompt" in given and "completion" in given:
+        sides = {name: turns(given.pop(name)) for name in ("prompt", "completion")}
+        asked, said = ([{"role": role, "content": side}] if isinstance(side, str) else side
+                       for role, side in zip(("user", "assistant"), sides.values(), strict=True))  # fmt: skip
+        if isinstance(asked, list) and isinstance(said, list):
+            given["messages"] = [*map(_read, asked), *said]
+    elif "messages" not in given and "contents" in given:
+        given["messages"] = given.pop("contents")
+    if "messages" in given:
+        given["messages"] = turns(given["messages"])
+    system = next((given.pop(name) for name in SYSTEM_OF_GEMINI if given.get(name)), None)
+    if system is not None and isinstance(given.get("messages"), list):
+        said = system if isinstance(system, Mapping) else {"content": system}
+        given["messages"] = [_turn({**said, "role": "system"}), *given["messages"]]
+    return given
+
+
+def are_turns(value: Any) -> bool:
+    """Tell whether a value is a list of turns, or a text that holds one."""
+    return _are_turns(from_text(value))
+
+
+def _read(turn: Any) -> Any:
+    """Return a turn of a prompt, of which no answer is learnt."""
+    return {**turn, "weight": 0} if isinstance(turn, Mapping) and turn.get("role") == "assistant" else turn
+
+
 def instruction(asked: Any, given: Any) -> Any:
     """Return what Alpaca's instruction and input ask together. Raises `RowError`: `input_not_text`."""
     given = said(given)
@@ -145,14 +185,27 @@ def _turn(value: Any) -> Any:
     turn = dict(value)
     if "content" in turn:
         turn["content"] = said(turn["content"])
-    if turn.get("role") == "developer":  # OpenAI's later name
-        turn["role"] = "system"
+    if "content" not in turn and isinstance(turn.get("parts"), list | tuple):
+        turn["content"] = [_part(each) for each in turn.pop("parts")]
+    if isinstance(role := turn.get("role"), str):
+        turn["role"] = _RENAMED.get(role, role)
     if turn.get("role") is not None or not isinstance(speaker := turn.get("from"), str):
         return turn
     turn |= {"role": turn.pop("from"), "content": said(turn.get("content", turn.pop("value", None)))}
     word = speaker.strip().lower()
     # A call of a tool under a role of its own, and what the tool answers, `turns.messages` names as a call.
     return turn | ({"role": "assistant", "tool_calls": [turn["content"]]} if word in _TOOLS else {"role": _ROLES.get(word, speaker)})
+
+
+def _part(value: Any) -> Any:
+    """Return a part of Gemini's with its type: what it holds says what it is."""
+    if isinstance(value, str):
+        return {"type": "text", "text": value}
+    if not isinstance(value, Mapping) or "type" in value:
+        return value
+    if isinstance(value.get("text"), str):
+        return {**value, "type": "thinking" if value.get("thought") is True else "text"}
+    return {**value, "type": next((str(name) for name in value), "unknown")}
 
 
 def _hh(value: str) -> list[dict[str, Any]] | None:

@@ -6,6 +6,7 @@ Licence: yours to state (`licence:`). One row of each format, with our names for
     messages          {"messages": [{"role": "user", "content": "What is an ECG?"},
                                     {"role": "assistant", "content": "A recording of the heart's electricity."}]}
     question_answer   {"question": "What is an ECG?", "answer": "A recording of the heart's electricity."}
+                                                        (also TRL's `prompt` and `completion`, Gemini's `contents`)
     sharegpt          {"conversations": [{"from": "human", "value": "What is an ECG?"},
                                          {"from": "gpt", "value": "A recording of the heart's electricity."}]}
     alpaca            {"instruction": "Say what this is.", "input": "ECG", "output": "A recording of the heart's electricity."}
@@ -113,6 +114,8 @@ def check(use: SourceUse) -> None:
         raise UserError(f"{use.path}: `heldout_fraction: 1.0` holds the whole file out: give it `split: heldout`")
     if use.encoding is not None:
         _check_encoding(use)
+    if len(set(use.header)) < len(use.header):
+        raise UserError(f"{use.path}: `header` names a column twice: {', '.join(use.header)}")
     if use.config is not None and _is_one_file(use.path):
         raise UserError(f"{use.path}: `config` names a configuration of a folder, and this is one file")
     if use.from_split is not None and _is_one_file(use.path):
@@ -156,6 +159,7 @@ def rows(use: SourceUse) -> Iterator[Row | RowError]:
 def reads(use: SourceUse, names: Collection[str]) -> Collection[str]:
     """Return the names, among those of a file's columns, that `rows` reads."""
     own = {*COLUMNS[str(use.format)], *OPTIONAL[str(use.format)], *use.columns.values()}
+    own |= {"prompt", "completion", "contents", *_forms.SYSTEM_OF_GEMINI} if use.format == "messages" else set()
     return [name for name in names if name in own]
 
 
@@ -166,6 +170,7 @@ def raw_rows(use: SourceUse) -> Iterator[Row | RowError]:
         split=use.from_split or "train",
         config=use.config,
         encoding=use.encoding,
+        header=use.header,
         name_labels=True,
         must_have_config=True,
     )
@@ -203,8 +208,8 @@ def to_record(row: Row, index: int, use: SourceUse) -> Record:
         return Pair(prompt=_question(row), chosen=row["chosen"], rejected=row["rejected"], **named)
     if use.format == "prompt":
         return _prompt(row, named)
-    prompt, chosen, rejected = preference(row.get("prompt"), required(row, "chosen"), required(row, "rejected"))
-    return Pair(prompt=with_system(prompt, _system(row)), chosen=chosen, rejected=rejected, **named)
+    sides = preference(row.get("prompt"), required(row, "chosen"), required(row, "rejected"))
+    return Pair(**{**named, **sides, "prompt": with_system(sides["prompt"], _system(row))})
 
 
 def _is_one_file(path: str) -> bool:
@@ -234,9 +239,10 @@ def _named(raw: Row, use: SourceUse) -> dict[str, Any]:
 
 def _formed(row: dict[str, Any], use: SourceUse) -> dict[str, Any]:
     """Return a row with its turns as `rounds.data_prep.turns` takes them."""
-    if use.format in ("messages", "sharegpt"):
-        column = COLUMNS[use.format][0]
-        return {**row, column: _forms.turns(row[column])} if column in row else row
+    if use.format == "messages":
+        return dict(_forms.talk(row))
+    if use.format == "sharegpt":
+        return {**row, "conversations": _forms.turns(row["conversations"])} if "conversations" in row else row
     if use.format == "alpaca":
         return {**row, files.TURNS: _forms.alpaca(row)}
     if use.format == "multiple_choice":
@@ -412,5 +418,5 @@ SOURCE = Source(
     },
     columns_by_format=COLUMNS,
     check_use=check,
-    version=4,
+    version=5,
 )

@@ -30,9 +30,9 @@ REVISION = "1fb8cdacb54a8a2393cc3cbf1078b2ec30ddc30c"
 def to_record(row: Row, index: int, use: SourceUse) -> Pair:
     """Take all turns but the last as the prompt; raises `RowError` with the reasons of `turns.preference`."""
     group = identity(required(row, "prompt_id"), "prompt_id")
-    prompt, chosen, rejected = preference(None, required(row, "chosen"), required(row, "rejected"))
-    name = f"{group}:{stable_hash(chosen, rejected):016x}"
-    return Pair(id=name, source="snorkel", prompt=prompt, chosen=chosen, rejected=rejected, group=group)
+    sides = preference(None, required(row, "chosen"), required(row, "rejected"))
+    name = f"{group}:{stable_hash(sides['chosen'], sides['rejected']):016x}"
+    return Pair(id=name, source="snorkel", group=group, **sides)
 
 
 SOURCE = Source(

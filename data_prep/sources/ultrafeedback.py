@@ -29,11 +29,11 @@ REVISION = "3949bf5f8c17c394422ccfab0c31ea9c20bdeb85"
 def to_record(row: Row, index: int, use: SourceUse) -> Pair:
     """Take all turns but the last as the prompt; raises `RowError` with the reasons of `turns.preference`."""
     group = identity(required(row, "prompt_id"), "prompt_id")
-    prompt, chosen, rejected = preference(None, required(row, "chosen"), required(row, "rejected"))
+    sides = preference(None, required(row, "chosen"), required(row, "rejected"))
     for column in ("score_chosen", "score_rejected"):  # `Source.convert` compares them
         required(row, column)
-    name = f"{group}:{stable_hash(chosen, rejected):016x}"
-    return Pair(id=name, source="ultrafeedback", prompt=prompt, chosen=chosen, rejected=rejected, group=group)
+    name = f"{group}:{stable_hash(sides['chosen'], sides['rejected']):016x}"
+    return Pair(id=name, source="ultrafeedback", group=group, **sides)
 
 
 SOURCE = Source(

@@ -30,8 +30,12 @@ def test_what_is_not_learnt_and_what_was_thought_are_kept(tmp_path: Path) -> Non
     assert write_records(tmp_path / "rows.parquet", rows, "conversation") == 3
     assert list(read_records(tmp_path / "rows.parquet")) == rows
     pair = Pair("d", "made", (*THOUGHT.messages, ASKED), "Yes.", "No.")
-    write_records(tmp_path / "pairs.parquet", [pair], "pair")
-    assert list(read_records(tmp_path / "pairs.parquet")) == [pair]
+    thoughtful = Pair("e", "made", (ASKED,), "5 mg.", "9 mg.", rejected_reasoning="A guess.")
+    write_records(tmp_path / "pairs.parquet", [pair, thoughtful], "pair")
+    assert list(read_records(tmp_path / "pairs.parquet")) == [pair, thoughtful]
+    old = pq.read_table(tmp_path / "pairs.parquet").drop_columns(["chosen_reasoning", "rejected_reasoning"])
+    pq.write_table(old, tmp_path / "old.parquet")
+    assert list(read_records(tmp_path / "old.parquet")) == [pair, Pair("e", "made", (ASKED,), "5 mg.", "9 mg.")]
 
 
 def test_a_prompt_is_kept_with_the_answer_and_the_choices_that_are_known(tmp_path: Path) -> None:

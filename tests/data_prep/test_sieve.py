@@ -1,7 +1,4 @@
-"""Filters see what those before them leave, and the answer is the same whatever the number of processes.
-
-Covers: data_prep/words.
-"""
+"""Filters see what those before them leave, and the answer is the same whatever the number of processes."""
 
 import multiprocessing
 import random

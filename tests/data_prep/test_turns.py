@@ -100,7 +100,8 @@ def test_an_answer_of_weight_0_is_read_and_not_learnt(mark: dict) -> None:
     # A prompt is only read, whatever its answers weigh.
     asked = [USER, {**REPLY, **mark}, USER]
     assert turns.preference(asked, "Yes.", "No.") == turns.preference([USER, REPLY, USER], "Yes.", "No.")
-    assert turns.preference(None, [*asked, REPLY], [*asked, {**REPLY, "content": "No."}])[0] == turns.messages([USER, REPLY, USER], "user")
+    found = turns.preference(None, [*asked, REPLY], [*asked, {**REPLY, "content": "No."}])
+    assert found["prompt"] == turns.messages([USER, REPLY, USER], "user")
 
 
 @pytest.mark.parametrize("mark", [{"weight": 1}, {"weight": None}, {"weight": 1.0}, {"weight": "1"}, {"train": True}, {"training": "true"}])
@@ -127,10 +128,10 @@ def test_what_was_thought_before_an_answer_is_kept_apart(name: str) -> None:
     assert talk[1] == Message("assistant", "Take 5 mg.", reasoning="50 kg, so 0.1 mg per kg.")
     bare = turns.without_reasoning({"messages": [USER, thoughtful], name: "of the row"})
     assert bare == {"messages": [USER, {"role": "assistant", "content": "Take 5 mg."}], name: "of the row"}
-    with pytest.raises(RowError, match=r"^has_reasoning$"):
-        turns.preference([USER], [thoughtful], "No.")
-    with pytest.raises(RowError, match=r"^has_reasoning$"):
-        turns.preference(None, [USER, thoughtful], [USER, REPLY])
+    for sides in ([thoughtful], "No."), ([USER, thoughtful], [USER, {**REPLY, "content": "No."}]):
+        found = turns.preference([USER], *sides)
+        assert (found["chosen"], found["rejected"]) == ("Take 5 mg.", "No.")
+        assert (found["chosen_reasoning"], found["rejected_reasoning"]) == ("50 kg, so 0.1 mg per kg.", "")
 
 
 def test_parts_of_text_are_one_text_and_parts_of_thinking_are_reasoning() -> None:
@@ -186,7 +187,7 @@ def test_messages_answer_or_raise_a_reason(value: Any, last: Any) -> None:
 @given(ANYTHING, ANYTHING, ANYTHING)
 def test_preference_answers_or_raises_a_reason(prompt: Any, chosen: Any, rejected: Any) -> None:
     try:
-        found, better, worse = turns.preference(prompt, chosen, rejected)
+        found, better, worse, *_ = turns.preference(prompt, chosen, rejected).values()
     except RowError:
         return
     assert found[-1].role == "user"
@@ -204,7 +205,7 @@ def test_preference_answers_or_raises_a_reason(prompt: Any, chosen: Any, rejecte
 )
 def test_each_way_to_write_a_preference_gives_the_same_pair(prompt: Any, chosen: Any, rejected: Any) -> None:
     found = turns.preference(prompt, chosen, rejected)
-    assert found == (turns.ask(USER["content"]), REPLY["content"], "No idea.")
+    assert (found["prompt"], found["chosen"], found["rejected"]) == (turns.ask(USER["content"]), REPLY["content"], "No idea.")
 
 
 def test_a_preference_of_two_prompts_or_none_is_refused() -> None:
@@ -230,7 +231,8 @@ def test_a_preference_of_two_prompts_or_none_is_refused() -> None:
     ],
 )  # fmt: skip
 def test_a_prompt_that_both_sides_repeat_is_cut_from_them(prompt: Any, chosen: Any, rejected: Any) -> None:
-    assert turns.preference(prompt, chosen, rejected)[1:] == ("Yes.", "No.")
+    found = turns.preference(prompt, chosen, rejected)
+    assert (found["chosen"], found["rejected"]) == ("Yes.", "No.")
 
 
 @pytest.mark.parametrize(
@@ -244,8 +246,8 @@ def test_a_prompt_that_is_repeated_in_other_letters_is_a_reason(chosen: str, rej
 
 
 def test_answers_that_begin_as_the_prompt_does_of_themselves_are_kept_or_a_reason() -> None:
-    assert turns.preference("Is it safe?", "Is it safe? Yes.", "No.")[1] == "Is it safe? Yes."
-    assert turns.preference("Name the bone", "Name the bones you know.", "Name the bones.")[1] == "Name the bones you know."
+    assert turns.preference("Is it safe?", "Is it safe? Yes.", "No.")["chosen"] == "Is it safe? Yes."
+    assert turns.preference("Name the bone", "Name the bones you know.", "Name the bones.")["chosen"] == "Name the bones you know."
     with pytest.raises(RowError, match=r"^prompt_repeated_in_answers$") as caught:
         turns.preference("Hello!", "Hello! How are you?", "Hello! What?")
     assert not caught.value.bad

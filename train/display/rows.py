@@ -70,12 +70,12 @@ def shown(record: Record, using: PreTrainedTokenizerBase | str, marked: bool, ma
 
 
 def _pair(pair: Pair, using: PreTrainedTokenizerBase | str, marked: bool, max_length: int | None) -> Text:
-    sides = (("chosen", pair.chosen, LEARNT), ("rejected", pair.rejected, WORSE))
+    sides = (
+        ("chosen", Message("assistant", pair.chosen, reasoning=pair.chosen_reasoning), LEARNT),
+        ("rejected", Message("assistant", pair.rejected, reasoning=pair.rejected_reasoning), WORSE),
+    )
     if isinstance(using, str):
-        texts = [
-            _text(f"{pair.id}: {name}", _turns((*pair.prompt, Message("assistant", answer)), style), marked)
-            for name, answer, style in sides
-        ]
+        texts = [_text(f"{pair.id}: {name}", _turns((*pair.prompt, answer), style), marked) for name, answer, style in sides]
         return Text("\n").join(texts)
     encoded = chat.encode_pairs(using, [pair])[0]
     if not isinstance(encoded, str) and max_length:

@@ -93,7 +93,7 @@ def _kind(name: str, version: int, row: Row = "cpu", **facts: Any) -> Kind:
 # fmt: off
 SOURCE = Kind("source", "rounds.data_prep.build:source", "rounds.data_prep.schema:SourceParams", 7,
               column=0, reads_source=True, holds_text=True, about_rows=True, light=True)
-DATA = Kind("data", "rounds.data_prep.build:data", "rounds.data_prep.schema:DataParams", 8,
+DATA = Kind("data", "rounds.data_prep.build:data", "rounds.data_prep.schema:DataParams", 9,
             column=1, arrows=("source.",), mixes=True, holds_text=True, about_rows=True, light=True)
 BASE = _kind("base", 1, column=4, starts=True, reads_weights=True, trial="rounds.train.training.trial:run")
 PACK = _kind("pack", 3, column=2, arrows=("data",), makes_tokens=True, packs=True, holds_text=True, about_rows=True)

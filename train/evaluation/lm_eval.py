@@ -111,9 +111,9 @@ def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size:
             return super()._loglikelihood_tokens(requests, *args, **kwargs)
 
         def generate_until(self, requests, *args, **kwargs):
-            most = [dict(normalize_gen_kwargs(request.args[1], self.max_gen_toks))["max_gen_toks"] for request in requests]
+            options: Any = [normalize_gen_kwargs(request.args[1], self.max_gen_toks) for request in requests]
             read = [len(self.tok_encode(request.args[0])) for request in requests]
-            self._refuse_cut(requests, [prompt + answer for prompt, answer in zip(read, most, strict=True)])
+            self._refuse_cut(requests, [prompt + each["max_gen_toks"] for prompt, each in zip(read, options, strict=True)])
             return super().generate_until(requests, *args, **kwargs)
 
         def _refuse_cut(self, requests, lengths):

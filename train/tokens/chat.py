@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Message, Pair
 from rounds.train.tokens import rendering
+from rounds.train.tokens.memory_limit import memory_limit
 from rounds.train.tokens.rendering import TemplateFailure, control_tokens
 from rounds.train.tokens.time_limit import OutOfTimeError, time_limit
 
@@ -22,6 +23,8 @@ __all__ = ["Encoded", "EncodedPair", "answers_apart", "check_template", "control
            "encode_prompts", "render_prompt", "render_prompts", "template_limits"]  # fmt: skip
 _PROBE_SECONDS, _ROW_SECONDS = 10.0, 60.0
 """A template renders a question in a millisecond, and a conversation of a hundred turns in a second: what takes longer does not end."""
+_PROBE_BYTES, _ROW_BYTES = 1 << 30, 1 << 32
+"""A question takes some kilobytes, and the longest row that is kept, of a million characters, some megabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ def check_template(tokenizer: PreTrainedTokenizerBase) -> str:
         )
     question, answer = probe = (Message("user", "Is it so?"), Message("assistant", "It is."))
     try:
-        with time_limit(_PROBE_SECONDS):
+        with time_limit(_PROBE_SECONDS), memory_limit(_PROBE_BYTES):
             text = rendering.apply(tokenizer, probe)
             prompt, unasked = rendering.apply(tokenizer, probe[:1], asked=True), rendering.apply(tokenizer, probe[:1])
             rendered = rendering.render(tokenizer, probe)
@@ -116,7 +119,7 @@ def template_limits(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     further = (Message("user", "Why is it so?"), Message("assistant", "Nobody knows."))
     limits = {}
     try:
-        with time_limit(_PROBE_SECONDS):
+        with time_limit(_PROBE_SECONDS), memory_limit(_PROBE_BYTES):
             if problem := _problem(tokenizer, (Message("system", text), question, answer)):
                 limits["system turns"] = problem
             talk = _rendered(tokenizer, (question, answer, *further))
@@ -155,7 +158,7 @@ def encode_conversations(
     texts, spans, places, left = [], [], [], []
     messages: tuple[Message, ...] = ()
     try:
-        with time_limit(_ROW_SECONDS) as restart:
+        with time_limit(_ROW_SECONDS) as restart, memory_limit(_ROW_BYTES):
             for place, messages in enumerate(conversations):
                 restart()
                 rendered = _rendered(tokenizer, messages, last_only)
@@ -234,7 +237,11 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[tuple[M
 
 def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> list[EncodedPair | str]:
     """Tokenise pairs in one batch. A string in place of a result is the reason why a pair cannot be used."""
-    sides = [(*pair.prompt, Message("assistant", answer)) for pair in pairs for answer in (pair.chosen, pair.rejected)]
+    sides = [
+        (*pair.prompt, Message("assistant", answer, reasoning=thought))
+        for pair in pairs
+        for answer, thought in ((pair.chosen, pair.chosen_reasoning), (pair.rejected, pair.rejected_reasoning))
+    ]
     encoded = encode_conversations(tokenizer, sides, last_only=True)
     return [_pair(chosen, rejected) for chosen, rejected in zip(encoded[::2], encoded[1::2], strict=True)]
 

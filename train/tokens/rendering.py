@@ -50,7 +50,7 @@ def apply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, as
     except RecursionError:
         raise TemplateFailure("it calls itself without an end") from None
     except MemoryError:
-        raise TemplateFailure("it needs more memory than there is") from None
+        raise TemplateFailure("it takes more and more memory, or writes a text without an end") from None
     except Exception as error:
         if "no loader" in str(error):
             raise TemplateFailure("it includes, imports or extends another file, and a tokenizer has one: write all into it") from None

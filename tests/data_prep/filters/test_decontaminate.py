@@ -93,6 +93,18 @@ def test_stock_phrases_are_no_leak() -> None:
     assert len(STOCK.split(" {} ")[1].split()) > 13, "the plain rule, one run of 13 words, would drop it"
 
 
+def test_what_a_few_heldout_prompts_share_and_none_has_alone_is_no_leak() -> None:
+    values = (
+        "sodium one milli potassium two micro chloride four nano urea six deci glucose three centi creatinine five pico calcium ten kilo"
+    )
+    stories = [" ".join(each + letter for letter in "abcdefghijklmnopqrst") for each in ("gout", "rash", "cough")]
+    few = [Question(each[:5], "exam", (Message("user", f"{each}. We find {values}."),), ("x", "y"), 0) for each in stories]
+    other = "A nurse cannot sleep since her neighbour plays drums until late every night and nobody else in that house seems to mind at all"
+    assert answer([talk(f"{other}. We find {values}. Why?")], [*few]) == [None]
+    retold = f"We find {values}. Before it was {' '.join(stories[1].split()[:12])}."
+    assert answer([talk(retold)], [*few]) == ["overlaps_exam"]
+
+
 def test_a_run_of_the_shortest_length_counts_and_one_word_less_does_not() -> None:
     words = VIGNETTE.split()[9:22]
     assert answer([talk(" ".join(words)), talk(" ".join(words[1:]))], [EXAM]) == ["overlaps_exam", None]
@@ -237,4 +249,5 @@ def test_recall_and_precision_on_the_labelled_trap(shared_data: Path) -> None:
     recall, precision, _ = script.summary(trap, found)
     assert recall >= 0.99
     assert precision >= 0.95
+    assert script.among_exams(trap, found)[1] >= 0.95
     assert found["medec re-tells"][0] == found["medec re-tells"][1] > 20

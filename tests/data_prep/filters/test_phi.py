@@ -124,6 +124,8 @@ def test_every_text_of_every_kind_of_record_is_masked() -> None:
     ask, asked = (Message("user", "I am at 312-555-0147."),), (Message("user", "I am at [PHONE]."),)
     pair = changed(Pair("p", "s", ask, "a@b.org", "c@d.org and more", "g")).record
     assert pair == Pair("p", "s", asked, "[EMAIL]", "[EMAIL] and more", "g")
+    thoughtful = changed(Pair("p", "s", ask, "Yes.", "No.", "g", rejected_reasoning="At a@b.org.")).record
+    assert thoughtful == Pair("p", "s", asked, "Yes.", "No.", "g", rejected_reasoning="At [EMAIL].")
     question = changed(Question("q", "s", ask, ("yes", "a@b.org"), 1)).record
     assert question == Question("q", "s", asked, ("yes", "[EMAIL]"), 1)
     assert rule()([Pair("p", "s", ask, "a@b.org", "c@d.org")]) == ["same_answers_once_masked"]

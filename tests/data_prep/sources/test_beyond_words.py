@@ -55,12 +55,19 @@ def test_reasoning_is_refused_left_out_or_kept_as_the_recipe_says(one) -> None:
     assert found.messages[1] == Message("assistant", "Take 5 mg.", reasoning="50 kg, so 0.1 mg per kg.")
 
 
-def test_reasoning_of_a_pair_is_refused_or_left_out(one) -> None:
+def test_reasoning_of_a_pair_is_refused_left_out_or_kept_as_the_recipe_says(one) -> None:
     plain = {"role": "assistant", "content": "Nothing."}
     row = {"prompt": [ASKED], "chosen": [THOUGHT], "rejected": [plain]}
-    assert one("preference", row) == one("preference", row, reasoning="learn") == "has_reasoning"
+    assert one("preference", row) == "has_reasoning"
+    (found,) = one("preference", row, reasoning="learn")
+    assert (found.chosen_reasoning, found.rejected_reasoning) == ("50 kg, so 0.1 mg per kg.", "")
+    # Sides that differ in nothing but what was thought are a pair where that is learnt, and none where it is not.
+    alike = row | {"rejected": [{"role": "assistant", "thinking": "No idea.", "content": "Take 5 mg."}]}
+    (found,) = one("preference", alike, reasoning="learn")
+    assert (found.chosen, found.rejected, found.rejected_reasoning) == ("Take 5 mg.", "Take 5 mg.", "No idea.")
+    assert one("preference", alike, reasoning="leave_out") == "identical_answers"
     (found,) = one("preference", row, reasoning="leave_out")
-    assert (found.chosen, found.rejected) == ("Take 5 mg.", "Nothing.")
+    assert (found.chosen, found.rejected, found.chosen_reasoning) == ("Take 5 mg.", "Nothing.", "")
     row = {"prompt": [ASKED, THOUGHT, ASKED], "chosen": "Yes.", "rejected": "No."}
     assert one("preference", row) == "has_reasoning"
     (found,) = one("preference", row, reasoning="learn")

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rounds.data_prep import sources
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Conversation, Message, Pair, Prompt, Question
 from rounds.data_prep.schema import SourceUse
@@ -504,3 +505,18 @@ def test_medquad_and_its_graded_answers(shared_data: Path, convert) -> None:
     records, reasons = convert(graded)
     assert (len(records), dict(reasons)) == (127, {"no_differing_scores": 43})
     assert len({record.group for record in records}) == 24
+
+
+def test_a_csv_without_a_header_is_read_by_the_names_that_the_recipe_gives(tmp_path: Path, convert) -> None:
+    path = tmp_path / "anatomy.csv"
+    path.write_text('Which is hotter?,ice,steam,rain,snow,B\n"Which is, of these, colder?",ice,steam,rain,fog,A\n')
+    names = ("question", "A", "B", "C", "D", "answer")
+    found, reasons = convert(use(path, "multiple_choice", header=names))
+    assert not reasons
+    assert [(each.choices[each.answer], len(each.choices)) for each in found] == [("steam", 4), ("ice", 4)]
+    _, reasons = convert(use(path, "multiple_choice", header=names[:-1]))
+    assert reasons == {"wrong_number_of_cells": 2}
+    with pytest.raises(UserError, match="names a column twice"):
+        file.check(use(path, "multiple_choice", header=("question", "question")))
+    with pytest.raises(UserError, match="`header` is for source `file` only"):
+        sources.load("medqa").check(SourceUse(source="medqa", header=names))

@@ -2,7 +2,7 @@
 
 Three rows of our own per set. The third is one that does not fit, and its reason is named.
 
-Covers: data_prep/sources/_alpaca, data_prep/sources/_chat, data_prep/sources/_exam, data_prep/sources/_forms, data_prep/sources/_plain,
+Covers: data_prep/sources/_alpaca, data_prep/sources/_chat, data_prep/sources/_exam, data_prep/sources/_plain,
 data_prep/sources/_questions, data_prep/sources/aci_bench, data_prep/sources/cord19, data_prep/sources/headqa,
 data_prep/sources/medical_flashcards, data_prep/sources/medical_instruction, data_prep/sources/mediqa, data_prep/sources/medmcqa,
 data_prep/sources/medqa, data_prep/sources/medquad, data_prep/sources/mmlu_medical, data_prep/sources/mts_dialog,

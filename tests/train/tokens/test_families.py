@@ -137,6 +137,16 @@ def test_a_think_block_is_learnt_in_the_last_answer_and_may_leave_the_history():
                                                            "<|message|>It does.<|return|>"]  # fmt: skip
 
 
+def test_what_was_thought_before_a_side_of_a_pair_is_learnt_as_the_template_writes_it():
+    using = tokenizer(families.QWEN3)
+    pair = Pair("a", "made", (QUESTION,), "It does.", "It does.", chosen_reasoning="Hm, so.", rejected_reasoning="No idea.")
+    (found,) = chat.encode_pairs(using, [pair])
+    assert not isinstance(found, str)
+    assert [using.decode(ids) for ids in (found.chosen_ids, found.rejected_ids)] == [
+        f"{THOUGHT}It does.<|im_end|>", THOUGHT.replace("Hm, so.", "No idea.") + "It does.<|im_end|>"]  # fmt: skip
+    assert chat.encode_pairs(tokenizer(CHATML), [pair]) == ["template_loses_content"]
+
+
 def test_an_answer_that_is_not_to_be_learnt_is_read_and_not_learnt():
     using = tokenizer(CHATML)
     unlearnt = Message("assistant", "It does.", learnt=False)
@@ -158,6 +168,12 @@ BAD = [
     ("{{ ''.__class__.__mro__ }}", "cannot render"),
     (LOOP, "without an end"),
     ("{% macro twice(n) %}{% if n %}{{ twice(n - 1) }}{{ twice(n - 1) }}{% endif %}{% endmacro %}{{ twice(90) }}", "without an end"),
+    ('{{ "a" * 10**10 }}', "more memory"),
+    ('{{ "%10000000000d" % 1 }}', "more memory"),
+    ('{{ "{:>10000000000}".format(1) }}', "more memory"),
+    ('{{ "a" | center(10**10) }}', "more memory"),
+    ('{% set a = namespace(b="a") %}{% for c in range(40) %}{% set a.b = a.b ~ a.b %}{% endfor %}', "more memory|without an end"),
+    ("{{ [1] * 10**10 }}", "more memory"),
     (CHATML.replace("message['content']", "'words'"), "leaves out the question"),
     (CHATML.replace("message['content']", "(message.content if message.role == 'user' else '')"), "leaves out the answer"),
 ]
