@@ -219,7 +219,7 @@ def test_two_runs_at_once_share_the_work(copied):
 
 
 def test_a_gate_that_stops_ends_the_rounds_but_not_the_run(copied):
-    stop = ["--set", "gate={rules: [{metric: facts/acc, at_least: 0.99}], on_reject: stop}"]
+    stop = ["--set", "gate={rules: [{metric: facts/acc, at_least: 0.99}], on_reject: stop, too_few: reject}"]
     output = run_mini(copied, *stop)
     found = stages(copied, *stop)
     assert json.loads((found["gate.first"] / "decision.json").read_text())["decision"] == "rejected"
@@ -227,7 +227,8 @@ def test_a_gate_that_stops_ends_the_rounds_but_not_the_run(copied):
         record = json.loads((found[name] / "done.json").read_text())
         assert record["status"] == "skipped" and "gate.first: rejected" in record["because"]
     assert weights(found["export"]) and (found["report"] / "report.html").is_file()
-    assert "skipped" in output and "does not hold" in output
+    assert "skipped" in output and "takes it as not holding" in output
+    assert "the last that a gate accepted: gate.first rejected what came after (gate.first by facts/acc)" in output
     assert "skipped" in rounds("status", RECIPE, *stop, store=copied)
 
 
@@ -236,7 +237,7 @@ def test_behind_a_stop_a_round_without_a_gate_passes_the_policy_on(copied):
         "--set",
         "gate=null",
         "--set",
-        "rounds.first.gate={rules: [{metric: facts/acc, at_least: 0.99}], on_reject: stop}",
+        "rounds.first.gate={rules: [{metric: facts/acc, at_least: 0.99}], on_reject: stop, too_few: reject}",
     ]
     output = run_mini(copied, *stop)
     found = stages(copied, *stop)
@@ -246,7 +247,7 @@ def test_behind_a_stop_a_round_without_a_gate_passes_the_policy_on(copied):
 
 
 def test_a_rejected_round_leaves_the_next_to_start_from_the_policy_before_it(copied):
-    reject = ["--set", "gate={rules: [{metric: facts/acc, at_least: 0.99}]}"]
+    reject = ["--set", "gate={rules: [{metric: facts/acc, at_least: 0.99}], too_few: reject}"]
     run_mini(copied, *reject)
     found = stages(copied, *reject)
     policy = json.loads((found["gate.first"] / "policy.json").read_text())
@@ -254,6 +255,10 @@ def test_a_rejected_round_leaves_the_next_to_start_from_the_policy_before_it(cop
     assert (found["dpo.second"] / "model" / "model.safetensors").is_file()
     export, sft = (found[name] / "model" / "model.safetensors" for name in ("export", "sft"))
     assert tensors(export) == tensors(sft), "both rounds were rejected, so SFT is what is exported"
+    told = json.loads(command_line.here("run", RECIPE, *reject, "--store", copied, "--json", "--exit-code", expect=3))
+    assert told["rejected"] and told["exported"]["policy"] == "sft" and told["gates"]["gate.second"]["decision"] == "rejected"
+    assert told["exported"]["why"].startswith("the last that a gate accepted: gate.first, gate.second rejected what came after")
+    assert told["scores"]["sft"]["facts/acc"]["n"] == 24 and Path(told["report"]).is_file()
 
 
 def test_lora_in_both_stages_exports_merged_weights(copied):

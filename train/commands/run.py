@@ -1,12 +1,14 @@
 """`rounds run`: run what is not done yet, here or on a SLURM cluster."""
 
 import functools
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from rounds.data_prep.errors import UserError
 from rounds.train.commands import jobs, options
@@ -20,6 +22,9 @@ from rounds.train.display import scores as display
 from rounds.train.engine import batches, runs, store, tracking
 from rounds.train.plan import ablation
 from rounds.train.plan.pipeline import Plan
+
+REJECTED = 3
+"""Exit code that a script may ask for where a gate rejected a policy; 1 is a mistake, 2 one on the command line."""
 
 
 @told
@@ -38,6 +43,10 @@ def run(
         bool,
         typer.Option("--dry-run", help="List what would run; for SLURM also write each script and ask sbatch about it"),
     ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what came out as JSON alone; what happens meanwhile goes to stderr")
+    ] = False,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help=f"Exit with {REJECTED} where a gate rejected a round's policy")] = False,
 ) -> None:
     """Run what is not done yet, with live progress; ends with the scores of each round and the gates' decisions.
 
@@ -51,13 +60,19 @@ def run(
 
         rounds run recipes/quickstart.yaml --until sft
 
+        rounds run recipes/quickstart.yaml --json --exit-code > outcome.json
+
         rounds run recipes/med42-v2-8b.yaml --offline /scratch/fetched
 
         rounds run recipes/quickstart.yaml --cluster recipes/clusters/slurm.yaml --dry-run
     """
     part = (lambda plan: plan.until(until)) if until else options.whole
     more = tuple(word for name in until or () for word in ("--until", name))
-    carry_out(file, overrides, cluster_file, root, part, more, fetched, check, dry_run)
+    found = carry_out(file, overrides, cluster_file, root, part, more, fetched, check, dry_run, quiet=as_json)
+    if as_json and found:
+        print(json.dumps(found.as_json(), indent=1))
+    if exit_code and found and found.rejected:
+        raise typer.Exit(REJECTED)
 
 
 def carry_out(
@@ -70,8 +85,10 @@ def carry_out(
     fetched: Path | None = None,
     check: bool = False,
     dry_run: bool = False,
-) -> None:
-    """Run what is not done yet of a part of a recipe's plan; `more` are the options that ask for that part."""
+    quiet: bool = False,
+) -> display.Outcome | None:
+    """Run what is not done yet of a part of a recipe's plan; `more` are the options that ask for that part. Returns what came out where
+    the whole was run here. `quiet` leaves what it comes to unprinted, and shows its progress on stderr."""
     root = store_of(root, cluster_file)
     if ablation.is_ablation(file):
         raise UserError(f"{file} is an ablation: `rounds ablate {file}` runs it")
@@ -98,11 +115,11 @@ def carry_out(
     elif dry_run:
         options.console.print(plan_display.plan_table(plan, root, wanted.stages))
     else:
-        seconds = _here(file, plan, wanted, root, cluster, len(todo))
+        seconds = _here(file, plan, wanted, root, cluster, len(todo), options.errors if quiet else options.console)
         if wanted == plan:
-            display.summary(options.console, plan, root, ran=len(todo), seconds=seconds)
-        else:
-            _stopped(file, overrides, cluster_file, root, plan, wanted, len(todo), seconds)
+            return display.outcome(plan, root) if quiet else display.summary(options.console, plan, root, ran=len(todo), seconds=seconds)
+        _stopped(file, overrides, cluster_file, root, plan, wanted, len(todo), seconds)
+    return None
 
 
 def _forecast(plan: Plan, cluster: Cluster, root: Path) -> None:
@@ -112,7 +129,7 @@ def _forecast(plan: Plan, cluster: Cluster, root: Path) -> None:
         options.console.print(f"no forecast of memory and hours: {error}", style="yellow", markup=False, soft_wrap=True)
 
 
-def _here(file: Path, plan: Plan, wanted: Plan, root: Path, cluster: Cluster, todo: int) -> float:
+def _here(file: Path, plan: Plan, wanted: Plan, root: Path, cluster: Cluster, todo: int, console: Console) -> float:
     """Run a part of a plan on this machine and return how many seconds that took."""
     began = time.monotonic()
     if todo:
@@ -120,8 +137,8 @@ def _here(file: Path, plan: Plan, wanted: Plan, root: Path, cluster: Cluster, to
         from rounds.train.launch import local
 
         settings = tracking.settings(plan.recipe.wandb, plan.recipe.name)
-        options.console.print(tracking.told(settings, root), highlight=False, soft_wrap=True)
-        with progress.Live(options.console, wanted, root) as live:
+        console.print(tracking.told(settings, root), highlight=False, soft_wrap=True)
+        with progress.Live(console, wanted, root) as live:
             local.run(wanted.stages, root, cluster, settings, live)
     return time.monotonic() - began
 

@@ -124,14 +124,20 @@ def is_neutral(metric: str) -> bool:
     return rest in NEUTRAL or "/floor_" in rest
 
 
+def is_other_form(metric: str) -> bool:
+    """Tell whether a metric scores again, in another way, the items of one that is judged: `acc` divided by lengths. Judged too, one
+    change would count three times."""
+    return metric.partition("/")[2] in ("acc_norm", "acc_bytes")
+
+
 def is_breakdown(metric: str) -> bool:
     """Tell whether a metric is about a group of another's items (`facts/acc/dose`)."""
     return metric.count("/") > 1
 
 
 def is_main(metric: str) -> bool:
-    """Tell whether a metric ranks policies: no breakdown by group, and one direction of it is better. An average's has no `/`."""
-    return not is_breakdown(metric) and not is_neutral(metric)
+    """Tell whether a metric ranks policies: no breakdown by group or other form, and one direction is better. An average's has no `/`."""
+    return not is_breakdown(metric) and not is_neutral(metric) and not is_other_form(metric)
 
 
 def read_items(folder: Path) -> dict[str, dict[str, float]]:

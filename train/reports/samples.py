@@ -11,11 +11,14 @@ Prompt = tuple[str, str]
 _SHOWN_PROMPTS, _MORE_PROMPTS, _MAX_CHARACTERS = 4, 20, 1500
 
 
-def side_by_side(steps: Sequence[Step]) -> dict[str, Any]:
-    """Choose prompts that all were asked, by their place alone: those where a round changed the answer, and others."""
+def side_by_side(steps: Sequence[Step]) -> list[dict[str, Any]]:
+    """Choose, of each set, prompts that all were asked, by their place alone: those where a round changed the answer, and others."""
     asked = [step for step in steps if step.answers]
-    prompts = [prompt for prompt in asked[0].answers if all(prompt in step.answers for step in asked)] if asked else []
+    common = [prompt for prompt in asked[0].answers if all(prompt in step.answers for step in asked)] if asked else []
+    return [_of_set(name, [prompt for prompt in common if prompt[0] == name], asked) for name in dict.fromkeys(name for name, _ in common)]
 
+
+def _of_set(name: str, prompts: Sequence[Prompt], asked: Sequence[Step]) -> dict[str, Any]:
     def moved_by(step: Step, prompt: Prompt) -> bool:
         return step.start is not None and step.answers[prompt].answer != step.start.answers[prompt].answer
 
@@ -25,10 +28,10 @@ def side_by_side(steps: Sequence[Step]) -> dict[str, Any]:
     first = _spread([prompt for prompt in prompts if prompt in moved], _SHOWN_PROMPTS)
     first += _spread([prompt for prompt in prompts if prompt not in moved], _SHOWN_PROMPTS + 2 - len(first))
     rest = _spread([prompt for prompt in prompts if prompt not in first], _MORE_PROMPTS)
-    texts = asked[0].prompts({*first, *rest}) if asked else {}
+    texts = asked[0].prompts({*first, *rest})
     return {
+        "name": name,
         "prompts": len(prompts),
-        "moved": len(moved),
         "changed": {step.name: (len(changed[step.name]), step.start.name if step.start else "") for step in rounds},
         "first": [_card(prompt, texts[prompt], asked) for prompt in first],
         "rest": [_card(prompt, texts[prompt], asked) for prompt in rest],

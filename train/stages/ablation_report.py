@@ -20,7 +20,7 @@ from rounds.train.config.evaluation import MIN_ITEMS
 from rounds.train.engine import store
 from rounds.train.engine.params import AblationReportParams
 from rounds.train.engine.records import Counts, Score
-from rounds.train.evaluation.paired import is_main, is_neutral, read_items, read_questions
+from rounds.train.evaluation.paired import is_breakdown, is_main, read_items, read_questions
 from rounds.train.reports import figures, pages
 from rounds.train.reports.contrasts import ALPHA, Contrast, contrast, intervals, judged
 
@@ -157,7 +157,7 @@ def _page(results: Results, contrasts: Sequence[Contrast], costs: Mapping[str, C
         asked=asked,
         seeds=sorted({cell.seed for variant in asked.variants.values() for cell in variant.cells}),
         main=main,
-        neutral=[metric for metric in compared if is_neutral(metric)],
+        other=[metric for metric in compared if not is_breakdown(metric) and not is_main(metric)],
         uncompared=[metric for metric in results.metrics if is_main(metric) and metric not in compared],
         by_metric=by_metric,
         rows={name: [by_metric[m][name] for m in main if name in by_metric[m]] for name in asked.variants},

@@ -20,7 +20,7 @@ from rounds.train.config.cluster import Machine
 from rounds.train.engine import store
 from rounds.train.engine.params import ReportParams
 from rounds.train.engine.records import Counts
-from rounds.train.evaluation.paired import Z95, is_breakdown, is_main, is_neutral
+from rounds.train.evaluation.paired import Z95, is_breakdown, is_main
 from rounds.train.reports import figures, pages
 from rounds.train.reports.data import set_rows, source_rows
 from rounds.train.reports.samples import side_by_side
@@ -85,11 +85,14 @@ def _render(recipe: Mapping[str, Any], stages: Mapping[str, Finished], steps: Se
         rounds=[each for each in judged if each.is_round],
         chance=1 - 0.95 ** len(main),
         main=main,
-        neutral=[metric for metric in metrics if is_neutral(metric)],
+        other=[metric for metric in metrics if not is_breakdown(metric) and not is_main(metric)],
         meaning={metric: pages.meaning(metric, tasks, averages) for metric in metrics},
         higher={metric: any(higher_is_better(step, metric) for step in steps if metric in step.scores) for metric in metrics},
         sizes={metric: sorted({step.scores[metric].n for step in steps if metric in step.scores}) for metric in metrics},
         groups=_groups(metrics),
+        floors={metric: each for step in steps for metric, score in step.scores.items() if (each := score.floors)},
+        lacking=_lacking(measured, stages),
+        published=_published(measured.get("published"), steps),
         verdicts={
             each.step.name: {m: c.verdict for m, c in each.comparisons.items()}
             for each in judged
@@ -134,6 +137,24 @@ def _groups(metrics: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
             subject, name, group = metric.split("/", 2)
             found[f"{subject}/{name}"].append((group, metric))
     return {metric: sorted(groups) for metric, groups in found.items()}
+
+
+def _lacking(measured: Mapping[str, Any], stages: Mapping[str, Finished]) -> dict[str, str]:
+    """Return what has no score, and why: tasks that were left out, and averages with the part that was not measured."""
+    found = dict(measured.get("absent") or {})
+    for stage in stages.values():
+        parts = stage.counts.get("not_available") if stage.spec.kind.measures else None
+        found |= {name: f"{part} was not measured" for name, part in parts.items()} if isinstance(parts, dict) else {}
+    return found
+
+
+def _published(table: Mapping[str, Any] | None, steps: Sequence[Step]) -> dict[str, Any] | None:
+    """Return a publication's rows, and the policies' own scores in its columns, in percent."""
+    if not table:
+        return None
+    columns = table["columns"]
+    own = {step.name: [100 * each.value if (each := step.scores.get(c)) else None for c in columns] for step in steps if step.scores}
+    return {**table, "own": own}
 
 
 def _score_figure(metric: str, steps: Sequence[Step]) -> Markup:

@@ -338,7 +338,7 @@ def test_a_crash_loop_ends_with_its_reason(lab, before_dpo, cluster):
 
 def test_behind_a_gate_that_stops_jobs_end_as_skipped_and_the_report_comes(lab, evaluated, tmp_path):
     cluster, store = short(tmp_path), shutil.copytree(evaluated, tmp_path / "store")
-    stop = ["--set", "rounds.first.gate={rules: [{metric: facts/acc, at_least: 1.0}], on_reject: stop}"]
+    stop = ["--set", "rounds.first.gate={rules: [{metric: facts/acc, at_least: 1.0}], on_reject: stop, too_few: reject}"]
     told = lab.rounds("run", EVALUATED, *stop, "--cluster", cluster, "--store", store)
     assert {"gate.first", "dpo.second", "evaluate.second", "report"} <= submitted(told)
     wait_until(lambda: not lab.queued(), lambda: lab.rounds("status", EVALUATED, *stop, "--store", store))
