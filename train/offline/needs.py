@@ -61,7 +61,7 @@ def _of(stage: Stage) -> Sequence[Need]:
         if isinstance(base, StartHub):
             found.append(Need("model", base.id, base.revision, MODEL_FILES, (stage.name,)))
     if isinstance(stage.params, EvaluateParams):
-        found += [Need("task", task.task, None, (), (stage.name,)) for task in stage.params.tasks if task.yaml is None]
+        found += [Need("task", task.task, None, (), (stage.name,)) for task in stage.params.tasks if not task.source]
     return found
 
 
