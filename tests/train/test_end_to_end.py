@@ -139,7 +139,7 @@ def test_another_beta_in_the_second_round_runs_that_round_again_and_nothing_befo
     assert "dpo.beta 0.1 -> 0.3" in plan
     run_mini(copied, "--set", "rounds.second.beta=0.3")
     new = {name.rpartition("-")[0] for name in finished(copied).keys() - before.keys()}
-    assert new == {"dpo", "evaluate", "gate", "export", "report"}
+    assert new == {"dpo", "answers", "evaluate", "gate", "export", "report"}
     assert {name: at for name, at in finished(copied).items() if name in before} == before
     assert len(list(copied.glob("dpo-*"))) == 3 and len(list(copied.glob("reference-*"))) == 2
 
