@@ -190,7 +190,10 @@ def test_no_evaluation_prompt_is_among_them_though_no_filter_says_so_and_all_tel
     listed = cli.invoke(app, ["plan", *common], env={"COLUMNS": "200"}).output
     assert "decontaminate: data.sft, prompts.open against exam" in " ".join(listed.split())
     assert "prompts.open is not made yet" in str(cli.invoke(app, ["data", "preview", *common, "--prompts", "open"]).output)
-    computed(root, plan, "prompts.open", "manifest")
+    computed(root, plan, "prompts.open")
+    rows = cli.invoke(app, ["data", "preview", *common, "--source", "notes"]).output  # what they ask is not what is learnt of them
+    assert "of source.notes: before filters and mix" in " ".join(rows.split()) and "It blocks cyclooxygenase." in rows
+    computed(root, plan, "manifest")
     counts = store.counts(store.folder(root, stage))
     assert sum(counts["dropped"]["decontaminate"].values()) == 2 and counts["records"] == 32
     texts = [row.prompt[-1].content for row in read_records(store.folder(root, stage) / "records.parquet") if isinstance(row, Prompt)]
