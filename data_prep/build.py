@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from rounds.data_prep import inventory, progress, sources
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.mix import REPEAT, choose, mix, repeated_id
-from rounds.data_prep.records import RECORDS, Kind, Record, read_kind, read_records, schemas, write_records
+from rounds.data_prep.records import READABLE, RECORDS, Kind, Record, read_kind, read_records, schemas, write_records
 from rounds.data_prep.rewrite import rewrite
 from rounds.data_prep.schema import DataParams, SourceParams, SourceUse
 from rounds.data_prep.sieve import Sieve, Sifted, sift
@@ -92,8 +92,8 @@ def data(params: DataParams, inputs: dict[str, Path], out: Path, machine: Any) -
 
     `inputs`: folders of `source` stages as
     `source.<name>`, and as `heldout.<name>` those of the sets that no row may come from. The rows written name as their
-    source the recipe's `<name>`. Questions become conversations where the kind is conversation. Raises `UserError` for
-    another kind of record, and when nothing is left.
+    source the recipe's `<name>`. Questions become conversations where the kind is conversation, and any record a prompt where it is
+    prompt. Raises `UserError` for another kind of record, and when nothing is left.
     """
     kind, items, uses = params.kind, list(params.mix), list(params.filters)
     sieve = Sieve(uses, dict(_named(inputs, "heldout.")), kind)
@@ -169,9 +169,8 @@ def _named(inputs: Mapping[str, Path], prefix: str) -> list[tuple[str, Path]]:
 
 
 def _check_kind(name: str, found: Kind, kind: Kind) -> None:
-    usable = ("conversation", "question") if kind == "conversation" else (kind,)
-    if found not in usable:
-        raise UserError(f"source {name!r} holds records of kind {found}; this mix takes {' or '.join(usable)}")
+    if found not in READABLE[kind]:
+        raise UserError(f"source {name!r} holds records of kind {found}; this mix takes {' or '.join(READABLE[kind])}")
 
 
 def _filter(paths: Mapping[str, Path], sifted: Iterable[Sifted], spool: Spool, out: Path) -> dict[str, _Filtered]:

@@ -101,6 +101,12 @@ class Prompt:
 Record = Conversation | Pair | Question | Prompt
 Kind = Literal["conversation", "pair", "question", "prompt"]
 
+READABLE: dict[str, tuple[Kind, ...]] = {
+    "conversation": ("conversation", "question"),
+    "pair": ("pair",),
+    "prompt": ("conversation", "pair", "question", "prompt"),
+}
+"""Of which kinds a set of a kind is made. All have a prompt to answer (`prompt_of`)."""
 _KINDS: dict[type, Kind] = {Conversation: "conversation", Pair: "pair", Question: "question", Prompt: "prompt"}
 _CLASSES: dict[str, type] = {kind: each for each, kind in _KINDS.items()}
 _THOUGHTS = ("chosen_reasoning", "rejected_reasoning")
@@ -137,6 +143,14 @@ def kind_of(record: Record) -> Kind:
 def prompt_of(record: Record) -> tuple[Message, ...]:
     """Return the turns that the model is asked to answer: all but the last turn of a conversation."""
     return record.messages[:-1] if isinstance(record, Conversation) else record.prompt
+
+
+def to_prompt(record: Record) -> Prompt:
+    """Return what a record asks, with the right answer where it is known: a question's, not that of a conversation or a pair."""
+    if isinstance(record, Prompt):
+        return record
+    right, choices = (record.choices[record.answer], record.choices) if isinstance(record, Question) else (None, ())
+    return Prompt(record.id, record.source, prompt_of(record), right, choices, group=record.group)
 
 
 def answers_of(record: Record) -> tuple[str, ...]:

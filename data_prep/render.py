@@ -121,6 +121,14 @@ def phrasings(question: Question) -> list[str]:
     return [last]
 
 
+def question_alone(asked: str, choices: Sequence[str]) -> str:
+    """Return the question in a text that lists these choices after it, in the form that evaluation scores; any other text as it is."""
+    for found in (_without_choices(asked, choices), _without_words(asked, choices)) if choices else ():
+        if found is not None:
+            return found
+    return asked
+
+
 def request(kind: str, name: str, *, seed: int = 0, **parts: str) -> str:
     """Return the text that asks for something of this kind (see `REQUESTS`), in words that `seed` and `name` choose."""
     phrasings = REQUESTS[kind]

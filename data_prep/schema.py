@@ -288,5 +288,5 @@ class DataParams(Section):
     mix: Mix
     filters: Filters
     seed: int
-    kind: Literal["conversation", "pair"]
+    kind: Literal["conversation", "pair", "prompt"]
     """Of the records that are written."""

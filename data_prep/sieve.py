@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from rounds.data_prep import filters, records
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.pool import in_order
-from rounds.data_prep.records import Kind, Question, Record
+from rounds.data_prep.records import Kind, Question, Record, to_prompt
 from rounds.data_prep.render import to_conversation
 from rounds.data_prep.schema import FilterUse
 from rounds.data_prep.words import Texts, Vocabulary
@@ -159,12 +159,13 @@ def _from(name: str, table: pa.Table) -> pa.Table:
 
 
 def _read(part: Part, kind: Kind) -> tuple[pa.Table, Sequence[Record]]:
-    """Return a batch as records of this kind: questions as conversations."""
+    """Return a batch as records of this kind: questions as conversations, and any record as what it asks."""
     table, rows = records.read_batch(part.path, part.number)
     if records.read_kind(part.path) == kind:
         return table, rows
-    talks = [to_conversation(each) for each in rows if isinstance(each, Question)]
-    return records.to_table(talks, kind), talks
+    made = map(to_prompt, rows) if kind == "prompt" else (to_conversation(each) for each in rows if isinstance(each, Question))
+    changed = list[Record](made)
+    return records.to_table(changed, kind), changed
 
 
 def _here(parts: Iterable[Part], rules: Rules, sieve: Sieve) -> Iterator[Prepared]:

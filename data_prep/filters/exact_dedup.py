@@ -1,6 +1,7 @@
 """Drop a record that repeats an earlier one, but for upper and lower case and white space.
 
-In: records. Out: `duplicate` for the second and later of the same record, or `duplicate_prompt` with `on: prompt`.
+In: records. Out: `duplicate` for the second and later of the same record, or `duplicate_prompt` with `on: prompt`. Two prompts are the
+same where they ask the same, whatever is known of the answer.
 """
 
 import hashlib
@@ -8,7 +9,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from rounds.data_prep.filters import Filter, Remembering, in_parts, texts_of
-from rounds.data_prep.records import Record, answers_of, prompt_of
+from rounds.data_prep.records import Prompt, Record, answers_of, prompt_of
 from rounds.data_prep.schema import Section
 from rounds.data_prep.turns import folded
 
@@ -40,7 +41,7 @@ def _keys(records: Sequence[Record], whole: bool) -> list[bytes]:
     """Return for each record a digest of the roles and words of its prompt and, of a whole record, of its answers."""
     texts, heads, begins = list[str](), list[str](), [0]
     for record in records:
-        turns, answers = prompt_of(record), answers_of(record) if whole else ()
+        turns, answers = prompt_of(record), answers_of(record) if whole and not isinstance(record, Prompt) else ()
         texts += [turn.content for turn in turns]
         texts += answers
         heads.append("\x1f".join([turn.role for turn in turns]))

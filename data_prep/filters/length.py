@@ -1,7 +1,8 @@
 """Drop a record whose prompt or answers are too short or too long, in characters (tokens are counted in `pack`).
 
 In: records. Out: `prompt_too_short`, `prompt_too_long`, `answer_too_short` or `answer_too_long`. There are no default
-limits: what is too long depends on the model, and a limit that nobody chose would drop rows unseen.
+limits: what is too long depends on the model, and a limit that nobody chose would drop rows unseen. A record of kind prompt has no
+answer that could be too short or too long.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Annotated
 from pydantic import model_validator
 
 from rounds.data_prep.filters import Filter
-from rounds.data_prep.records import Record, answers_of, prompt_of
+from rounds.data_prep.records import Prompt, Record, answers_of, prompt_of
 from rounds.data_prep.schema import Between, Section
 
 Limit = Annotated[int, Between(1, 1_000_000_000, "a text has a character, and none has more")]
@@ -53,6 +54,8 @@ def _verdict(record: Record, limits: Settings) -> str | None:
         return "prompt_too_short"
     if limits.max_prompt_characters and prompt > limits.max_prompt_characters:
         return "prompt_too_long"
+    if isinstance(record, Prompt):
+        return None
     if limits.min_answer_characters and min(answers) < limits.min_answer_characters:
         return "answer_too_short"
     if limits.max_answer_characters and max(answers) > limits.max_answer_characters:

@@ -3,7 +3,7 @@
 In: records. Out: `near_duplicate` for a record whose prompt and answers share `jaccard` of their runs of words with an
 earlier record that was kept. MinHash signatures (rensa) cut into bands name the earlier records that may be alike;
 each of them is then compared by the real Jaccard similarity of the sets of runs. The two answers of a pair do not count
-for each other, so that a pair and its reverse are not alike.
+for each other, so that a pair and its reverse are not alike; what is known of a prompt's answer does not count.
 
 Memory: 260 bytes for each kept record (21 bands of 12 bytes and a place in the file), and for moments three times that while
 sorted arrays are joined. The runs themselves, 4 bytes each and about 1.6 kB for a record of 540 tokens, are in a
@@ -23,7 +23,7 @@ from pydantic import Field
 from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  # a compiled module without stubs
 
 from rounds.data_prep.filters import Filter, Remembering, in_parts, texts_of
-from rounds.data_prep.records import Record, answers_of, prompt_of
+from rounds.data_prep.records import Prompt, Record, answers_of, prompt_of
 from rounds.data_prep.schema import Between, Section
 from rounds.data_prep.turns import folded
 from rounds.data_prep.words import Words, runs_of
@@ -105,7 +105,7 @@ def _hashed(records: Sequence[Record], size: int) -> tuple[np.ndarray, np.ndarra
     for record in records:
         texts += [turn.content for turn in prompt_of(record) if turn.role != "system"]
         ends.append(len(texts))
-        answers = answers_of(record)
+        answers = () if isinstance(record, Prompt) else answers_of(record)
         texts += answers
         ends += range(len(texts) - len(answers) + 1, len(texts) + 1)
         kinds += range(len(answers) + 1)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from rounds.data_prep.errors import UserError
 from rounds.train.commands import options
 from rounds.train.commands.options import ClusterFile, Overrides, RecipeFile, StoreRoot, plan_of, store_of, told
 from rounds.train.config.cluster import load as load_cluster
@@ -23,25 +24,30 @@ app = typer.Typer(
 @told
 def preview(
     file: RecipeFile,
-    source: Annotated[str, typer.Option("--source", help="Name under `sources` in the recipe", show_default=False)],
+    source: Annotated[str | None, typer.Option("--source", help="Name under `sources` in the recipe")] = None,
+    prompts: Annotated[str | None, typer.Option("--prompts", help="Name under `prompts` in the recipe, instead of a source")] = None,
     count: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows")] = 3,
     overrides: Overrides = None,
     root: StoreRoot = None,
 ) -> None:
-    """Show rows of a source as a model will read them, what it learns from in green.
+    """Show rows of a source, or of a set of prompts, as a model will read them, what it learns from in green.
 
     Shows what is left after filters and mix where that stage is finished, else rows as they come from the source, with
     the reasons of those among the first that do not fit. Where no row fits, says why, and which column may be meant. Where
     no colours are to be had, what is learnt stands between « and ».
 
         rounds data preview recipes/quickstart.yaml --source facts
+
+        rounds data preview my.yaml --prompts open
     """
+    if (source is None) == (prompts is None):
+        raise UserError("give one of --source NAME and --prompts NAME: whose rows to show")
     root = root or store.default_root()
     plan = plan_of(file, overrides, root)
     _refuse_damaged(file, overrides, root, plan)
     from rounds.train.display import first_rows
 
-    found = first_rows.rows(plan, root, source, count)
+    found = first_rows.rows(plan, root, source, count) if source else first_rows.prompts(plan, root, prompts or "", count)
     from rounds.train.display import rows as rendered  # brings torch, for which a mistyped name does not wait
 
     using = rendered.tokenizer(plan, root)

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from rounds.data_prep.schema import Between, Count, FieldError, Filters, FilterUse, Later, Mix, Name, Section, SourceUse, listed
 from rounds.train.config import suites, yaml_file
 from rounds.train.config.evaluation import Evaluate, Gate
+from rounds.train.config.prompts import Prompts
 from rounds.train.config.training import Round, Sft
 
 _Width = Annotated[int, Between(1, 65536, "no model is wider")]
@@ -167,6 +168,8 @@ class Recipe(Section):
     usual medical exams and preference sets, where the recipe reads the hub; see train/plan/held_out.py."""
     allow_unlicensed: tuple[Name, ...] = ()
     """Names under `sources` that may be used though no licence is stated for them; any other such source is refused."""
+    prompts: Annotated[dict[Name, Prompts], Later({})] = Field(default_factory=dict)
+    """Named sets of prompts for policies to answer; never trained on by themselves."""
     sft: Sft | None = None
     """Supervised fine-tuning; without it the rounds start from the base model."""
     rounds: tuple[Round, ...] = ()

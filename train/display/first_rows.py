@@ -51,7 +51,7 @@ def rows(plan: Plan, root: Path, name: str, count: int) -> Rows:
     longest = _max_length(plan, own)
     for stage in plan.stages:
         read = [key.removeprefix("source.") for key, parent in stage.inputs.items() if parent.key == own.key]
-        if stage.kind.mixes and read and store.done(store.folder(root, stage)):
+        if stage.kind.mixes and not stage.kind.asks and read and store.done(store.folder(root, stage)):
             path = store.folder(root, stage) / RECORDS
             taken = list(_first(path, read[0], count))
             if taken:
@@ -62,6 +62,18 @@ def rows(plan: Plan, root: Path, name: str, count: int) -> Rows:
     said = f"read for this preview, since {own.name} is not finished: before filters and mix"
     taken, not_used, unfit = _straight(own, count)
     return Rows(taken, said, longest, not_used, unfit)
+
+
+def prompts(plan: Plan, root: Path, name: str, count: int) -> Rows:
+    """Return the first of a set of prompts. Raises `UserError` where the recipe has none of that name, or it is not made yet."""
+    own = {stage.name.removeprefix("prompts."): stage for stage in plan.stages if stage.kind.asks}
+    if name not in own:
+        raise UserError(f"no set of prompts is named {name!r} in the recipe. {nearest(name, own)}")
+    stage = own[name]
+    folder = store.folder(root, stage)
+    if not store.done(folder):
+        raise UserError(f"{stage.name} is not made yet: `rounds run RECIPE --until {stage.name}` makes it")
+    return Rows(list(_first(folder / RECORDS, None, count)), f"of {stage.name}: after filters and mix", None)
 
 
 def _max_length(plan: Plan, source: Stage) -> int | None:

@@ -11,7 +11,7 @@ from rich.text import Text
 from rounds.train.engine import batches, damage, runs, store
 from rounds.train.engine.digests import Memory
 from rounds.train.engine.graph import Stage
-from rounds.train.engine.params import DpoParams, SftParams
+from rounds.train.engine.params import DpoParams, PromptsParams, SftParams
 from rounds.train.forecast import evaluation_tokens, row_counts
 from rounds.train.plan.pipeline import Plan
 
@@ -82,6 +82,8 @@ def _size(stage: Stage, plan: Plan, root: Path, sizes: Mapping[str, row_counts.S
     about = "" if size.counted else "about " if stage.kind.packs else "up to "
     if stage.kind.packs:
         return f"{about}{size.rows:,} packed rows, {size.tokens:,.0f} tokens"
+    if isinstance(stage.params, PromptsParams):
+        return f"{about}{size.rows:,} prompts, in {stage.params.parts} part{'s' * (stage.params.parts > 1)}"
     return f"{about}{size.rows:,} {'pairs' if stage.kind.of_pairs else 'rows'}"
 
 

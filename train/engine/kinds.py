@@ -4,7 +4,7 @@ Imports nothing. Everything else asks `stage.kind.<fact>` and never compares nam
 params (`params.py`), its section of the recipe and its place in `plan/pipeline.py`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Row = Literal["cpu", "train", "infer", "generate"]
@@ -35,6 +35,8 @@ class Kind:
     """Takes one set of rows in."""
     mixes: bool = False
     """Makes one training set of several sources."""
+    asks: bool = False
+    """What it makes are prompts for a policy to answer; nothing is trained on them as they are."""
     makes_tokens: bool = False
     """Makes rows of tokens of a training set, its input `data`."""
     packs: bool = False
@@ -95,6 +97,7 @@ SOURCE = Kind("source", "rounds.data_prep.build:source", "rounds.data_prep.schem
               column=0, reads_source=True, holds_text=True, about_rows=True, light=True)
 DATA = Kind("data", "rounds.data_prep.build:data", "rounds.data_prep.schema:DataParams", 9,
             column=1, arrows=("source.",), mixes=True, holds_text=True, about_rows=True, light=True)
+PROMPTS = _kind("prompts", 1, mixes=True, asks=True, holds_text=True, about_rows=True, light=True)
 BASE = _kind("base", 1, column=4, starts=True, reads_weights=True, trial="rounds.train.training.trial:run")
 PACK = _kind("pack", 3, column=2, arrows=("data",), makes_tokens=True, packs=True, holds_text=True, about_rows=True)
 TOKENIZE = _kind("tokenize", 2, column=2, arrows=("data",), makes_tokens=True, of_pairs=True, holds_text=True, about_rows=True)
@@ -107,6 +110,7 @@ DPO = _kind("dpo", 2, "train", column=4, arrows=("policy", "reference"),
 EVALUATE = _kind("evaluate", 3, "infer", column=5, arrows=("policy",),
                  reads_weights=True, loads_policy=True, measures=True, holds_text=True, tracked=True)
 ANSWERS = _kind("answers", 1, "generate", reads_weights=True, loads_policy=True, apart=True, writes=True, holds_text=True)
+SAMPLE = replace(ANSWERS, name="sample")  # another file of the store, and the same code: what is answered is to be trained on
 GATE = _kind("gate", 2, column=6, arrows=("candidate_scores",), decides=True, tracked=True, light=True, after_stop=True)
 MANIFEST = _kind("manifest", 3, after_stop=True)
 EXPORT = _kind("export", 5, column=7, arrows=("policy",), reads_weights=True, exports=True, after_stop=True)
@@ -118,6 +122,6 @@ PREFLIGHT = _kind("preflight", 1, spread=True, checks=True)
 
 KINDS = {
     kind.name: kind
-    for kind in (SOURCE, DATA, BASE, PACK, TOKENIZE, SFT, REFERENCE, DPO, ANSWERS, EVALUATE, GATE, MANIFEST, EXPORT, REPORT,
-                 ABLATION_REPORT, COMPARISON, PREFLIGHT)
+    for kind in (SOURCE, DATA, PROMPTS, BASE, PACK, TOKENIZE, SFT, REFERENCE, DPO, ANSWERS, SAMPLE, EVALUATE, GATE, MANIFEST, EXPORT,
+                 REPORT, ABLATION_REPORT, COMPARISON, PREFLIGHT)
 }  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from rounds.data_prep.schema import Later, Section
+from rounds.data_prep.schema import DataParams, Later, Section
 from rounds.train.config.cluster import Machine, RowName
 from rounds.train.config.decoding import Decoding, EngineName
 from rounds.train.config.evaluation import Gate, Published
@@ -46,6 +46,12 @@ class TokenizeParams(Section):
     """Pairs to rows of tokens."""
 
     max_length: int
+
+
+class PromptsParams(DataParams):
+    """Sources to prompts: filtered and mixed as training sets are, and divided into parts."""
+
+    parts: int
 
 
 class SftParams(Section):
@@ -106,6 +112,8 @@ class PromptSet(Decoding):
     max_rows: int | None
     system_prompt: str | None
     """Text that is said first where a prompt says nothing first."""
+    part: Annotated[int | None, Later(None)] = None
+    """Of a set in parts (`train/generation/parts.py`) the one to answer, from 1; None answers all."""
 
 
 class AnswersParams(Section):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rounds.train.engine.graph import Stage
-from rounds.train.engine.params import AnswersParams, EvaluateParams
+from rounds.train.engine.params import AnswersParams, EvaluateParams, PromptSet, PromptsParams
 from rounds.train.forecast.row_counts import Size
 
 QUESTION_TOKENS = 250
@@ -64,10 +64,18 @@ def written(stage: Stage, known: Mapping[str, Size]) -> list[Reading]:
     found = []
     for wanted in stage.params.sets:
         size = _size(stage, f"prompts.{wanted.name}", known)
-        most = [n for n in (size.rows if size else None, wanted.max_rows) if n is not None]
+        most = [n for n in (_rows(stage, wanted, size), wanted.max_rows) if n is not None]
         answers = min(most) * wanted.num_answers if most else 0
         found.append(Reading(answers * (size.prompt_tokens if size else QUESTION_TOKENS), answers, wanted.max_new_tokens))
     return found
+
+
+def _rows(stage: Stage, wanted: PromptSet, size: Size | None) -> int | None:
+    """Return how many prompts a set has; one part of it has as many as each other, as far as is known."""
+    parent = stage.inputs[f"prompts.{wanted.name}"]
+    if size is None or wanted.part is None or not (isinstance(parent, Stage) and isinstance(parent.params, PromptsParams)):
+        return size.rows if size else None
+    return -(-size.rows // parent.params.parts)
 
 
 def _size(stage: Stage, name: str, known: Mapping[str, Size]) -> Size | None:

@@ -10,6 +10,7 @@ from rounds.data_prep.errors import UserError, nearest
 from rounds.data_prep.schema import Mix, SourceUse
 from rounds.train.config import yaml_file
 from rounds.train.config.evaluation import MIN_ITEMS, AnswerSet, Evaluate, Gate
+from rounds.train.config.prompts import Prompts
 from rounds.train.config.recipe import Recipe
 from rounds.train.config.training import Round, Sft, Training
 from rounds.train.config.written import METRICS
@@ -83,8 +84,8 @@ def record_kind(recipe: Recipe, name: str, where: str, kinds: tuple[str, ...]) -
 
 
 def not_trained_on(recipe: Recipe, name: str, where: str) -> None:
-    """Refuse to evaluate on rows that the recipe trains on."""
-    sections: list[Sft | Round] = [*([recipe.sft] if recipe.sft else []), *recipe.rounds]
+    """Refuse to evaluate on rows that the recipe trains on, or asks to train on the answers."""
+    sections: list[Sft | Round | Prompts] = [*([recipe.sft] if recipe.sft else []), *recipe.rounds, *recipe.prompts.values()]
     for item in (item for section in sections for item in section.data):
         if _same_rows(recipe.sources[name], recipe.sources.get(item.name)):
             raise UserError(

@@ -5,6 +5,7 @@
                                      |           v
     for each round:     reference.ROUND  ->  dpo.ROUND  ->  evaluate.ROUND  ->  gate.ROUND  -> next round
                                            (before it what is answered: answers.ROUND)
+    source.*  ->  prompts.NAME, to be answered and not trained on
     at the end:         manifest (of all rows), export, report
 
 What is made of rows is in `rows.py`, what is refused in `checks.py`.
@@ -19,6 +20,7 @@ from pydantic import TypeAdapter
 
 from rounds.data_prep import sources
 from rounds.data_prep.errors import UserError, nearest
+from rounds.data_prep.records import READABLE
 from rounds.data_prep.schema import Section
 from rounds.train.config.evaluation import Evaluate
 from rounds.train.config.recipe import Base, Hub, Local, Recipe, Start, Tiny
@@ -83,7 +85,8 @@ def build_plan(recipe: Recipe, root: Path, recipe_folder: Path, *, read_files: b
         judged = policy if policy is not new else evaluations[item.name]
         references[item.name] = policy
         rounds += [new] if policy is new else [new, policy]
-    manifest = _manifest(planning, [policy, *evaluations.values()] if recipe.evaluate else [policy])
+    asked = [rows.prompts(planning, name, each) for name, each in recipe.prompts.items()]
+    manifest = _manifest(planning, [policy, *(evaluations.values() if recipe.evaluate else ()), *asked])
     export = _export(planning, policy, rounds, evaluations, manifest)
     stages = parents_first([*evaluations.values(), export]) if recipe.evaluate else parents_first([export])
     report = Stage("report", kinds.REPORT, _report_params(recipe), {stage.name: stage for stage in stages})
@@ -192,7 +195,7 @@ def _answers(planning: Planning, name: str, policy: Stage, evaluate: Evaluate) -
     for each in evaluate.answers:
         where = f"evaluate.answers.{each.name}"
         checks.answers(planning.recipe, each, where)
-        inputs[f"prompts.{each.name}"] = rows.held_out_source(planning, each.source, where, *rows.PROMPTED)
+        inputs[f"prompts.{each.name}"] = rows.held_out_source(planning, each.source, where, *READABLE["prompt"])
         text = rows.system_text(each.system_prompt, where) if each.system_prompt else None
         asked = each.model_dump(exclude={"source", "optional"}) | {"system_prompt": text}
         sets.append(params.PromptSet.model_validate(asked))

@@ -6,20 +6,20 @@ from typing import Any
 
 from rounds.data_prep import sources
 from rounds.data_prep.errors import UserError
+from rounds.data_prep.records import READABLE
 from rounds.data_prep.render import system_prompt
 from rounds.data_prep.schema import DataParams, Filters, FilterUse, Mix, RowsUse, SourceParams, SourceUse
 from rounds.train.config import own_file, yaml_file
+from rounds.train.config.prompts import Prompts
 from rounds.train.config.recipe import Recipe, Tiny
 from rounds.train.engine import digests, kinds
 from rounds.train.engine.graph import Asset, Stage
+from rounds.train.engine.params import PromptsParams
 from rounds.train.plan import checks
 from rounds.train.plan.held_out import HeldOut
 
 _FOLDER_READER = 2
 """Of `SourceParams.folder_reader`. 2: a folder gives the rows that its files give one by one."""
-
-PROMPTED = ("conversation", "pair", "question", "prompt")
-"""Kinds of records that have a prompt to answer (`records.prompt_of`)."""
 
 
 @dataclass(frozen=True)
@@ -113,16 +113,34 @@ def system_text(path: str, where: str) -> str:
 def data(planning: Planning, name: str, mix: Mix, own_filters: Filters | None, kind: str, where: str) -> Stage:
     """Filter and mix sources into one training set, of records of one `kind`."""
     filters = own_filters if own_filters is not None else planning.recipe.filters
+    inputs = _read(planning, mix, filters, READABLE[kind], where)
+    params = DataParams(mix=mix, filters=filters, seed=planning.recipe.seed, kind=kind)  # type: ignore[arg-type]
+    return Stage(f"data.{name}", kinds.DATA, params, inputs)
+
+
+def _read(planning: Planning, mix: Mix, filters: Filters, usable: tuple[str, ...], where: str) -> dict[str, Stage | Asset]:
+    """Return what a mix reads: its sources, whose records are of usable kinds, and the held-out sets where a filter asks for them."""
     for use in filters:
         checks.filter_settings(use)
     for item in mix:
         checks.named(planning.recipe, item.name, where)
-    inputs = {f"source.{item.name}": source(planning, item.name, where, training=True) for item in mix}
-    checks.mix(planning.recipe, mix, where, ("conversation", "question") if kind == "conversation" else (kind,))
+    inputs: dict[str, Stage | Asset] = {f"source.{item.name}": source(planning, item.name, where, training=True) for item in mix}
+    checks.mix(planning.recipe, mix, where, usable)
     if any(use.name == "decontaminate" for use in filters):
         inputs |= {f"heldout.{each}": source(planning, each, "evaluate", training=False) for each in planning.held_out.uses}
-    params = DataParams(mix=mix, filters=filters, seed=planning.recipe.seed, kind=kind)  # type: ignore[arg-type]
-    return Stage(f"data.{name}", kinds.DATA, params, inputs)
+    return inputs
+
+
+def prompts(planning: Planning, name: str, asked: Prompts) -> Stage:
+    """Make a set of prompts, of records of any kind. None is asked twice, and none is held out, also where no filter says so."""
+    where, filters = f"prompts.{name}.data", asked.filters if asked.filters is not None else planning.recipe.filters
+    named = {use.name for use in filters}
+    first = [FilterUse(name=each) for each in ("exact_dedup",) if each not in named]
+    last = [FilterUse(name=each) for each in ("decontaminate",) if each not in named]
+    filters = (*first, *filters, *last)
+    inputs = _read(planning, asked.data, filters, READABLE["prompt"], where)
+    params = PromptsParams(mix=asked.data, filters=filters, seed=planning.recipe.seed, kind="prompt", parts=asked.parts)
+    return Stage(f"prompts.{name}", kinds.PROMPTS, params, inputs)
 
 
 def sft_data(planning: Planning) -> Stage:

@@ -24,7 +24,7 @@ def source_rows(stages: Mapping[str, Finished], recipe: Mapping[str, Any]) -> li
             for name, entry in other.spec.stages().items()
             if entry == stage.folder.name and (other.kind.mixes or other.kind.measures)
         ]
-        trained = [other.name.removeprefix("data.") for other, name in readers if name.startswith("source.")]
+        mixed = [other for other, name in readers if name.startswith("source.")]
         path = stage.spec.inputs.get("path")
         name = stage.name.removeprefix("source.")
         stated = recipe.get("sources", {}).get(name, {}).get("licence")
@@ -33,7 +33,8 @@ def source_rows(stages: Mapping[str, Finished], recipe: Mapping[str, Any]) -> li
             "licence": stated or stage.counts.get("licence"),
             "use": params.use,
             "counts": stage.counts,
-            "trained": trained,
+            "trained": [other.name.removeprefix("data.") for other in mixed if not other.kind.asks],
+            "asked": [other.name.removeprefix("prompts.") for other in mixed if other.kind.asks],
             "evaluated": any(other.kind.measures for other, _ in readers),
             "digest": (path.digest or "")[:12] if path else "",
         })  # fmt: skip

@@ -1,6 +1,6 @@
-"""Stage `answers`: what a policy writes to held-out prompts.
+"""Stages `answers` and `sample`: what a policy writes, to held-out prompts to be measured, or to those that it is to learn from.
 
-In: `policy`; `prompts.NAME` (conversations, pairs or questions) for each set of the recipe. Out: `NAME.parquet`, one row an answer
+In: `policy`; `prompts.NAME` (records of any kind) for each set that is asked for, or one part of it. Out: `NAME.parquet`, one row an answer
 (`train/generation/samples.py`). No judge and no metric is in its key: another one writes nothing anew.
 
 Prompts are taken in an order by hash, so the first of them are a fair sample, the same for every policy. Blocks of them are cut by that
@@ -30,7 +30,7 @@ from rounds.train.engine import policy, ranks
 from rounds.train.engine.params import AnswersParams, PromptSet
 from rounds.train.engine.policy import Policy
 from rounds.train.engine.records import STOP, Counts
-from rounds.train.generation import blocks, decoding, engine, samples
+from rounds.train.generation import blocks, decoding, engine, parts, samples
 from rounds.train.generation.engine import Ask
 from rounds.train.tokens import chat
 from rounds.train.weights import models
@@ -98,7 +98,9 @@ def _prompts(
     tokenizer: PreTrainedTokenizerBase, wanted: PromptSet, source: Path, window: int
 ) -> tuple[list[tuple[str, list[int]]], dict[str, int]]:
     """Return the prompts of a set, each with its id, and the others counted by reason. Raises `UserError` when none can be answered."""
-    rows = sorted(records.read_records(source / RECORDS), key=lambda row: records.stable_hash("evaluate", row.id))[: wanted.max_rows]
+    among = parts.read(source) if wanted.part is not None else {}
+    of_part = (row for row in records.read_records(source / RECORDS) if wanted.part is None or among[row.id] == wanted.part)
+    rows = sorted(of_part, key=lambda row: records.stable_hash("evaluate", row.id))[: wanted.max_rows]
     encoded = chat.encode_prompts(tokenizer, [_asked(records.prompt_of(row), wanted.system_prompt) for row in rows])
     kept: list[tuple[str, list[int]]] = []
     dropped: Counter[str] = Counter()
@@ -112,7 +114,7 @@ def _prompts(
     if not kept:
         raise UserError(
             f"none of the {len(rows)} prompts of {wanted.name!r} can be answered: a prompt with {wanted.max_new_tokens} new tokens must "
-            f"fit {window} tokens, the lesser of evaluate.max_length and what the model reads; dropped: {dict(dropped)}"
+            f"fit {window} tokens, the lesser of `max_length` and what the model reads; dropped: {dict(dropped)}"
         )
     return kept, dict(dropped)
 

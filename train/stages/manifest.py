@@ -1,6 +1,6 @@
 """Stage `manifest`: what the training rows are, for a person who must answer for them.
 
-In: every stage of the run that has to do with rows (`source.*`, `data.*`, `pack`, `tokenize.*`), by name. Out:
+In: every stage of the run that has to do with rows (`source.*`, `data.*`, `prompts.*`, `pack`, `tokenize.*`), by name. Out:
 `manifest.json` and `DATA_CARD.md`, which say the same: where each source came from and under which licence, what every
 filter took out of it, what was masked, how many rows and tokens of it are trained on, what was found of each benchmark,
 and what to know before use. Nothing of a row's text is in them.
@@ -27,11 +27,12 @@ SCHEMA = 1
 def run(params: ManifestParams, inputs: dict[str, Path], out: Path, machine: Machine) -> Counts:
     """Read what the stages counted, and write it down twice."""
     made = manifest(params, inputs)
+    trained = [each for each in made["sets"].values() if each["kind"] != "prompt"]
     store.write_json(out / MANIFEST, made)
     (out / "DATA_CARD.md").write_text(_card(made), encoding="utf-8")
     return {
         "sources": len(made["sources"]),
-        "records": sum(each["rows"] if each["trained_rows"] is None else each["trained_rows"] for each in made["sets"].values()),
+        "records": sum(each["rows"] if each["trained_rows"] is None else each["trained_rows"] for each in trained),
         "tokens": sum(each["tokens"] or 0 for each in made["sets"].values()),
         "overlaps": made["overlaps"],
         "warnings": len(made["warnings"]),
@@ -70,6 +71,8 @@ def _source(name: str, folder: Path, asked: ManifestParams, sets: Mapping[str, A
     assert isinstance(params, SourceParams)
     licence = known.licence or counts["licence"]
     terms = licences.terms(licence)
+    read = [each for each, made in sets.items() if name in made["sources"]]
+    asked_in = [each for each in read if sets[each]["kind"] == "prompt"]
     return {
         "source": params.use.source,
         "split": params.use.split,
@@ -80,7 +83,8 @@ def _source(name: str, folder: Path, asked: ManifestParams, sets: Mapping[str, A
         "digest": spec.inputs["path"].digest if "path" in spec.inputs else None,
         "licence": licence,
         "conditions": terms.said() if terms else None,
-        "trained_on_in": [each for each, made in sets.items() if name in made["sources"]],
+        "trained_on_in": [each for each in read if sets[each]["kind"] != "prompt"],
+        **({"asked_in": asked_in} if asked_in else {}),
         "held_out_from": [each for each, made in sets.items() if name in made["compared_with"]],
         "rows": counts["rows"],
         "dropped": counts["dropped"],
@@ -92,7 +96,12 @@ def _source(name: str, folder: Path, asked: ManifestParams, sets: Mapping[str, A
 
 
 def _warnings(asked: ManifestParams, sources: Mapping[str, Any], sets: Mapping[str, Any]) -> list[str]:
-    said = [line for name, each in sources.items() if each["trained_on_in"] for line in licences.warnings(name, each["licence"])]
+    said = [
+        line
+        for name, each in sources.items()
+        if each["trained_on_in"] or "asked_in" in each
+        for line in licences.warnings(name, each["licence"])
+    ]
     said += [
         f"{name}: its repository, commit or columns could not be checked when its source was written"
         for name, each in sources.items()
