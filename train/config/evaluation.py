@@ -105,7 +105,7 @@ class Published(Section):
     """How they were measured, as far as it is told: what ours can be compared with."""
     columns: tuple[str, ...]
     """Our metrics and averages that stand for its columns, in their order."""
-    rows: dict[str, tuple[float | None, ...]]
+    rows: dict[str, tuple[Annotated[float, Between(0, 100, "a score in percent")] | None, ...]]
     """Model -> its scores in percent, one a column; null where none is given."""
 
     @model_validator(mode="after")

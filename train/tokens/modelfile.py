@@ -27,7 +27,8 @@ NAME = "Modelfile"
 GGUF = "model.gguf"
 """What the Modelfile begins with: llama.cpp's converter writes it."""
 
-_SYSTEM = Message("system", "Be brief, {please}.")
+_MARKED = "Be brief, {please}."  # seen in what the template writes, and never said to a model
+_SYSTEM = Message("system", _MARKED)
 _TALK = (
     Message("user", 'Is it "so"?\nI doubt it.'),
     Message("assistant", "It is: 5 % 'or' <more>."),

@@ -81,7 +81,7 @@ class _Step:
 
     @property
     def row(self) -> str:
-        return f"the cluster file's row `{self.kind.row}`"
+        return f"the cluster file's row `{self.kind.row}`" + (" (`infer` where there is none)" if self.kind.row == "generate" else "")
 
 
 def run(folder: Path, trials: Sequence[Trial], machine: Machine) -> None:

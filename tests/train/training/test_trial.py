@@ -64,7 +64,10 @@ def test_a_model_that_trains_is_let_through(tmp_path: Path, made_base: Path, cap
 def test_the_attention_of_each_row_is_asked_for(tmp_path: Path, made_base: Path):
     shape = {**LLAMA, "head_dim": 16}
     source = model(tmp_path / "model", made_base, "gemma2", **shape)
-    says = r"^Gemma2ForCausalLM does not have it: {}the cluster file's row `infer` says attn_implementation: sdpa \(evaluate.sft\). Set "
+    written = r"the cluster file's row `generate` \(`infer` where there is none\) says attn_implementation: sdpa \(answers.sft\). Set "
+    says = (
+        r"^Gemma2ForCausalLM does not have it: {}the cluster file's row `infer` says attn_implementation: sdpa \(evaluate.sft\); " + written
+    )
     rows = r"the cluster file's row `train` says attn_implementation: sdpa \(sft, dpo.first\); "
     with pytest.raises(UserError, match=says.format(rows)):
         begin(source, tmp_path / "a", Cluster())
