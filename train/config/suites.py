@@ -46,6 +46,11 @@ def beneath(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     return data
 
 
+def source_names(named: Sequence[str], folder: Path) -> set[str]:
+    """Return the names of the sources that some suites bring. Raises `UserError` as `beneath` does."""
+    return set(beneath({"evaluate": {"suites": list(named)}}, folder)["sources"])
+
+
 def _read(name: Any, folder: Path) -> dict[str, Any]:
     file = yaml_file.find(f"suites/{name}.yaml", folder) if isinstance(name, str) else None
     if file is None:

@@ -68,6 +68,7 @@ def test_a_model_folder_scores_as_the_policy_that_it_was_exported_from(store: Pa
         (("data.sft", "--recipe", MINI), "data.sft is no policy"),
         ((MINI, "--set", "evaluate=null"), "has no `evaluate` section"),
         ((MINI, "--suite", "med43"), "no suite 'med43'"),
+        (("org/name", "--suite", "use_cases", "--set", "sft.max_length=9"), "with --suite it is evaluate and the suites' sources"),
     ],
     ids=str,
 )
@@ -101,3 +102,20 @@ def test_a_hub_model_is_planned_at_its_commit(tmp_path: Path):
     assert start.params.stored()["base"] == {"kind": "hub", "id": "org/name", "revision": commit}
     with pytest.raises(UserError, match="40 hex digits"):
         comparison.build_plan(["org/name@main"], recipes.load(MINI), MINI.parent, tmp_path, False, ())
+
+
+def test_what_is_set_goes_to_the_suite_or_to_the_recipe_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A recipe does not have a suite's sources, nor a suite a recipe's base: each is set where it is."""
+    monkeypatch.setenv("COLUMNS", "200")
+    words = ("eval", f"{MINI}:base", "--suite", "use_cases", "--dry-run", "--store", str(tmp_path / "store"))
+    plain = command_line.here(*words)
+    set_in_the_suite = command_line.here(*words, "--set", "evaluate.answers.use_cases.max_rows=3", "--set", "sources.use_cases.max_rows=9")
+    set_in_the_recipe = command_line.here(*words, "--set", "base.max_position_embeddings=2048")
+    assert "3 answers" in set_in_the_suite and _key(set_in_the_suite, "base") == _key(plain, "base")
+    assert _key(set_in_the_recipe, "base") != _key(plain, "base")
+    both = command_line.here(*words, "--recipe", MINI, "--set", "evaluate.answers.use_cases.max_rows=3")
+    assert "7 answers" in both  # the four of the recipe's own set beside them
+
+
+def _key(said: str, stage: str) -> str:
+    return next(line.split()[1] for line in said.splitlines() if line.split()[:1] == [stage])
