@@ -57,7 +57,12 @@ def _read(name: Any, folder: Path) -> dict[str, Any]:
         raise UserError(
             f"evaluate.suites: no suite {name!r} beside the recipe (suites/NAME.yaml), and Rounds ships none. {nearest(str(name), names())}"
         )
-    yaml_file.load(file, Suite)
+    suite = yaml_file.load(file, Suite)
+    if suite.evaluate.suites:
+        raise UserError(
+            f"{file}: evaluate.suites: a suite takes in no other ({', '.join(suite.evaluate.suites)}): name both in the recipe, or say "
+            "`extends: OTHER.yaml` at the top of the file"
+        )
     return yaml_layers.merged(yaml_layers.read(file, yaml_file.absolute))
 
 
