@@ -46,6 +46,8 @@ def eval(
     A model is a folder, ORG/NAME@COMMIT on the hub, a recipe (its last policy), RECIPE:STAGE such as quickstart:sft, or a stage of the
     store by name, key or folder. What a training run has measured already is not measured again.
 
+    With --suite, --set changes evaluate and the suite's sources; all other fields are those of the recipes that models come from.
+
         rounds eval quickstart:base quickstart:sft quickstart
 
         rounds eval my-model org/name@COMMIT --suite med42-v2 --published
