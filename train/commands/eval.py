@@ -11,7 +11,7 @@ from rounds.data_prep.errors import UserError
 from rounds.train.commands import jobs, options
 from rounds.train.commands.options import ClusterFile, Overrides, StoreRoot, store_of, told
 from rounds.train.config import recipe as recipes
-from rounds.train.config import shipped
+from rounds.train.config import shipped, suites
 from rounds.train.config.cluster import Cluster
 from rounds.train.config.cluster import load as load_cluster
 from rounds.train.config.recipe import Recipe
@@ -46,13 +46,17 @@ def eval(
     A model is a folder, ORG/NAME@COMMIT on the hub, a recipe (its last policy), RECIPE:STAGE such as quickstart:sft, or a stage of the
     store by name, key or folder. What a training run has measured already is not measured again.
 
+    With --suite, --set changes evaluate and the suite's sources; all other fields are those of the recipes that models come from.
+
         rounds eval quickstart:base quickstart:sft quickstart
 
         rounds eval my-model org/name@COMMIT --suite med42-v2 --published
     """
     root = store_of(root, cluster_file)
     cluster = load_cluster(cluster_file)
-    made = comparison.build_plan(models, *_measured(models, recipe_file, suite, overrides), root, published, tuple(overrides or ()))
+    given = tuple(overrides or ())
+    recipe, folder = _measured(models, recipe_file, suite, given)
+    made = comparison.build_plan(models, recipe, folder, root, published, _of_models(given, suite, folder))
     todo = store.unfinished(root, made.stages)
     batches.check(todo, cluster)
     if cluster.kind == "slurm":
@@ -71,18 +75,39 @@ def eval(
     display.summary(options.console, made, root, len(todo), seconds)
 
 
-def _measured(models: list[str], file: Path | None, suite: list[str] | None, overrides: list[str] | None) -> tuple[Recipe, Path]:
+def _measured(models: list[str], file: Path | None, suite: list[str] | None, overrides: tuple[str, ...]) -> tuple[Recipe, Path]:
     """Return the recipe that says what is measured, and the folder that its files are beside."""
     if file is None and suite:
-        return recipes.of_suites(tuple(suite), tuple(overrides or ())), Path.cwd()
+        of_models = _of_models(overrides, suite, Path.cwd())
+        # The seed is both: of what a recipe trains, and of what any model writes.
+        measured = tuple(each for each in overrides if each not in of_models or each.startswith("seed="))
+        for lost in set(overrides) - set(measured):
+            if not any(comparison.recipe_of(name) for name in models):
+                raise UserError(
+                    f"--set {lost}: with --suite it is evaluate and the suites' sources that may be set "
+                    f"({', '.join(sorted(suites.source_names(suite, Path.cwd())))}); other fields are those of models that a recipe makes, "
+                    "and none is named here"
+                )
+        return recipes.of_suites(tuple(suite), measured), Path.cwd()
     if file is None:
         try:
             file = shipped.find(Path(models[0].partition(":")[0]), "recipe")
         except UserError:
             raise UserError(f"say what is measured: --suite NAME, or --recipe FILE ({models[0]} is no recipe that would say it)") from None
     elif suite:
-        overrides = [*(overrides or ()), f"evaluate.suites=[{', '.join(suite)}]"]
-    return recipes.load(file, tuple(overrides or ())), file.resolve().parent
+        overrides = (f"evaluate.suites=[{', '.join(suite)}]", *overrides)
+    return recipes.load(file, overrides), file.resolve().parent
+
+
+def _of_models(overrides: tuple[str, ...], suite: list[str] | None, folder: Path) -> tuple[str, ...]:
+    """Return the overrides that hold for recipes whose policies are measured: all, but those of what a suite brings."""
+    brought = suites.source_names(suite or (), folder) if suite else set()
+
+    def is_measured(override: str) -> bool:
+        section, _, rest = override.partition("=")[0].partition(".")
+        return section == "evaluate" or (section == "sources" and rest.partition(".")[0] in brought)
+
+    return tuple(each for each in overrides if not (suite and is_measured(each)))
 
 
 def _run(made: ComparisonPlan, root: Path, cluster: Cluster, todo: int, quiet: bool) -> float:

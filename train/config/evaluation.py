@@ -39,6 +39,8 @@ class Rule(Section):
             raise ValueError(f"a rule needs exactly one of {', '.join(self.conditions())}; found {given or 'none'}")
         if self.beyond is not None and given[0] not in ("at_least", "at_most"):
             raise ValueError(f"`beyond` goes with at_least or at_most; {given[0]} says by how much itself")
+        if self.unit == "relative" and given[0] in ("at_least", "at_most"):
+            raise ValueError(f"`unit` is that of a difference; {given[0]} bounds the value itself: take it out")
         return self
 
     @property
@@ -94,6 +96,13 @@ class Average(Section):
 
     mean_of: Annotated[tuple[str, ...], Field(min_length=1)]
     """Metrics (`medqa/acc`, `mmlu/acc/anatomy`) and other averages. Where one was not measured there is no average."""
+
+    @model_validator(mode="after")
+    def _parts_differ(self) -> "Average":
+        for part in self.mean_of:
+            if self.mean_of.count(part) > 1:
+                raise FieldError(f"{part} stands twice: each counts as much", "mean_of")
+        return self
 
 
 class Published(Section):

@@ -46,13 +46,23 @@ def beneath(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     return data
 
 
+def source_names(named: Sequence[str], folder: Path) -> set[str]:
+    """Return the names of the sources that some suites bring. Raises `UserError` as `beneath` does."""
+    return set(beneath({"evaluate": {"suites": list(named)}}, folder)["sources"])
+
+
 def _read(name: Any, folder: Path) -> dict[str, Any]:
     file = yaml_file.find(f"suites/{name}.yaml", folder) if isinstance(name, str) else None
     if file is None:
         raise UserError(
             f"evaluate.suites: no suite {name!r} beside the recipe (suites/NAME.yaml), and Rounds ships none. {nearest(str(name), names())}"
         )
-    yaml_file.load(file, Suite)
+    suite = yaml_file.load(file, Suite)
+    if suite.evaluate.suites:
+        raise UserError(
+            f"{file}: evaluate.suites: a suite takes in no other ({', '.join(suite.evaluate.suites)}): name both in the recipe, or say "
+            "`extends: OTHER.yaml` at the top of the file"
+        )
     return yaml_layers.merged(yaml_layers.read(file, yaml_file.absolute))
 
 

@@ -14,3 +14,5 @@ METRICS: dict[Kind, tuple[str, ...]] = {
     "question": (*ALWAYS, "refusal_balanced", "exact_match"),
     "prompt": (*ALWAYS, "refusal_balanced", "exact_match", "exact_match_marked", "prompt_strict", "instruction_strict"),
 }
+LOWER_IS_BETTER = {"empty", "numbers_invented", "contradictions", "refusal/safe"}
+"""Of these; of all others more is better, or neither direction is."""

@@ -13,7 +13,7 @@ from rounds.train.config.evaluation import MIN_ITEMS, AnswerSet, Evaluate, Gate
 from rounds.train.config.prompts import Prompts
 from rounds.train.config.recipe import Recipe
 from rounds.train.config.training import Round, Sft, Training
-from rounds.train.config.written import METRICS
+from rounds.train.config.written import LOWER_IS_BETTER, METRICS
 from rounds.train.engine import ifeval
 from rounds.train.plan import eval_tasks
 from rounds.train.plan.model_config import Limits
@@ -163,10 +163,28 @@ def gate(recipe: Recipe, rules: Gate, item: Round, recipe_folder: Path) -> None:
 
 
 def averages(recipe: Recipe, recipe_folder: Path) -> None:
-    """Refuse an average of something that nobody measures."""
-    for name, average in (recipe.evaluate or Evaluate()).averages.items():
+    """Refuse an average of something that nobody measures, or of which more is better in one part and less in another."""
+    evaluate = recipe.evaluate or Evaluate()
+    for name, average in evaluate.averages.items():
         for part in average.mean_of:
             _is_measured(part, recipe, recipe_folder, f"evaluate.averages.{name}:")
+        lower = [part for part in _leaves(evaluate, name) if _lower_is_better(evaluate, part)]
+        if lower and len(lower) < len(_leaves(evaluate, name)):
+            raise UserError(
+                f"evaluate.averages.{name}: of {lower[0]} less is better, of others more: their mean says nothing; average them apart"
+            )
+
+
+def _leaves(evaluate: Evaluate, metric: str) -> list[str]:
+    """Return the metrics that an average is made of in the end; of a metric itself."""
+    if metric not in evaluate.averages:
+        return [metric]
+    return [leaf for part in evaluate.averages[metric].mean_of for leaf in _leaves(evaluate, part)]
+
+
+def _lower_is_better(evaluate: Evaluate, metric: str) -> bool:
+    subject, _, name = metric.partition("/")
+    return metric == "conversations/loss" or (name in LOWER_IS_BETTER and any(each.name == subject for each in evaluate.answers))
 
 
 def _is_measured(metric: str, recipe: Recipe, recipe_folder: Path, where: str) -> None:
@@ -186,16 +204,26 @@ def _is_measured(metric: str, recipe: Recipe, recipe_folder: Path, where: str) -
 
 
 def _most_questions(recipe: Recipe, evaluate: Evaluate, metric: str) -> int | None:
-    """Return how many rows a metric is measured on at most, where the recipe says it."""
+    """Return how many rows a metric is measured on at most, where recipe or source says it; of an average, all its parts together."""
+    if metric in evaluate.averages:
+        parts = {leaf.partition("/")[0]: _most_questions(recipe, evaluate, leaf) for leaf in _leaves(evaluate, metric)}
+        bounds = [bound for bound in parts.values() if bound is not None]
+        return sum(bounds) if len(bounds) == len(parts) else None
     subject = metric.partition("/")[0]
     task = next((task for task in evaluate.tasks if task.label == subject), None)
     answers = next((each for each in evaluate.answers if each.name == subject), None)
     asked = [each.source for each in (task, answers) if each]
     names = {"preferences": evaluate.preferences, "conversations": [evaluate.conversations]}.get(subject, asked)
-    limits = [recipe.sources[name].max_rows if name in recipe.sources else None for name in names if name]
+    limits = [_most_rows(recipe.sources[name]) if name in recipe.sources else None for name in names if name]
     rows = sum(limit for limit in limits if limit) if limits and all(limits) else None
     bounds = (rows, task.limit if task else None, answers.max_rows if answers else None)
     return min((bound for bound in bounds if bound is not None), default=None)
+
+
+def _most_rows(use: SourceUse) -> int | None:
+    """Return how many rows a source has at most: what the recipe takes of it or, of the published set itself, how many it has."""
+    published = None if use.path else sources.load(use.source).sizes.get(use.split)
+    return min((rows for rows in (use.max_rows, published) if rows is not None), default=None)
 
 
 def _measured(recipe: Recipe, recipe_folder: Path) -> dict[str, list[str] | None]:

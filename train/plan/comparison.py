@@ -77,13 +77,8 @@ def _policy(name: str, recipe: Recipe, root: Path, recipe_folder: Path, override
         return pipeline.start(
             recipe.model_copy(update={"base": _base(recipe, Local(kind="local", path=str(path.resolve())))}), root, recipe_folder
         )
-    file, _, stage = name.partition(":")
-    try:
-        found = shipped.find(Path(file), "recipe") if file and not Path(file).is_dir() else None
-    except UserError:
-        found = None
-    if found is not None:
-        return _of_recipe(found, stage, root, overrides)
+    if (found := recipe_of(name)) is not None:
+        return _of_recipe(found, name.partition(":")[2], root, overrides)
     if (match := _HUB_MODEL.fullmatch(name)) and not path.exists():
         if not re.fullmatch(r"[0-9a-f]{40}", match["revision"] or ""):
             raise UserError(
@@ -99,6 +94,15 @@ def _policy(name: str, recipe: Recipe, root: Path, recipe_folder: Path, override
     except UserError as error:
         raise UserError(f"{name}: no model of that name: {error}. Expected {_FORMS}") from None
     return _is_policy(store.planned(folder), name)
+
+
+def recipe_of(name: str) -> Path | None:
+    """Return the recipe that a model's name names, RECIPE or RECIPE:STAGE; None where it is no recipe's."""
+    file = name.partition(":")[0]
+    try:
+        return shipped.find(Path(file), "recipe") if file and not Path(file).is_dir() else None
+    except UserError:
+        return None
 
 
 def _base(recipe: Recipe, base: Base) -> Base:

@@ -62,7 +62,7 @@ def run(params: EvaluateParams, inputs: dict[str, Path], out: Path, machine: Mac
     model = models.load_to_score(described, machine)
     subject = Subject(model, tokenizer, machine.eval_batch_size, _window(model, params.max_length), params.too_long)
     floors: Floors = {}
-    items, counts = Items(), {"aggregate_only": [], "broken_up": {}, "dropped": {}}
+    items, counts = Items(), {"aggregate_only": [], "broken_up": {}, "dropped": _unanswered(inputs, params)}
     if params.tasks:
         floors = _tasks(subject, params, inputs, out, items, counts)
     pairs = {name.removeprefix("preferences."): path for name, path in inputs.items() if name.startswith("preferences.")}
@@ -80,6 +80,20 @@ def run(params: EvaluateParams, inputs: dict[str, Path], out: Path, machine: Mac
     store.write_json(out / SCORES, {**told, PROTOCOL: _protocol(params, subject, machine)})
     tracking.scores({name: score.value for name, score in found.items()})
     return {"scores": {name: [round(score.value, 4), score.n] for name, score in found.items()}, **counts}
+
+
+def _unanswered(inputs: dict[str, Path], params: EvaluateParams) -> dict[str, dict[str, int]]:
+    """Return the prompts that stage `answers` left out, by set and reason. Raises `UserError` where the recipe wants an end then."""
+    dropped = store.counts(inputs["answers"]).get("dropped", {}) if "answers" in inputs else {}
+    found = {str(name): dict(reasons) for name, reasons in dropped.items()} if isinstance(dropped, dict) else {}
+    for name, reasons in found.items():
+        if params.too_long == "fail" and (rows := reasons.get("too_long")):
+            raise UserError(
+                f"answers to {name!r}: {rows:,} prompts do not fit with the tokens that may be written after them within "
+                "evaluate.max_length and what the model reads. Raise evaluate.max_length, lower the set's max_new_tokens, or set "
+                "evaluate.too_long: drop, which leaves them out and counts them"
+            )
+    return found
 
 
 def _window(model: PreTrainedModel, max_length: int) -> int:

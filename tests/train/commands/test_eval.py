@@ -4,14 +4,19 @@ Covers: train/plan/comparison, train/stages/comparison, train/display/comparison
 """
 
 import csv
+import io
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from rounds.data_prep.errors import UserError
 from rounds.train.config import recipe as recipes
+from rounds.train.display import comparison as display
+from rounds.train.display.scores import scores_table
+from rounds.train.engine.records import Score
 from rounds.train.plan import comparison, pipeline
 from tests.train import command_line
 
@@ -68,6 +73,7 @@ def test_a_model_folder_scores_as_the_policy_that_it_was_exported_from(store: Pa
         (("data.sft", "--recipe", MINI), "data.sft is no policy"),
         ((MINI, "--set", "evaluate=null"), "has no `evaluate` section"),
         ((MINI, "--suite", "med43"), "no suite 'med43'"),
+        (("org/name", "--suite", "use_cases", "--set", "sft.max_length=9"), "with --suite it is evaluate and the suites' sources"),
     ],
     ids=str,
 )
@@ -101,3 +107,59 @@ def test_a_hub_model_is_planned_at_its_commit(tmp_path: Path):
     assert start.params.stored()["base"] == {"kind": "hub", "id": "org/name", "revision": commit}
     with pytest.raises(UserError, match="40 hex digits"):
         comparison.build_plan(["org/name@main"], recipes.load(MINI), MINI.parent, tmp_path, False, ())
+
+
+def test_what_is_set_goes_to_the_suite_or_to_the_recipe_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A recipe does not have a suite's sources, nor a suite a recipe's base: each is set where it is."""
+    monkeypatch.setenv("COLUMNS", "200")
+    words = ("eval", f"{MINI}:base", "--suite", "use_cases", "--dry-run", "--store", str(tmp_path / "store"))
+    plain = command_line.here(*words)
+    set_in_the_suite = command_line.here(*words, "--set", "evaluate.answers.use_cases.max_rows=3", "--set", "sources.use_cases.max_rows=9")
+    set_in_the_recipe = command_line.here(*words, "--set", "base.max_position_embeddings=2048")
+    assert "3 answers" in set_in_the_suite and _key(set_in_the_suite, "base") == _key(plain, "base")
+    assert _key(set_in_the_recipe, "base") != _key(plain, "base")
+    both = command_line.here(*words, "--recipe", MINI, "--set", "evaluate.answers.use_cases.max_rows=3")
+    assert "7 answers" in both  # the four of the recipe's own set beside them
+
+
+def _key(said: str, stage: str) -> str:
+    return next(line.split()[1] for line in said.splitlines() if line.split()[:1] == [stage])
+
+
+@pytest.mark.parametrize(("width", "models", "heads"), [(80, 3, "model 1"), (80, 2, "a-model-of-mine-0"), (240, 5, "a-model-of-mine-0")])
+def test_scores_are_whole_where_the_terminal_is_narrow(width: int, models: int, heads: str):
+    score = Score(value=0.2761, stderr=0.0451, n=98, questions=98, higher_is_better=True)
+    of_models = {f"a-model-of-mine-{number}": {"mmlu_pro/acc_bytes": score} for number in range(models)}
+    named = display._heads(of_models, width)
+    assert named["a-model-of-mine-0"] == heads
+    console = Console(width=width, record=True, file=io.StringIO())
+    beside = display._beside(of_models, width)
+    marks = {(named[name], "mmlu_pro/acc_bytes"): " ≈" for name in of_models}
+    console.print(scores_table("own", {named[name]: of_models[name] for name in list(of_models)[:beside]}, marks))
+    assert console.export_text().count("0.276 ±0.045 ≈") == beside and beside >= min(models, 3)
+
+
+def test_what_was_left_out_and_how_often_was_refused_is_told(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    prompts = [
+        {"id": f"{kind}{n}", "group": kind, "prompt": "What is it? " * (1 if n else 200)} for kind in ("safe", "unsafe") for n in range(4)
+    ]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(each) + "\n" for each in prompts))
+    (tmp_path / "suites").mkdir()
+    (tmp_path / "suites" / "own.yaml").write_text(
+        "about: A suite of the tests.\n"
+        f"sources: {{asked: {{source: file, path: {tmp_path}/asked.jsonl, format: prompt, split: heldout, heldout_fraction: 1.0, "
+        "licence: own}, facts: {source: clinic_facts, split: heldout_questions}}\n"
+        "evaluate:\n  tasks: [{task: choice_likelihood, name: facts, source: facts, limit: 9}]\n"
+        "  answers: [{name: asked, source: asked, max_new_tokens: 4}]\n"
+        "  averages: {lacking: {mean_of: [facts/acc, facts/acc/nobody]}}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = (f"{MINI}:base", f"{MINI}:sft", "--suite", "own")
+    said = evaluate(store, *words)
+    assert "not available: lacking: facts/acc/nobody was not measured" in said
+    assert "left out: 2 of asked: too long" in said
+    told = json.loads(evaluate(store, *words, "--json"))
+    assert told["floors"]["facts/acc"]["chance"] == 0.25 and told["not_available"][f"{MINI}:sft"] == {"lacking": "facts/acc/nobody"}
+    assert {"asked/refusal/safe", "asked/refusal/unsafe"} <= told["differences"][f"{MINI}:sft"].keys()
+    failed = evaluate(store, *words, "--set", "evaluate.too_long=fail", expect=1)
+    assert "answers to 'asked': 2 prompts do not fit with the tokens that may be written after them" in failed

@@ -103,6 +103,12 @@ def test_a_mistake_in_the_recipe_names_its_place(folder: Path, old: str, new: st
     [
         ("limit: 7", "limits: 7", r"suites/own.yaml:\d+: evaluate.tasks.0.limits: unknown field"),
         ("[both, usmle/acc]", "[both, all]", r"suites/own.yaml:\d+: evaluate.averages.all: is a mean of itself: all -> all"),
+        (
+            "  max_length: 99",
+            "  suites: [safety]",
+            r"suites/own.yaml: evaluate.suites: a suite takes in no other \(safety\): name both in the recipe",
+        ),
+        ("[mine/acc, theirs/acc]", "[mine/acc, mine/acc]", "averages.both.mean_of: mine/acc stands twice: each counts as much"),
         ("about: A suite of the tests.", "", "suites/own.yaml: about: required field is missing"),
     ],
 )
@@ -117,6 +123,38 @@ def test_an_average_of_what_nobody_measures_is_refused(folder: Path):
     recipe, _ = read(folder, "evaluate.averages.both.mean_of=[mine/acc, them/acc]")
     with pytest.raises(UserError, match=r"evaluate\.averages\.both: 'them/acc' is not measured"):
         pipeline.build_plan(recipe, folder / "store", folder)
+
+
+def test_an_average_of_what_should_rise_and_what_should_fall_is_refused_before_anything_runs(folder: Path):
+    loss = ("evaluate.conversations=told", "sources.told={source: clinic_facts, split: heldout_answers}")
+    recipe, _ = read(folder, *loss, "evaluate.averages.odd={mean_of: [both, conversations/loss]}")
+    with pytest.raises(UserError, match=r"averages\.odd: of conversations/loss less is better, of others more"):
+        pipeline.build_plan(recipe, folder / "store", folder)
+
+
+GATE = "rounds=[{name: first, data: [facts], max_length: 64, global_batch_size: 4, learning_rate: 1.0e-4}]"
+
+
+@pytest.mark.parametrize(
+    ("metric", "settings", "says"),
+    [
+        ("both", ("evaluate.tasks.mine.limit=9", "evaluate.tasks.theirs.limit=9"), "both is measured on 18 rows at most"),
+        ("both", ("evaluate.tasks.mine.limit=9", "evaluate.tasks.theirs.limit=29"), None),
+        ("notes/numbers", ("sources.asked={source: aci_bench, split: valid}",), "notes/numbers is measured on 20 rows at most"),
+        ("notes/numbers", ("sources.asked={source: aci_bench, split: valid, path: own.jsonl}",), None),
+    ],
+    ids=str,
+)
+def test_a_gate_on_too_few_is_refused_where_the_number_is_known(folder: Path, metric: str, settings: tuple[str, ...], says: str | None):
+    """Of an average its parts together; of a published set its rows, but not of a person's own file."""
+    answers = "evaluate.answers=[{name: notes, source: asked, max_new_tokens: 9}]"
+    recipe, _ = read(folder, *settings, GATE, answers, f"gate={{rules: [{{metric: {metric}, may_fall_by: 2}}]}}")
+    assert recipe.gate
+    if says is None:
+        pipeline.checks.gate(recipe, recipe.gate, recipe.rounds[0], folder)
+        return
+    with pytest.raises(UserError, match=says):
+        pipeline.checks.gate(recipe, recipe.gate, recipe.rounds[0], folder)
 
 
 @pytest.mark.parametrize("name", suites.names())

@@ -214,6 +214,11 @@ def test_beyond_belongs_to_a_level():
         Rule(metric="facts/acc", may_fall_by=1, beyond=2)
 
 
+def test_a_level_has_no_relative_unit():
+    with pytest.raises(ValidationError, match="`unit` is that of a difference; at_least bounds the value itself"):
+        Rule(metric="facts/acc", at_least=0.5, unit="relative")
+
+
 ANSWERS: dict[TooFew, bool] = {"accept": True, "reject": False}
 
 
