@@ -84,6 +84,9 @@ class Llm(Section):
     max_new_tokens: Annotated[int, Between(1, 1_000_000, "no model writes more")] = 1024
     """Longest reply to one request."""
 
+    allow_outside: bool = False
+    """Prompts and answers may leave this machine for the endpoint; the cluster file must allow it too."""
+
     @model_validator(mode="after")
     def _one_place(self) -> "Llm":
         if (self.endpoint is None) == (self.policy is None):
@@ -92,6 +95,21 @@ class Llm(Section):
         if (self.model is None) != (self.endpoint is None):
             raise FieldError("names the model behind `endpoint`: give both, or `policy` alone", "model")
         return self
+
+
+class Endpoint(Section):
+    """Where a judge answers, as a cluster file says it: an OpenAI-compatible server."""
+
+    base_url: Annotated[str, Field(pattern=r"^https?://[^/@]+(/.*)?$")]
+    """Address, such as `http://localhost:8000/v1`; without a key in it."""
+    key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    """Name of the environment variable with the key. Its value is written nowhere."""
+    allow_outside: bool = False
+    """An address that is not this machine's may be sent prompts and answers; the judge in the recipe must allow it too."""
+    parallel: Annotated[int, Between(1, 1024, "each is an open connection")] = 8
+    """Requests under way at once."""
+    timeout_seconds: Annotated[float, Between(0.1, 3600, "a reply takes seconds to minutes")] = 120.0
+    """A request that takes longer has no reply."""
 
 
 class RuleJudge(Section):
