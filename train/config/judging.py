@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from rounds.data_prep.schema import Between, FieldError, Section
+from rounds.data_prep.schema import Between, FieldError, Section, listed
 
 Share = Annotated[float, Between(0, 1, "it is a share")]
 _Length = Annotated[int, Between(8, 10_000_000, "a chat template alone takes some tokens, and no model reads more")]
@@ -122,6 +122,22 @@ class RuleJudge(Section):
 
 Judge = Annotated[Verifiable | RewardModel | Pairwise | Llm | RuleJudge, Field(discriminator="kind")]
 """Who scores or compares answers."""
+
+
+class Rank(Section):
+    """Which judges rank a round's answers, and how several of them make one score."""
+
+    by: Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)]
+    """Names under `judges`, the first to be asked first."""
+    how: Literal["cascade", "mean_of_ranks"] = "cascade"
+    """`cascade`: of each prompt the first judge that tells two answers apart. `mean_of_ranks`: the mean of the shares of other answers that
+    an answer beats, among those that all judges scored."""
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "Rank":
+        if len(set(self.by)) < len(self.by):
+            raise FieldError(f"a judge stands twice in {', '.join(self.by)}", "by")
+        return self
 
 
 class PairRules(Section):

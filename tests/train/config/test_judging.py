@@ -3,7 +3,7 @@
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from rounds.train.config.judging import Judge, PairRules
+from rounds.train.config.judging import Judge, PairRules, Rank
 
 COMMIT = "0123456789" * 4
 JUDGE: TypeAdapter = TypeAdapter(Judge)
@@ -54,6 +54,13 @@ def test_each_kind_of_judge_is_read_and_stored_and_read_again(given):
 def test_a_mistake_is_told(given, says):
     with pytest.raises(ValidationError, match=says):
         JUDGE.validate_python(given)
+
+
+def test_one_judge_ranks_or_several_each_once():
+    assert Rank.model_validate({"by": "gold"}) == Rank(by=("gold",), how="cascade")
+    for given, says in (({"by": ["gold", "gold"]}, "stands twice"), ({"by": []}, "at least 1"), ({"by": "gold", "how": "vote"}, "cascade")):
+        with pytest.raises(ValidationError, match=says):
+            Rank.model_validate(given)
 
 
 def test_pair_rules_have_bounds():
