@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from rounds.train.config.metrics import is_breakdown
 from rounds.train.display import scores
 from rounds.train.engine import store
 from rounds.train.engine.kinds import COMPARISON
@@ -57,7 +58,7 @@ def _room(evaluations: Mapping[str, Mapping[str, Any]], width: int) -> int:
     return (
         width
         - _NUMBER
-        - max((len(metric) for of_model in evaluations.values() for metric in of_model if metric.count("/") <= 1), default=0)
+        - max((len(metric) for of_model in evaluations.values() for metric in of_model if not is_breakdown(metric)), default=0)
     )
 
 

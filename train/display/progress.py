@@ -17,6 +17,7 @@ from rich.progress import (
 )
 
 from rounds.data_prep import progress
+from rounds.train.config.metrics import is_breakdown
 from rounds.train.engine import claims, store
 from rounds.train.engine.graph import Stage
 from rounds.train.engine.records import Counts, Done
@@ -120,7 +121,7 @@ def _figures(stage: Stage, record: Done) -> str:
     if stage.kind.decides:
         return counts["decision"]
     if stage.kind.measures:
-        shown = [name for name in counts["scores"] if name.count("/") <= 1][:4]
+        shown = [name for name in counts["scores"] if not is_breakdown(name)][:4]
         return ", ".join(f"{name} {counts['scores'][name][0]:.3f}" for name in shown)
     if stage.kind.writes:
         return "; ".join(

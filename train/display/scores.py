@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from rounds.train.config.metrics import is_breakdown
 from rounds.train.engine import policy, store
 from rounds.train.engine.records import Decision, Score
 from rounds.train.plan.pipeline import Plan
@@ -118,7 +119,7 @@ def scores_table(name: str, evaluations: dict[str, dict[str, Score]], marks: Map
     table.add_column("n", justify="right", no_wrap=True)
     metrics = dict.fromkeys(metric for scores in evaluations.values() for metric in scores)
     for metric in metrics:
-        if metric.count("/") <= 1:  # not the breakdown by group; the report has it
+        if not is_breakdown(metric):  # the report has it
             sizes = sorted({scores[metric].n for scores in evaluations.values() if metric in scores})
             asked = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
             cells = (_score(scores.get(metric)) + (marks or {}).get((each, metric), "") for each, scores in evaluations.items())

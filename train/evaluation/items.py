@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rounds.data_prep.errors import UserError
+from rounds.train.config.metrics import is_neutral
 from rounds.train.engine.records import Score
 from rounds.train.evaluation import paired
 
@@ -40,7 +41,7 @@ class Items:
 
     def _direction(self, metric: str) -> bool | None:
         """Tell which direction is better; None for what is measured to understand a policy, not to rank it."""
-        return None if paired.is_neutral(metric) else metric not in self.lower_is_better
+        return None if is_neutral(metric) else metric not in self.lower_is_better
 
     def write(self, path: Path) -> None:
         """Write one row per metric and item."""

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from rounds.data_prep.errors import UserError
 from rounds.train.config.evaluation import MIN_ITEMS
+from rounds.train.config.metrics import is_neutral
 from rounds.train.engine.records import ITEMS
 
 Verdict = Literal["better", "worse", "within noise", "rose", "fell", "too few items"]
@@ -24,9 +25,6 @@ Conclusion = Literal["helped", "mixed", "made it worse", "no measurable differen
 
 Z95 = 1.959964
 """Half-width of a 95 % interval in standard errors (normal approximation)."""
-NEUTRAL = {"margin", "chosen_logp", "rejected_logp", "tokens", "ended", "refusal"}
-"""Metrics of any subject that are measured to understand a policy, not to rank it: neither direction is better by itself. Nor is one of
-what another metric has without skill (`notes/rouge1/floor_lead`)."""
 
 
 @dataclass(frozen=True)
@@ -116,28 +114,6 @@ def conclude(comparisons: Sequence[Comparison]) -> Conclusion:
     if "within noise" in found:
         return "no measurable difference"
     return "too few items to say" if found else "not measured"
-
-
-def is_neutral(metric: str) -> bool:
-    """Tell whether neither direction of a metric is better by itself."""
-    _, _, rest = metric.partition("/")
-    return rest in NEUTRAL or "/floor_" in rest
-
-
-def is_other_form(metric: str) -> bool:
-    """Tell whether a metric scores again, in another way, the items of one that is judged: `acc` divided by lengths. Judged too, one
-    change would count three times."""
-    return metric.partition("/")[2] in ("acc_norm", "acc_bytes")
-
-
-def is_breakdown(metric: str) -> bool:
-    """Tell whether a metric is about a group of another's items (`facts/acc/dose`)."""
-    return metric.count("/") > 1
-
-
-def is_main(metric: str) -> bool:
-    """Tell whether a metric ranks policies: no breakdown by group or other form, and one direction is better. An average's has no `/`."""
-    return not is_breakdown(metric) and not is_neutral(metric) and not is_other_form(metric)
 
 
 def read_items(folder: Path) -> dict[str, dict[str, float]]:

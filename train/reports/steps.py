@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from rounds.data_prep import records
+from rounds.train.config.metrics import is_main
 from rounds.train.engine import store
 from rounds.train.engine.kinds import Kind
 from rounds.train.engine.records import ITEMS, METRICS, Counts, Done, Score, Spec
-from rounds.train.evaluation.paired import Comparison, compare, conclude, is_main, read_items, read_questions
+from rounds.train.evaluation.paired import Comparison, compare, conclude, read_items, read_questions
 from rounds.train.generation import samples
 
 

@@ -17,10 +17,11 @@ from markupsafe import Markup
 
 from rounds.train.config.cluster import Machine
 from rounds.train.config.evaluation import MIN_ITEMS
+from rounds.train.config.metrics import is_breakdown, is_main
 from rounds.train.engine import store
 from rounds.train.engine.params import AblationReportParams
 from rounds.train.engine.records import Counts, Score
-from rounds.train.evaluation.paired import is_breakdown, is_main, read_items, read_questions
+from rounds.train.evaluation.paired import read_items, read_questions
 from rounds.train.reports import figures, pages
 from rounds.train.reports.contrasts import ALPHA, Contrast, contrast, intervals, judged
 

@@ -15,15 +15,14 @@ from markupsafe import Markup
 
 from rounds.train.config.cluster import Machine
 from rounds.train.config.evaluation import MIN_ITEMS
+from rounds.train.config.metrics import is_breakdown, is_main
 from rounds.train.engine import store
 from rounds.train.engine.params import ComparisonParams
 from rounds.train.engine.records import Counts, Score
-from rounds.train.evaluation.paired import is_breakdown, is_main, read_items, read_questions
+from rounds.train.evaluation.paired import read_items, read_questions
 from rounds.train.reports import figures, pages
 from rounds.train.reports.contrasts import ALPHA, Contrast, contrast, intervals, judged
 
-REFUSALS = ("/refusal/safe", "/refusal/unsafe")
-"""No breakdowns: less is better in one and more in the other, so each is a row and judged."""
 PAGE, TABLE = "comparison.html", "comparison.csv"
 _COLUMNS = ("model", "metric", "value", "stderr", "n", "difference", "low", "high", "p", "p_holm", "verdict")
 
@@ -38,7 +37,7 @@ def run(params: ComparisonParams, inputs: dict[str, Path], out: Path, machine: M
     return {
         "scores": {name: {m: [round(each.value, 4), each.n] for m, each in of_model.items()} for name, of_model in scores.items()},
         "differences": {
-            name: {c.metric: [round(c.difference, 6), c.verdict] for c in contrasts if c.variant == name and _is_judged(c.metric)}
+            name: {c.metric: [round(c.difference, 6), c.verdict] for c in contrasts if c.variant == name and is_main(c.metric)}
             for name in list(params.models)[1:]
         },
         "floors": {m: each.floors for of_model in scores.values() for m, each in of_model.items() if each.floors},
@@ -55,11 +54,7 @@ def _of_models(params: ComparisonParams, inputs: dict[str, Path], name: str) -> 
 
 def _is_row(metric: str) -> bool:
     """Tell whether a metric has a row of its own: all but breakdowns by group."""
-    return not is_breakdown(metric) or metric.endswith(REFUSALS) or "/floor_" in metric
-
-
-def _is_judged(metric: str) -> bool:
-    return is_main(metric) or metric.endswith(REFUSALS)
+    return not is_breakdown(metric) or "/floor_" in metric
 
 
 def _contrasts(
@@ -77,8 +72,8 @@ def _contrasts(
             if _is_row(metric) and len(both) == 2:
                 found += contrast(metric, first, both, lambda item, asked=asked: asked.get(item, item))
     same = {name for name in others if params.models[name] == params.models[first]}
-    family = judged([each for each in found if _is_judged(each.metric)], higher, same)
-    return [*family, *(each for each in found if not _is_judged(each.metric))]
+    family = judged([each for each in found if is_main(each.metric)], higher, same)
+    return [*family, *(each for each in found if not is_main(each.metric))]
 
 
 def _write(scores: dict[str, dict[str, Score]], contrasts: Sequence[Contrast], path: Path) -> None:
@@ -104,7 +99,7 @@ def _page(
     first = next(iter(params.models))
     metrics = [metric for metric in dict.fromkeys(m for of_model in scores.values() for m in of_model) if _is_row(metric)]
     by_metric = {metric: {each.variant: each for each in contrasts if each.metric == metric} for metric in metrics}
-    main = [metric for metric in metrics if _is_judged(metric)]
+    main = [metric for metric in metrics if is_main(metric)]
     counts = {name: store.counts(inputs[folder]) for name, folder in params.models.items()}
     return pages.render(
         "comparison.html.jinja",
@@ -112,7 +107,7 @@ def _page(
         first=first,
         scores=scores,
         main=main,
-        other=[metric for metric in metrics if not _is_judged(metric)],
+        other=[metric for metric in metrics if not is_main(metric)],
         floors={metric: each for of_model in scores.values() for metric, score in of_model.items() if (each := score.floors)},
         by_metric=by_metric,
         meaning={metric: pages.meaning(metric, params.tasks, params.averages) for metric in metrics},

@@ -17,10 +17,11 @@ import yaml
 from markupsafe import Markup
 
 from rounds.train.config.cluster import Machine
+from rounds.train.config.metrics import is_breakdown, is_main
 from rounds.train.engine import store
 from rounds.train.engine.params import ReportParams
 from rounds.train.engine.records import Counts
-from rounds.train.evaluation.paired import Z95, is_breakdown, is_main
+from rounds.train.evaluation.paired import Z95
 from rounds.train.reports import figures, pages
 from rounds.train.reports.data import set_rows, source_rows
 from rounds.train.reports.samples import side_by_side

@@ -210,7 +210,7 @@ def test_a_prepared_stage_knows_what_to_run_and_where_its_inputs_are(tmp_path: P
     folders = [store.prepare(root, stage) for stage in stages]
     assert folders == [root / stage.folder_name for stage in stages]
     spec = json.loads((folders[1] / "stage.json").read_text())
-    assert (spec["name"], spec["function"], spec["version"], spec["params"]) == ("data.sft", "data", 8, stages[1].params.stored())
+    assert (spec["name"], spec["function"], spec["version"], spec["params"]) == ("data.sft", "data", 9, stages[1].params.stored())
     assert spec["params"]["seed"] == 0
     assert spec["after_stop"] is False and spec["inputs"] == {"source.rows": {"stage": stages[0].folder_name}}
     assert store.inputs(folders[0]) == {"path": tmp_path / "rows.jsonl"}

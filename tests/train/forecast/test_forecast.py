@@ -254,12 +254,13 @@ def test_evaluations_are_forecast_with_all_that_the_recipe_measures(root: Path):
     stage = next(stage for stage in plan.stages if stage.name == "evaluate.third")
     reading = evaluation_tokens.of(stage, known)
     pairs, talks = known["source.ultrafeedback_test"], known["source.ultrachat_test"]
-    questions = (4183 + 1273 + 135 + 265 + 144 + 173 + 100 + 272) * 4 + 940 * 2
+    questions = 12_032 + 3_382 + 4_183 + 1_273 + 500 + 940  # the paper's columns but USMLE, whose rows are the user's own
     heldout = pairs.rows * 2 * (pairs.prompt_tokens + pairs.answer_tokens) + talks.tokens
-    ours = 500 * (evaluation_tokens.QUESTION_TOKENS + 3 * evaluation_tokens.CHOICE_TOKENS)
-    assert reading.scored == pytest.approx(questions * evaluation_tokens.QUESTION_TOKENS + ours + heldout)
+    ours = questions * (evaluation_tokens.QUESTION_TOKENS + 3 * evaluation_tokens.CHOICE_TOKENS)
+    assert reading.scored == pytest.approx(ours + heldout)
     assert (reading.answers, reading.answer_tokens) == (0, 0)
-    (asked,) = evaluation_tokens.written(plan.stage("answers.third"), known)
+    asked, *suites = evaluation_tokens.written(plan.stage("answers.third"), known)
+    assert [(each.answers, each.answer_tokens) for each in suites] == [(450, 128), (400, 512), (0, 512)]
     assert (asked.answers, asked.answer_tokens, asked.scored) == (64, 512, 64 * talks.prompt_tokens)
     found = {each.stage: each for each in on_cluster(root, "med42-v2-70b", "slurm-8xh100")}["evaluate.third"]
     assert found.gpus == 8 and found.gpu_hours == pytest.approx(8 * found.hours)  # type: ignore[operator]

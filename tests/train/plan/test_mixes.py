@@ -70,4 +70,4 @@ def test_plan_shows_the_rows_and_parts_of_a_mix(tmp_path: Path, monkeypatch: pyt
     assert "data.sft: medmcqa 27.2%" in text and "slim_orca_t0 8.4%" in text and "ultrachat 3.9%" in text
     assert "up to 663,459 rows" in text
     assert "decontaminate: data.sft, data.first, data.second, data.third against" in text
-    assert "toxigen.test" in text.partition("against ")[2].partition("\n")[0] and "not compared with" not in text
+    assert "toxigen_test" in text.partition("against ")[2].partition("\n")[0] and "not compared with" not in text

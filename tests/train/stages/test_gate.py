@@ -1,6 +1,6 @@
 """The gate: paired differences with their standard error, every kind of rule both ways, and what a rejection does.
 
-Covers: train/config/evaluation, train/evaluation/items.
+Covers: train/config/evaluation, train/config/metrics, train/evaluation/items.
 """
 
 import json
