@@ -8,7 +8,7 @@ Example row, of our own:
     {"key": 9001, "prompt": "Write about sleep. Use no commas, and 50 words or more.", "instruction_id_list":
      ["punctuation:no_comma", "length_constraints:number_words"], "kwargs": [{}, {"relation": "at least", "num_words": 50}]}
 
-`details` is `{"instruction_id_list": [...], "kwargs": [{...}, ...]}` as the set's checkers take them. A copy in parquet gives each
+`details` is an object of JSON with `instruction_id_list` and `kwargs` as the set's checkers take them. A copy in parquet gives each
 instruction the arguments of all, most of them null: nulls are left out, since a checker refuses an argument that it does not have. The
 commit is the one that many public projects pin. On the hub the split is called train, and nobody trains on it.
 """
