@@ -116,6 +116,7 @@ def _page(
         figures={metric: _forest(metric, list(by_metric[metric].values()), higher[metric]) for metric in main if by_metric[metric]},
         tested=[each for each in contrasts if each.p_holm is not None],
         dropped=_dropped(counts),
+        lacking=[(name, average, part) for name, of_model in counts.items() for average, part in of_model.get("not_available", {}).items()],
         published=_published(params, scores),
         alpha=ALPHA,
         least=MIN_ITEMS,
