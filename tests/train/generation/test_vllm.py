@@ -1,6 +1,6 @@
 """vLLM for real, in an environment of its own: its answers depend on their seeds, and it counts log-probabilities as we do.
 
-ROUNDS_TEST_VLLM names that environment's Python.
+`scripts/setup_vllm` makes that environment, or ROUNDS_VLLM_PYTHON names one's Python.
 
 Covers: train/generation/vllm_worker.
 """
@@ -24,7 +24,8 @@ from rounds.train.weights import logprobs, models, requirements
 from tests import staged
 from tests.train.conftest import ASKED, FACTS
 
-PYTHON = os.environ.get("ROUNDS_TEST_VLLM")
+_PLACE = Path(os.environ.get("ROUNDS_VLLM_PYTHON", Path(__file__).parents[3] / ".venv-vllm" / "bin" / "python"))
+PYTHON = str(_PLACE) if _PLACE.is_file() else None
 PROMPTS = [[Message("user", ASKED[n % 4].format(FACTS[n % 8][0]) + " Please." * (n % 5))] for n in range(16)]
 
 
@@ -77,7 +78,9 @@ def wide(shelf: Path, put: Callable, conversations: list[Conversation]) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not PYTHON, reason="ROUNDS_TEST_VLLM names no Python with vLLM (scripts/setup_vllm makes one)")
+@pytest.mark.skipif(
+    not PYTHON, reason=f"no vLLM at {_PLACE}: scripts/setup_vllm makes it there, or name one's interpreter in ROUNDS_VLLM_PYTHON"
+)
 def test_seeds_decide_and_log_probabilities_are_ours(wide: Path, tmp_path: Path):
     described = policy.read(wide)
     tokenizer = models.load_tokenizer(described)
