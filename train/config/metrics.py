@@ -30,3 +30,8 @@ def is_breakdown(metric: str) -> bool:
 def is_main(metric: str) -> bool:
     """Tell whether a metric ranks policies: no breakdown by group or other form, and one direction is better. An average's has no `/`."""
     return not is_breakdown(metric) and not is_neutral(metric) and not is_other_form(metric)
+
+
+def is_of_refusals(metric: str) -> bool:
+    """Tell whether a metric counts refusals, which a rule on strings finds."""
+    return metric.partition("/")[2].startswith("refusal")

@@ -44,6 +44,7 @@ def summary(console: Console, made: ComparisonPlan, root: Path, ran: int, second
     if params.published:
         console.print(_published(params, {heads[name]: of_model for name, of_model in evaluations.items()}))
         console.print(f"published: {params.published.source}; {params.published.protocol}", highlight=False, soft_wrap=True)
+    scores.say_how_refusals_are_told(console, evaluations)
     for name, why in params.absent.items():
         console.print(f"not measured: {name}: {why}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     for line in _missing(evaluations, {name: store.counts(store.folder(root, stage)) for name, stage in made.scores.items()}, params):

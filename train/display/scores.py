@@ -8,9 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rounds.train.config.metrics import is_breakdown
+from rounds.train.config.metrics import REFUSALS, is_breakdown
 from rounds.train.engine import policy, store
 from rounds.train.engine.records import Decision, Score
+from rounds.train.evaluation import refusal
 from rounds.train.plan.pipeline import Plan
 
 
@@ -90,6 +91,7 @@ def summary(console: Console, plan: Plan, root: Path, ran: int, seconds: float) 
     found = outcome(plan, root)
     if found.scores:
         console.print(scores_table(plan.recipe.name, found.scores))
+    say_how_refusals_are_told(console, found.scores)
     for name, why in found.not_available.items():
         console.print(f"n/a: {name}: {why}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     for name, decision in found.gates.items():
@@ -105,6 +107,12 @@ def summary(console: Console, plan: Plan, root: Path, ran: int, seconds: float) 
     console.print(f"        {found.why}", highlight=False, markup=False, soft_wrap=True)
     print(f"report: {found.report}")
     return found
+
+
+def say_how_refusals_are_told(console: Console, evaluations: Mapping[str, Mapping[str, Score]]) -> None:
+    """Print beside figures of refusals how far the rule that finds them agrees with people."""
+    if any("/refusal_balanced" in metric or metric.endswith(REFUSALS) for found in evaluations.values() for metric in found):
+        console.print(refusal.caveat(), style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def scores_table(name: str, evaluations: dict[str, dict[str, Score]], marks: Mapping[tuple[str, str], str] | None = None) -> Table:

@@ -15,10 +15,11 @@ from markupsafe import Markup
 
 from rounds.train.config.cluster import Machine
 from rounds.train.config.evaluation import MIN_ITEMS
-from rounds.train.config.metrics import is_breakdown, is_main
+from rounds.train.config.metrics import is_breakdown, is_main, is_of_refusals
 from rounds.train.engine import store
 from rounds.train.engine.params import ComparisonParams
 from rounds.train.engine.records import Counts, Score
+from rounds.train.evaluation import refusal
 from rounds.train.evaluation.paired import read_items, read_questions
 from rounds.train.reports import figures, pages
 from rounds.train.reports.contrasts import ALPHA, Contrast, contrast, intervals, judged
@@ -108,6 +109,7 @@ def _page(
         scores=scores,
         main=main,
         other=[metric for metric in metrics if not is_main(metric)],
+        caveat=refusal.caveat() if any(map(is_of_refusals, metrics)) else "",
         floors={metric: each for of_model in scores.values() for metric, score in of_model.items() if (each := score.floors)},
         by_metric=by_metric,
         meaning={metric: pages.meaning(metric, params.tasks, params.averages) for metric in metrics},

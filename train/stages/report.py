@@ -17,10 +17,11 @@ import yaml
 from markupsafe import Markup
 
 from rounds.train.config.cluster import Machine
-from rounds.train.config.metrics import is_breakdown, is_main
+from rounds.train.config.metrics import is_breakdown, is_main, is_of_refusals
 from rounds.train.engine import store
 from rounds.train.engine.params import ReportParams
 from rounds.train.engine.records import Counts
+from rounds.train.evaluation import refusal
 from rounds.train.evaluation.paired import Z95
 from rounds.train.reports import figures, pages
 from rounds.train.reports.data import set_rows, source_rows
@@ -91,6 +92,7 @@ def _render(recipe: Mapping[str, Any], stages: Mapping[str, Finished], steps: Se
         higher={metric: any(higher_is_better(step, metric) for step in steps if metric in step.scores) for metric in metrics},
         sizes={metric: sorted({step.scores[metric].n for step in steps if metric in step.scores}) for metric in metrics},
         groups=_groups(metrics),
+        caveat=refusal.caveat() if any(map(is_of_refusals, metrics)) else "",
         floors={metric: each for step in steps for metric, score in step.scores.items() if (each := score.floors)},
         lacking=_lacking(measured, stages),
         published=_published(measured.get("published"), steps),
