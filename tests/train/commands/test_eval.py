@@ -55,7 +55,7 @@ def test_a_model_folder_scores_as_the_policy_that_it_was_exported_from(store: Pa
     """The export is another base model, so it is measured, and gives the run's own numbers."""
     model = next(store.glob("export-*")) / "model"
     said = evaluate(store, model, MINI, "--recipe", MINI, "--json")  # with what stderr says of its stages
-    told = json.loads(said[said.index("{\n") :])
+    told, _ = json.JSONDecoder().raw_decode(said, said.index("{\n"))
     exported, trained = told["scores"][str(model)], told["scores"][str(MINI)]
     assert exported.keys() == trained.keys()
     for metric, (value, n) in trained.items():
