@@ -17,9 +17,9 @@ def is_neutral(metric: str) -> bool:
 
 
 def is_other_form(metric: str) -> bool:
-    """Tell whether a metric scores again, in another way, the items of one that is judged: `acc` divided by lengths. Judged too, one
-    change would count three times."""
-    return metric.partition("/")[2] in ("acc_norm", "acc_bytes")
+    """Tell whether a metric scores again, in another way, the items of one that is judged: `acc` divided by lengths, ROUGE of pairs of
+    words. Judged too, one change would count three times."""
+    return metric.partition("/")[2] in ("acc_norm", "acc_bytes", "rouge2", "rougeL", "exact_match_marked")
 
 
 def is_breakdown(metric: str) -> bool:
