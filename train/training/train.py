@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 
 from rounds.train.config.cluster import Machine
 from rounds.train.config.training import Lora, Training
@@ -39,6 +39,7 @@ def run(trainer: StageTrainer, out: Path, start: Path, training: Training, machi
     if last:
         logger.info("going on from %s", last.name)
         fit_shards(trainer, last, machine)
+        trainer.__dict__["_total_train_tokens"] = _tokens_seen(last)  # TRL counts anew from where it resumes
     began = time.monotonic()
     notes = batches.notes(_rows(trainer), training)
     for note in notes:
@@ -68,6 +69,12 @@ def _rows(trainer: Trainer) -> int:
 def _model(trainer: Trainer) -> torch.nn.Module:
     assert isinstance(trainer.model, torch.nn.Module)
     return trainer.model
+
+
+def _tokens_seen(checkpoint: Path) -> int:
+    """Return how many tokens the steps before a checkpoint had."""
+    history = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).log_history
+    return int(next((entry["num_tokens"] for entry in reversed(history) if "num_tokens" in entry), 0))
 
 
 def _save(trainer: Trainer, out: Path, start: Path, lora: Lora | None) -> None:

@@ -139,6 +139,8 @@ def test_a_resumed_run_ends_with_the_very_weights_of_an_undisturbed_one(
     assert (again["steps"], again["train_loss"]) == (steps, counts["train_loss"])
     assert weights(out, kind) == weights(straight, kind)
     assert curve(out) == curve(straight)
+    tokens = [[json.loads(line).get("num_tokens") for line in (each / "metrics.jsonl").open()] for each in (out, straight)]
+    assert tokens[0] == tokens[1], "tokens are counted on from where it goes on"
     assert policy.read(out) == policy.Policy(
         str(out / "model") if not lora else str(shelf / "base" / "model"),
         None,
