@@ -1,6 +1,5 @@
 """Opening a judge's weights: safetensors alone, no remote code, and no weight that transformers would draw at random."""
 
-import textwrap
 from typing import Any
 
 import torch
@@ -16,7 +15,9 @@ def config_of(where: str, revision: str | None) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(where, revision=revision or "main", trust_remote_code=False)
     except Exception as error:  # each model's config checks itself, with errors of its own kind
-        raise UserError(f"judge {where}: its config.json cannot be used without running code that came with it: {_said(error)}") from error
+        raise UserError(
+            f"judge {where}: its config.json cannot be used without running code that came with it: {models.said(error)}"
+        ) from error
 
 
 def tokenizer_of(where: str, revision: str | None) -> PreTrainedTokenizerBase:
@@ -24,7 +25,7 @@ def tokenizer_of(where: str, revision: str | None) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(where, revision=revision or "main", trust_remote_code=False)
     except Exception as error:
-        raise UserError(f"judge {where}: its tokenizer cannot be loaded: {_said(error)}") from error
+        raise UserError(f"judge {where}: its tokenizer cannot be loaded: {models.said(error)}") from error
 
 
 def model_of(kind: Any, where: str, revision: str | None, config: PretrainedConfig, machine: Machine, **asked: Any) -> PreTrainedModel:
@@ -47,7 +48,7 @@ def model_of(kind: Any, where: str, revision: str | None, config: PretrainedConf
             **asked,
         )
     except Exception as error:
-        raise UserError(f"judge {where}: its weights cannot be opened as safetensors: {_said(error)}") from error
+        raise UserError(f"judge {where}: its weights cannot be opened as safetensors: {models.said(error)}") from error
     model, found = opened
     mismatched = [name for name, *_ in found["mismatched_keys"]]
     for what, names in (("are of another size than its config.json says", mismatched), ("are not in its files", found["missing_keys"])):
@@ -63,7 +64,3 @@ def longest_input(config: PretrainedConfig, wanted: int) -> int:
     """Return how many tokens a judge may be given: no more than it has positions for."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     return min(wanted, positions) if isinstance(positions, int) and positions > 0 else wanted
-
-
-def _said(error: Exception) -> str:
-    return textwrap.shorten(str(error), 300, placeholder=" ...")

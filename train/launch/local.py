@@ -228,16 +228,21 @@ def _child(job: worker.Job) -> None:
     worker.main(job)
 
 
-def _agent(job: worker.Job) -> None:
-    """Be torchrun's agent for one node: start the ranks, and end them all when one fails or the launcher is gone."""
-    from torch.distributed import run as torchrun
-
+def _lead(job: worker.Job) -> None:
+    """Begin as a process that starts others: the job where they read it, a log of its own, and an end with the launcher's."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     store.write_json(job.folder / JOB, job.model_dump(mode="json"))
     log = job.folder / TORCHRUN_LOG
     log.parent.mkdir(exist_ok=True)
     log.unlink(missing_ok=True)
     worker.write_to(log)
+
+
+def _agent(job: worker.Job) -> None:
+    """Be torchrun's agent for one node: start the ranks, and end them all when one fails or the launcher is gone."""
+    from torch.distributed import run as torchrun
+
+    _lead(job)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // job.machine.processes)))
     torchrun.main(
         ["--nnodes=1", f"--nproc-per-node={job.machine.processes}", "--node-rank=0", "--master-addr=127.0.0.1",
@@ -247,12 +252,7 @@ def _agent(job: worker.Job) -> None:
 
 def _side_by_side(job: worker.Job) -> None:
     """Start processes that share the stage by files, and end as the first of them does."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    store.write_json(job.folder / JOB, job.model_dump(mode="json"))
-    log = job.folder / TORCHRUN_LOG
-    log.parent.mkdir(exist_ok=True)
-    log.unlink(missing_ok=True)
-    worker.write_to(log)
+    _lead(job)
     os._exit(apart.main(job.folder / JOB, job.machine.processes, 0))
 
 

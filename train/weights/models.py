@@ -87,7 +87,7 @@ def open_folder(where: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         tokenizer = without_place(AutoTokenizer.from_pretrained(where, trust_remote_code=False))
     except Exception as error:  # each model's config checks itself, with errors of its own kind
-        raise UserError(f"{where} is not a usable Hugging Face model folder: {_said(error)}") from error
+        raise UserError(f"{where} is not a usable Hugging Face model folder: {said(error)}") from error
     if method := (getattr(config, "quantization_config", None) or {}):
         raise UserError(
             f"{where}: its weights are quantised ({dict(method).get('quant_method', 'by a method without a name')}), and such weights "
@@ -105,7 +105,7 @@ def open_folder(where: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             trust_remote_code=False,
         )
     except Exception as error:
-        raise UserError(f"the weights in {where} cannot be opened as safetensors: {_said(error)}") from error
+        raise UserError(f"the weights in {where} cannot be opened as safetensors: {said(error)}") from error
     model, found = opened
     for what, names in (
         ("have other sizes than its config.json says", [name for name, *_ in found["mismatched_keys"]]),
@@ -137,7 +137,7 @@ def check_finite(folder: Path, says: str) -> None:
                     raise UserError(f"{says.format(name=name)}")
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     """Return the beginning of what an error says, in one line."""
     return textwrap.shorten(str(error), 300, placeholder=" ...")
 
@@ -216,7 +216,7 @@ def load_model(
             raise
         raise UserError(
             f"the model in {policy.weights} has no attention through {attention}: set another attn_implementation in the cluster file, "
-            f"such as eager ({_said(error)})"
+            f"such as eager ({said(error)})"
         ) from error
     _let_it_be_saved(model)
     if experts.obstacle(model.config):
