@@ -28,9 +28,10 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     """Skip slow tests unless asked for. The longest come first, so that no worker is left with one when all else is done."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
-    if not config.getoption("--slow"):
-        for item in items:
-            if item.get_closest_marker("slow"):
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(7200))
+            if not config.getoption("--slow"):
                 item.add_marker(pytest.mark.skip(reason="takes minutes: scripts/test --slow"))
 
 

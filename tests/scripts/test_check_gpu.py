@@ -50,6 +50,7 @@ def test_an_ended_run_leaves_no_process_and_shows_what_it_found(tmp_path: Path, 
         assert run.stderr and run.stderr.readline().startswith("card")
         started = psutil.Process(run.pid).children(recursive=True)
         while not started:
+            assert run.poll() is None, run.communicate()
             started = psutil.Process(run.pid).children(recursive=True)
         run.send_signal(number)
         printed = run.communicate()[0]

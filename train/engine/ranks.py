@@ -15,6 +15,7 @@ from typing import Any
 
 from rounds.data_prep.errors import UserError
 from rounds.train.config.cluster import Machine
+from rounds.train.engine import compiling
 from rounds.train.engine.kinds import Kind
 
 EXIT_STOPPED = 75
@@ -118,6 +119,7 @@ def _form(machine: Machine, meeting: Any, cuda: bool) -> None:
         timeout=_TIMEOUT,
     )
     if machine.deepspeed is not None:
+        compiling.guard()
         import deepspeed
 
         # Must come before SFTConfig is made: DeepSpeed would otherwise count one rank under ZeRO-3.

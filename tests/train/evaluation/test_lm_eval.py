@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets.config
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,8 +20,12 @@ Ask = Callable[[str, str], tuple[Path, dict]]
 
 @pytest.fixture
 def put_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Put:
-    """Write rows where `datasets` prefers them over the hub's repository of that name: a folder in the current one."""
+    """Write rows where `datasets` prefers them over the hub's repository of that name: a folder in the current one.
+
+    With a cache of its own: `datasets` knows such a folder by its name alone, and would give the rows of the test before.
+    """
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets_cache")
 
     def write(repository: str, config: str, splits: dict[str, list[dict]]) -> None:
         folder = tmp_path / repository
