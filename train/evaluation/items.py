@@ -20,6 +20,8 @@ class Items:
         self.values: dict[str, dict[str, float]] = {}
         self.questions: dict[str, dict[str, str]] = {}
         self.aggregates: dict[str, Score] = {}
+        self.parts: dict[str, tuple[str, ...]] = {}
+        """Of each average the metrics that it is the mean of."""
         self.lower_is_better: set[str] = set()
 
     def add(self, metric: str, item: str, value: float, question: str | None = None) -> None:
@@ -35,9 +37,27 @@ class Items:
 
     def scores(self) -> dict[str, Score]:
         """Return mean, standard error of the mean, and count of every metric."""
-        means = {name: mean_and_stderr(list(items.values()), list(self.questions[name].values())) for name, items in self.values.items()}
-        both = {**means, **self.aggregates}
+        both = {**{name: self._mean(name) for name in self.values}, **self.aggregates}
         return {name: score.model_copy(update={"higher_is_better": self._direction(name)}) for name, score in both.items()}
+
+    def _mean(self, metric: str) -> Score:
+        values, asked = self._columns(metric)
+        if metric not in self.parts:
+            return mean_and_stderr(values, asked)
+        mean, stderr, number = paired.clustered(values, asked)
+        stderr = math.sqrt(stderr**2 + self._unseen(metric))
+        return Score(value=mean, stderr=stderr if number > 1 else None, n=len(values), questions=number)
+
+    def _unseen(self, metric: str) -> float:
+        """Return the variance that an average's items do not show: of its parts that are wholly 0 or wholly 1, which have no spread."""
+        parts = self.parts.get(metric)
+        if parts is not None:
+            return math.fsum(map(self._unseen, parts)) / len(parts) ** 2
+        values, asked = self._columns(metric)
+        return _one_sided(len(set(asked))) ** 2 if set(values) in ({0.0}, {1.0}) else 0.0
+
+    def _columns(self, metric: str) -> tuple[list[float], list[str]]:
+        return list(self.values[metric].values()), list(self.questions[metric].values())
 
     def _direction(self, metric: str) -> bool | None:
         """Tell which direction is better; None for what is measured to understand a policy, not to rank it."""
@@ -61,8 +81,13 @@ def mean_and_stderr(values: list[float], asked: list[str]) -> Score:
     """
     mean, stderr, number = paired.clustered(values, asked)
     if stderr == 0 and mean in (0.0, 1.0):
-        stderr = paired.Z95 / (2 * (number + paired.Z95**2))
+        stderr = _one_sided(number)
     return Score(value=mean, stderr=stderr if number > 1 else None, n=len(values), questions=number)
+
+
+def _one_sided(number: int) -> float:
+    """Return the error of a share of 0 or 1 over a number of questions."""
+    return paired.Z95 / (2 * (number + paired.Z95**2))
 
 
 def add_averages(items: Items, averages: Mapping[str, Sequence[str]]) -> dict[str, str]:
@@ -101,6 +126,7 @@ def _add_average(items: Items, name: str, parts: Sequence[str]) -> str | None:
     columns = {part: items.values[part] for part in parts}
     means = {part: math.fsum(column.values()) / len(column) for part, column in columns.items()}
     average = math.fsum(means.values()) / len(parts)
+    items.parts[name] = tuple(parts)
     number = sum(map(len, columns.values()))
     for part, column in columns.items():
         weight = number / (len(parts) * len(column))

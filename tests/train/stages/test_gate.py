@@ -262,6 +262,18 @@ def test_an_average_counts_each_part_as_much_and_has_the_error_of_a_mean_of_mean
     assert score.stderr == pytest.approx(exact, rel=0.02) and score.n == 142
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_part_that_is_all_wrong_or_all_right_counts_in_the_error_of_the_average(value: float):
+    """Its items have no spread, and 30 of them say as little as they do alone."""
+    items, _ = averaged({"a/acc": PARTS["a/acc"], "flat/acc": [value] * 30}, {"all": ("a/acc", "flat/acc")})
+    found = items.scores()
+    errors = [found[name].stderr for name in ("a/acc", "flat/acc")]
+    assert found["all"].stderr == pytest.approx(math.hypot(*errors) / 2, rel=0.02)
+    flat, _ = averaged({"flat/acc": [value] * 30, "other/acc": [value] * 60}, {"all": ("flat/acc", "other/acc")})
+    errors = [flat.scores()[name].stderr for name in ("flat/acc", "other/acc")]
+    assert flat.scores()["all"].stderr == pytest.approx(math.hypot(*errors) / 2)
+
+
 def test_a_difference_of_averages_is_paired():
     """Two policies that differ in one part alone: the error of the average is that part's, over the number of parts."""
     better = {**PARTS, "b/acc": [1.0 if place % 6 == 0 else value for place, value in enumerate(PARTS["b/acc"])]}
