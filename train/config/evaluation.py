@@ -172,8 +172,9 @@ class Evaluate(Section):
         for label in labels:
             if labels.count(label) > 1 or label in ("preferences", "conversations"):
                 raise ValueError(f"two measurements are called {label!r}: give each task and each set of answers a `name` of its own")
-        if len(set(self.preferences)) < len(self.preferences):
-            raise ValueError(f"preferences: a source stands twice in {', '.join(self.preferences)}")
+        for field, named in (("preferences", self.preferences), ("suites", self.suites)):
+            if len(set(named)) < len(named):
+                raise FieldError(f"one name stands twice in {', '.join(named)}", field)
         return self
 
     @model_validator(mode="after")

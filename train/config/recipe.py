@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from rounds.data_prep.errors import UserError
 from rounds.data_prep.schema import Between, Count, FieldError, Filters, FilterUse, Later, Mix, Name, Section, SourceUse, listed
 from rounds.train.config import suites, yaml_file
 from rounds.train.config.evaluation import Evaluate, Gate
@@ -209,7 +210,10 @@ def load(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
 def of_suites(names: tuple[str, ...], overrides: tuple[str, ...] = ()) -> Recipe:
     """Return what some suites measure, as a recipe that trains nothing; suites and paths are relative to the current folder."""
     data = {"name": "-".join(names), "base": {"kind": "tiny"}, "evaluate": {"suites": list(names)}}
-    return _settled(yaml_file.check(suites.beneath(data, Path.cwd()), Recipe, overrides, "--suite"))
+    laid = suites.beneath(data, Path.cwd())
+    if not laid["sources"]:
+        raise UserError(f"--suite {', '.join(names)}: brings no `sources` of its own, so a recipe with them must be named: --recipe FILE")
+    return _settled(yaml_file.check(laid, Recipe, overrides, "--suite"))
 
 
 def _settled(recipe: Recipe) -> Recipe:

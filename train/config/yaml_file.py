@@ -174,6 +174,13 @@ def _explain(error: Any, section: type[BaseModel], locate: Locate, data: Any, ov
     if kind == "extra_forbidden":
         return f"{where}: unknown field. {nearest(str(loc[-1]), _fields_at(section, loc[:-1]))}"
     if kind == "missing":
+        made = next((override for override in overrides if _makes(override, loc[:-1], data, overrides)), None)
+        if made is not None:
+            *above, name = loc[:-1]
+            others = set(_at(data, tuple(above))) - {name}
+            return (
+                f"--set {_cut(made)}: {'.'.join(map(str, above))} has no {name!r}, and a new one needs {loc[-1]!r}. {nearest(name, others)}"
+            )
         return f"{where}: required field is missing"
     if kind in ("literal_error", "union_tag_invalid"):
         expected = error["ctx"].get("expected") or error["ctx"].get("expected_tags")
@@ -199,6 +206,22 @@ def _sets(override: str, loc: tuple, data: Any) -> bool:
             return False
         node = item
     return len(loc) >= len(dotted)
+
+
+def _makes(override: str, loc: tuple, data: Any, overrides: tuple[str, ...]) -> bool:
+    """Tell whether a section is there only because this override, and others, gave fields of it."""
+    inside = tuple(override.partition("=")[0].split("."))
+    section = _at(data, loc)
+    if len(loc) < 2 or inside[: len(loc)] != loc or len(inside) == len(loc) or not isinstance(section, dict):
+        return False
+    given = {tuple(each.partition("=")[0].split("."))[: len(loc) + 1] for each in overrides}
+    return all((*loc, field) in given for field in section)
+
+
+def _at(data: Any, loc: tuple) -> Any:
+    for part in loc:
+        data = data.get(part) if isinstance(data, dict) else None
+    return data
 
 
 def _fields_at(model: Any, loc: tuple) -> list[str]:

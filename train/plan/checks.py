@@ -163,8 +163,11 @@ def gate(recipe: Recipe, rules: Gate, item: Round, recipe_folder: Path) -> None:
 
 
 def averages(recipe: Recipe, recipe_folder: Path) -> None:
-    """Refuse an average of something that nobody measures, or of which more is better in one part and less in another."""
+    """Refuse an average of something that nobody measures, or of which more is better in one part and less in another; and a column of
+    published scores that nothing of ours stands for."""
     evaluate = recipe.evaluate or Evaluate()
+    for column in evaluate.published.columns if evaluate.published else ():
+        _is_measured(column, recipe, recipe_folder, "evaluate.published.columns:")
     for name, average in evaluate.averages.items():
         for part in average.mean_of:
             _is_measured(part, recipe, recipe_folder, f"evaluate.averages.{name}:")

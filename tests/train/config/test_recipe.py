@@ -328,6 +328,10 @@ def test_set_on_an_aliased_round_changes_that_round_only(tmp_path: Path):
         ("sft.lora={target_modules: [q_proj, lm_head]}", ["names lm_head"]),
         ("sft.lora={target_modules: '.*'}", ["names lm_head"]),
         ("sft.lora={target_modules: '(q'}", ["no regular expression"]),
+        (
+            "sources.pair.path=x",
+            ["--set sources.pair.path=x: sources has no 'pair', and a new one needs 'source'", "did you mean 'pairs'?"],
+        ),
     ],
 )
 def test_a_wrong_set_is_one_message(tmp_path: Path, override: str, needles: list[str]):

@@ -90,6 +90,7 @@ def test_a_gate_on_what_is_left_out_is_refused(folder: Path):
     [
         ("suites: [own]", "suites: [med43-v2]", r"own.yaml: evaluate.suites: no suite 'med43-v2' .* did you mean 'med42-v2'"),
         ("name: mine", "name: both", "averages.both: a task has this name"),
+        ("suites: [own]", "suites: [own, own]", r"own.yaml:\d+: evaluate.suites: one name stands twice in own, own"),
     ],
 )
 def test_a_mistake_in_the_recipe_names_its_place(folder: Path, old: str, new: str, says: str):
@@ -123,6 +124,21 @@ def test_an_average_of_what_nobody_measures_is_refused(folder: Path):
     recipe, _ = read(folder, "evaluate.averages.both.mean_of=[mine/acc, them/acc]")
     with pytest.raises(UserError, match=r"evaluate\.averages\.both: 'them/acc' is not measured"):
         pipeline.build_plan(recipe, folder / "store", folder)
+
+
+def test_a_published_column_that_nothing_stands_for_is_refused(folder: Path):
+    published = "evaluate.published={source: a paper, protocol: its own, columns: [mine/acc, %s], rows: {A: [1, 2]}}"
+    for column in ("both", "usmle/acc"):  # what is left out has no score, and its column stays
+        pipeline.build_plan(read(folder, published % column)[0], folder / "store", folder)
+    with pytest.raises(UserError, match=r"evaluate\.published\.columns: 'mine/ac' is not measured; .* did you mean 'mine/acc'"):
+        pipeline.build_plan(read(folder, published % "mine/ac")[0], folder / "store", folder)
+
+
+def test_a_suite_that_asks_a_recipes_rows_needs_the_recipe(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    (folder / "suites" / "bare.yaml").write_text("about: Rows of the recipe.\nevaluate: {conversations: told}\n")
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match="--suite bare: brings no `sources` of its own, so a recipe with them must be named: --recipe FILE"):
+        recipes.of_suites(("bare",))
 
 
 def test_an_average_of_what_should_rise_and_what_should_fall_is_refused_before_anything_runs(folder: Path):
