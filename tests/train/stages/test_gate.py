@@ -267,10 +267,10 @@ def test_a_part_that_is_all_wrong_or_all_right_counts_in_the_error_of_the_averag
     """Its items have no spread, and 30 of them say as little as they do alone."""
     items, _ = averaged({"a/acc": PARTS["a/acc"], "flat/acc": [value] * 30}, {"all": ("a/acc", "flat/acc")})
     found = items.scores()
-    errors = [found[name].stderr for name in ("a/acc", "flat/acc")]
+    errors = [found[name].stderr or 0.0 for name in ("a/acc", "flat/acc")]
     assert found["all"].stderr == pytest.approx(math.hypot(*errors) / 2, rel=0.02)
     flat, _ = averaged({"flat/acc": [value] * 30, "other/acc": [value] * 60}, {"all": ("flat/acc", "other/acc")})
-    errors = [flat.scores()[name].stderr for name in ("flat/acc", "other/acc")]
+    errors = [flat.scores()[name].stderr or 0.0 for name in ("flat/acc", "other/acc")]
     assert flat.scores()["all"].stderr == pytest.approx(math.hypot(*errors) / 2)
 
 
