@@ -36,6 +36,14 @@ class Later:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Marks a field that says how a stage is to work and cannot change its answer, such as a limit: `Annotated[int, Beside()] = 9`.
+
+    It stands beside the params in `stage.json` and is in no key, so that raising it makes nothing anew.
+    """
+
+
+@dataclass(frozen=True)
 class Between:
     """Bounds of a number, both of them allowed, and why they are there: whoever goes beyond is told."""
 
@@ -71,19 +79,29 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     def stored(self, exclude: set[str] | None = None) -> dict[str, Any]:
-        """Return it as plain JSON for a stage's key and `stage.json`: all fields, but later ones that say as before.
+        """Return it as plain JSON for a stage's key and `stage.json`: all fields, but later ones that say as before, and those beside.
 
         Raises `TypeError` for a value that is not JSON: pydantic would make a text of a path, and a path must not be in a key.
         """
         as_before = self._later()
-        kept = [name for name in type(self).model_fields if name not in (exclude or ())]
+        kept = [name for name in type(self).model_fields if name not in {*(exclude or ()), *self._beside()}]
         plain = {name: _plain(getattr(self, name)) for name in kept if name not in as_before or getattr(self, name) != as_before[name]}
         return plain | {name: _plain(value) for name, value in (self.model_extra or {}).items()}
 
+    def beside(self) -> dict[str, Any]:
+        """Return the fields that are in no key, and those of the sections in it that have any."""
+        own = {name: _plain(getattr(self, name)) for name in type(self).model_fields if name in self._beside()}
+        inner = {name: getattr(self, name).beside() for name in type(self).model_fields if isinstance(getattr(self, name), Section)}
+        return own | {name: fields for name, fields in inner.items() if fields and name not in own}
+
     @classmethod
-    def read_stored(cls, plain: Any) -> Self:
-        """Read what `stored` wrote, in this release or one before it. Raises pydantic's `ValidationError`."""
-        return cls.model_validate(plain, context=_STORED)
+    def read_stored(cls, plain: Any, beside: Mapping[str, Any] | None = None) -> Self:
+        """Read what `stored` and `beside` wrote, in this release or one before it. Raises pydantic's `ValidationError`."""
+        return cls.model_validate(_laid(plain, beside) if beside else plain, context=_STORED)
+
+    @classmethod
+    def _beside(cls) -> set[str]:
+        return {name for name, field in cls.model_fields.items() if any(isinstance(mark, Beside) for mark in field.metadata)}
 
     @classmethod
     def _later(cls) -> dict[str, Any]:
@@ -122,6 +140,13 @@ def _kinds(annotation: Any) -> set[Any]:
     if typing.get_origin(annotation) is Literal:
         return {type(word) for word in inner}
     return set().union(*map(_kinds, inner)) if inner else {annotation}
+
+
+def _laid(plain: Any, beside: Mapping[str, Any]) -> Any:
+    if not isinstance(plain, Mapping):
+        return plain
+    inner = {name: _laid(plain[name], fields) if isinstance(plain.get(name), Mapping) else fields for name, fields in beside.items()}
+    return {**plain, **inner}
 
 
 def _plain(value: Any) -> Any:

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import BeforeValidator, Field, model_validator
 
 from rounds.data_prep.errors import UserError
-from rounds.data_prep.schema import Between, FieldError, Section
+from rounds.data_prep.schema import Between, FieldError, Name, Section
 from rounds.train.config import own_file, yaml_file
 from rounds.train.config import slurm as slurm_fields
 from rounds.train.config.gpus import GpuName
+from rounds.train.config.judging import Endpoint
 from rounds.train.config.slurm import AbsolutePath, Resources
 
 S = TypeVar("S", bound=Section)
@@ -100,6 +101,10 @@ class Machine(Section):
     the newer is known to be whole."""
     slurm: Resources = Resources()
     """What a job asks of SLURM, where it differs from the file's own `slurm` section."""
+    endpoints: dict[Name, Endpoint] = Field(default_factory=dict)
+    """Servers that judges of this row's stages are asked at, beside the file's own `endpoints`."""
+    offline: bool = False
+    """Nothing of this row's stages is sent to another machine; so with the file's own `offline`."""
 
     @property
     def world_size(self) -> int:
@@ -147,6 +152,8 @@ class Cluster(Section):
     generate: Machine | None = None
     stages: dict[str, Machine] = Field(default_factory=dict)
     """Rows for single stages, by name or pattern (`dpo.third`, `evaluate.*`), that state what differs; later ones win."""
+    endpoints: dict[Name, Endpoint] = Field(default_factory=dict)
+    """Servers that judges are asked at, by the names that recipes call them by: {base_url: ..., key_variable: ...}."""
     slurm: Resources = Resources()
     """What every job asks of SLURM, unless its row or stage says otherwise."""
     store: AbsolutePath | None = None
@@ -193,7 +200,8 @@ class Cluster(Section):
     def machine(self, name: RowName, stage: str = "") -> Machine:
         """Return the row of that name, as it is for one stage: with what the file says of all jobs and of that stage."""
         machine = self.rows[name]
-        machine = machine.model_copy(update={"slurm": _over(self.slurm, machine.slurm)})
+        given = {"slurm": _over(self.slurm, machine.slurm), "endpoints": {**self.endpoints, **machine.endpoints}}
+        machine = machine.model_copy(update={**given, "offline": self.offline or machine.offline})
         for pattern, differing in self.stages.items():
             if fnmatchcase(stage, pattern):
                 machine = _over(machine, differing)

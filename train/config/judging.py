@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rounds.data_prep.schema import Between, FieldError, Section, listed
+from rounds.data_prep.schema import Beside, Between, FieldError, Section, listed
 
 Share = Annotated[float, Between(0, 1, "it is a share")]
 _Length = Annotated[int, Between(8, 10_000_000, "a chat template alone takes some tokens, and no model reads more")]
@@ -18,7 +18,7 @@ class Verifiable(Section):
     match: Literal["choice", "exact", "number"]
     """`choice`: the answer names one of the prompt's choices, by its text or its letter, and it is the right one. `exact`: the answer's
     first paragraph is the right text, but for case and punctuation. `number`: its last number is the right one."""
-    max_missing_share: Share = 1.0
+    max_missing_share: Annotated[Share, Beside()] = 1.0
     """Above this share of answers without a score the stage stops. All of them may be: prompts without a known answer are no failure."""
 
 
@@ -29,11 +29,11 @@ class Weights(Section):
     """Repository on the hub, such as `Skywork/Skywork-Reward-V2-Qwen3-8B`; needs `revision`."""
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
     """Full commit hash. A branch name would let the same recipe mean another judge."""
-    path: str | None = None
+    path: Annotated[str | None, Beside()] = None
     """A model folder on this machine instead; relative to the recipe. Its content, not its path, is part of the stage key."""
-    licence: _Licence | None = None
+    licence: Annotated[_Licence | None, Beside()] = None
     """Licence of the judge's weights, such as `Apache-2.0`: it goes on the card of what was trained with its verdicts."""
-    max_missing_share: Share = 0.0
+    max_missing_share: Annotated[Share, Beside()] = 0.0
     """Above this share of answers without a score the stage stops and says why."""
 
     @model_validator(mode="after")
@@ -69,22 +69,22 @@ class Llm(Section):
     kind: Literal["llm"]
     model: str | None = None
     """What the endpoint calls it, such as `gpt-oss-120b`."""
-    endpoint: str | None = None
+    endpoint: Annotated[str | None, Beside()] = None
     """Name under `endpoints` in the cluster file, where its address and the name of its key's variable stand."""
-    policy: str | None = None
+    policy: Annotated[str | None, Beside()] = None
     """A policy of this run instead, such as `base`: its log-probability of "A" against "B" is the verdict."""
     rubric: str
-    """Text file with what is asked of it; relative to the recipe, or one of the project's own."""
-    max_missing_share: Share = 0.05
+    """Text file with what is asked of it; relative to the recipe, or one of the project's own. Its text is part of the stage key."""
+    max_missing_share: Annotated[Share, Beside()] = 0.05
     """Above this share of comparisons without a verdict the stage stops and says why."""
-    max_calls: Annotated[int, Between(1, 10**9, "each is paid for")] = 100_000
+    max_calls: Annotated[int, Between(1, 10**9, "each is paid for"), Beside()] = 100_000
     """Requests at most, those that failed among them; the stage then says what is missing, and goes on when this is raised."""
-    max_tokens: Annotated[int, Between(1, 10**12, "each is paid for")] = 100_000_000
+    max_tokens: Annotated[int, Between(1, 10**12, "each is paid for"), Beside()] = 100_000_000
     """Tokens at most, read and written, as the endpoint counts them."""
     max_new_tokens: Annotated[int, Between(1, 1_000_000, "no model writes more")] = 1024
     """Longest reply to one request."""
 
-    allow_outside: bool = False
+    allow_outside: Annotated[bool, Beside()] = False
     """Prompts and answers may leave this machine for the endpoint; the cluster file must allow it too."""
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ from rounds.train.config import shipped, yaml_layers
 from rounds.train.config.yaml_layers import position
 
 S = TypeVar("S", bound=Section)
-_SHARED_FIELDS = ("chat_template", "deepspeed", "system_prompt")
+_SHARED_FIELDS = ("chat_template", "deepspeed", "rubric", "system_prompt")
 """Files that may be the project's own, under recipes/, where there is none of that name beside the recipe."""
 _PATH_FIELDS = ("path", "fetched", "base", *_SHARED_FIELDS)
 """Fields that hold a local path where they hold text; a recipe's own `base` is a section."""

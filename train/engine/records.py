@@ -53,6 +53,8 @@ class Spec(Record):
     version: int
     params: dict[str, Any]
     """As stored; `record` reads them."""
+    beside: dict[str, Any] = {}
+    """What of them is in no key."""
     inputs: dict[str, Input]
     after_stop: bool = False
     git_commit: str | None = None
@@ -68,7 +70,7 @@ class Spec(Record):
     def record(self) -> Section:
         """The params as their kind's record. Raises `UserError` where this release does not know what they say."""
         try:
-            return params.record_of(self.kind).read_stored(self.params)
+            return params.record_of(self.kind).read_stored(self.params, self.beside)
         except ValidationError as error:
             first = error.errors()[0]
             raise UserError(

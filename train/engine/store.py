@@ -163,7 +163,7 @@ def unfinished(root: Path, stages: Iterable[Stage]) -> list[Stage]:
 
 
 def prepare(root: Path, stage: Stage, access: StoreAccess = "owner") -> Path:
-    """Make the stage's folder and say in `stage.json` what will run there. Repeating it refreshes local paths.
+    """Make the stage's folder and say in `stage.json` what will run there. Repeating it refreshes local paths and limits.
 
     A folder that will hold what rows of the user's own files say is made for whom `access` names. Raises `UserError` for a link.
     """
@@ -178,6 +178,7 @@ def prepare(root: Path, stage: Stage, access: StoreAccess = "owner") -> Path:
         "function": stage.kind.name,
         "version": stage.version,
         "params": stage.params.stored(),
+        **({"beside": beside} if (beside := stage.params.beside()) else {}),
         "inputs": {
             name: {"path": str(source.path), "digest": source.digest, "patterns": list(source.patterns)}
             if isinstance(source, Asset)

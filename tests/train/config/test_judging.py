@@ -31,7 +31,16 @@ RUBRIC = {"rubric": "prompts/rubrics/pairwise.md"}
 def test_each_kind_of_judge_is_read_and_stored_and_read_again(given):
     judge = JUDGE.validate_python(given)
     assert judge.kind == given["kind"]
-    assert type(judge).read_stored(judge.stored()) == judge
+    assert type(judge).read_stored(judge.stored(), judge.beside()) == judge
+
+
+def test_what_a_judge_may_cost_and_where_it_is_is_in_no_key():
+    given = {"kind": "llm", "model": "m", "endpoint": "judge", **RUBRIC}
+    judge = JUDGE.validate_python({**given, "max_calls": 3, "max_tokens": 9, "allow_outside": True, "max_missing_share": 0.5})
+    assert judge.stored() == JUDGE.validate_python({**given, "endpoint": "other"}).stored()
+    assert judge.stored() == {"kind": "llm", "model": "m", **RUBRIC, "max_new_tokens": 1024}
+    weights = {"kind": "reward_model", "path": "here", "licence": "MIT"}
+    assert JUDGE.validate_python(weights).stored() == JUDGE.validate_python({**weights, "path": "there", "licence": "BSD"}).stored()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,51 @@
+"""Judges as stages are asked for them: the recipe's section with the text of its rubric, and what each reads.
+
+In: a judge's name under `judges`. Out: its section as params hold it, and the inputs of whatever stage asks it: `judge`, a folder with
+weights of the user's own or a policy of the run. What a judge may cost, and where it is, is beside its params and in no key.
+"""
+
+from collections.abc import Mapping
+
+from rounds.data_prep.errors import UserError, nearest
+from rounds.train.config.cluster import Cluster
+from rounds.train.config.judging import Judge, Llm, Weights
+from rounds.train.engine.graph import Asset, Stage
+from rounds.train.engine.policy import MODEL_FILES
+from rounds.train.plan.rows import Planning
+
+
+def section(planning: Planning, name: str, where: str) -> Judge:
+    """Return a judge with the text of its rubric in place of the file's name. Raises `UserError` for a name that is none's."""
+    judges = planning.recipe.judges
+    if name not in judges:
+        raise UserError(f"{where}: no judge is named {name!r} under `judges` in the recipe. {nearest(name, judges)}")
+    judge = judges[name]
+    if isinstance(judge, Llm):
+        return judge.model_copy(update={"rubric": planning.text(judge.rubric, f"judges.{name}.rubric")})
+    return judge
+
+
+def inputs(planning: Planning, name: str, policies: Mapping[str, Stage]) -> dict[str, Stage | Asset]:
+    """Return what a judge reads beside answers; `policies` are those of the run so far, by name. Raises `UserError` for one that is not
+    there."""
+    judge = planning.recipe.judges[name]
+    if isinstance(judge, Weights) and judge.path:
+        return {"judge": planning.asset(judge.path, f"judges.{name}.path", MODEL_FILES)}
+    if isinstance(judge, Llm) and judge.policy:
+        if judge.policy not in policies:
+            raise UserError(
+                f"judges.{name}.policy: no policy is named {judge.policy!r} where this judge is asked. {nearest(judge.policy, policies)}"
+            )
+        return {"judge": policies[judge.policy]}
+    return {}
+
+
+def endpoints(judges: Mapping[str, Judge], cluster: Cluster) -> None:
+    """Raise `UserError` for a judge whose endpoint the cluster file does not name."""
+    for name, judge in judges.items():
+        if isinstance(judge, Llm) and judge.endpoint and judge.endpoint not in cluster.endpoints:
+            there = nearest(judge.endpoint, cluster.endpoints) if cluster.endpoints else "It names none"
+            raise UserError(
+                f"judges.{name}.endpoint: the cluster file names no endpoint {judge.endpoint!r} under `endpoints`. {there}: "
+                "give {base_url: ..., key_variable: ...} there"
+            )
