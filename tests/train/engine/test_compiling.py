@@ -25,7 +25,8 @@ HOLD = """
 import os, sys, time
 from rounds.train.engine.compiling import Baton
 
-assert Baton(os.path.join(sys.argv[1], "lock")).try_acquire()
+baton = Baton(os.path.join(sys.argv[1], "lock"))
+assert baton.try_acquire()
 print("held", flush=True)
 time.sleep(600)
 """
@@ -37,10 +38,12 @@ def test_a_compilation_that_was_killed_holds_up_no_other(tmp_path: Path):
     with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as holder:
         assert holder.stdout and holder.stdout.readline() == "held\n"
         with subprocess.Popen([sys.executable, "-c", COMPILE, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as other:
-            with pytest.raises(subprocess.TimeoutExpired):
-                other.wait(10)
-            assert not (tmp_path / "one.so").exists()
-            holder.kill()
+            try:
+                with pytest.raises(subprocess.TimeoutExpired):
+                    other.wait(10)
+                assert not (tmp_path / "one.so").exists()
+            finally:
+                holder.kill()
             assert other.communicate(timeout=300)[0] == "loaded\n"
     assert (tmp_path / "one.so").exists()
 

@@ -1,6 +1,6 @@
 """Templates of the kinds that people train: what can be learnt exactly is learnt, and what cannot is not.
 
-Covers: train/tokens/rendering, train/tokens/time_limit.
+Covers: train/tokens/rendering.
 """
 
 import pytest
