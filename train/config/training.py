@@ -5,8 +5,10 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from rounds.data_prep.schema import Between, Filters, Later, Mix, Name, Section, listed
+from rounds.data_prep.schema import Between, FieldError, Filters, Later, Mix, Name, Section, listed
 from rounds.train.config.evaluation import Gate
+from rounds.train.config.judging import PairRules, Rank
+from rounds.train.config.sampling import SAMPLED, Sampling
 
 LossType = Literal[
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero",
@@ -202,13 +204,38 @@ class Round(Training, DpoLoss):
     name: Name
     """Unique in the recipe; later rounds may name it as their reference."""
     data: Mix
-    """Sources of pairs under `sources`, each a name or {name, max_rows, keep_fraction, epochs, share}."""
+    """Sources of pairs under `sources`, each a name or {name, max_rows, keep_fraction, epochs, share}; `sampled` are the pairs that are
+    made of the policy's own answers."""
+    sample: Annotated[Sampling | None, Later(None)] = None
+    """Let the policy that the round starts from answer prompts; None trains on ready-made pairs alone."""
+    rank: Annotated[Rank | None, Later(None)] = None
+    """Who ranks these answers."""
+    pairs: Annotated[PairRules | None, Later(None)] = None
+    """How pairs are made of ranked answers; None takes the defaults."""
     filters: Filters | None = None
     """Filters for this set in place of the recipe's own."""
     reference: str = "previous"
     """Policy that the loss is measured against: `previous` (where the round starts), `sft`, `base`, or an earlier round."""
     gate: Gate | None = None
     """Gate for this round in place of the recipe's own."""
+
+    @model_validator(mode="after")
+    def _samples_become_pairs(self) -> "Round":
+        if self.sample is None:
+            for field in ("rank", "pairs"):
+                if getattr(self, field) is not None:
+                    raise FieldError("goes with `sample`, which says whose answers to which prompts: add that, or take this out", field)
+            return self
+        if self.rank is None:
+            raise FieldError("required with `sample`: names of judges, such as {by: [gold]}", "rank")
+        if all(item.name != SAMPLED for item in self.data):
+            raise FieldError(f"names no {SAMPLED!r}, so what `sample` asks for would be for nothing: add it, or take `sample` out", "data")
+        if self.sample.max_new_tokens >= self.max_length:
+            told = (
+                f"expected less than the round's max_length {self.max_length}, found {self.sample.max_new_tokens}: a prompt stands before"
+            )
+            raise FieldError(told, "sample", "max_new_tokens")
+        return self
 
     @model_validator(mode="after")
     def _micro_batch_is_said_where_it_counts(self) -> "Round":

@@ -68,6 +68,12 @@ class Kind:
     end after that. A kind that is neither is one process."""
     writes: bool = False
     """Answers prompts in a policy's own words."""
+    ranks: bool = False
+    """Asks a judge which answers are better."""
+    loads_judge: bool = False
+    """Has a judge's weights in memory, on the devices of its row."""
+    pairs_up: bool = False
+    """Makes pairs of ranked answers."""
     measures: bool = False
     """Scores a policy."""
     decides: bool = False
@@ -111,6 +117,9 @@ EVALUATE = _kind("evaluate", 3, "infer", column=5, arrows=("policy",),
                  reads_weights=True, loads_policy=True, measures=True, holds_text=True, tracked=True)
 ANSWERS = _kind("answers", 1, "generate", reads_weights=True, loads_policy=True, apart=True, writes=True, holds_text=True)
 SAMPLE = replace(ANSWERS, name="sample")  # another file of the store, and the same code: what is answered is to be trained on
+RANK = _kind("rank", 1, ranks=True, holds_text=True)
+RANK_MODEL = replace(RANK, name="rank_model", row="generate", loads_judge=True)  # the same code, where a model is what judges
+PAIRS = _kind("pairs", 1, pairs_up=True, holds_text=True, about_rows=True)
 GATE = _kind("gate", 2, column=6, arrows=("candidate_scores",), decides=True, tracked=True, light=True, after_stop=True)
 MANIFEST = _kind("manifest", 3, after_stop=True)
 EXPORT = _kind("export", 5, column=7, arrows=("policy",), reads_weights=True, exports=True, after_stop=True)
@@ -122,6 +131,6 @@ PREFLIGHT = _kind("preflight", 1, spread=True, checks=True)
 
 KINDS = {
     kind.name: kind
-    for kind in (SOURCE, DATA, PROMPTS, BASE, PACK, TOKENIZE, SFT, REFERENCE, DPO, ANSWERS, SAMPLE, EVALUATE, GATE, MANIFEST, EXPORT,
-                 REPORT, ABLATION_REPORT, COMPARISON, PREFLIGHT)
+    for kind in (SOURCE, DATA, PROMPTS, BASE, PACK, TOKENIZE, SFT, REFERENCE, DPO, ANSWERS, SAMPLE, RANK, RANK_MODEL, PAIRS, EVALUATE, GATE,
+                 MANIFEST, EXPORT, REPORT, ABLATION_REPORT, COMPARISON, PREFLIGHT)
 }  # fmt: skip

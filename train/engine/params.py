@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from rounds.data_prep.schema import DataParams, Later, Section
+from rounds.data_prep.schema import Beside, DataParams, Later, Section
 from rounds.train.config.cluster import Machine, RowName
 from rounds.train.config.decoding import Decoding, EngineName
 from rounds.train.config.evaluation import Gate, Published
+from rounds.train.config.judging import Judge, PairRules, Rank
 from rounds.train.config.recipe import Start
 from rounds.train.config.training import DpoLoss, Lora, Training
 from rounds.train.engine.kinds import Kind
@@ -122,6 +123,23 @@ class AnswersParams(Section):
     sets: tuple[PromptSet, ...]
     max_length: int
     """Longest prompt with its answer, in tokens."""
+    seed: int
+
+
+class RankParams(Section):
+    """What a judge is asked of a round's answers."""
+
+    judge: Judge
+    """With the text of its rubric in place of the file."""
+    name: Annotated[str, Beside()] = ""
+    """What the recipe calls it."""
+
+
+class PairsParams(Section):
+    """Ranked answers to pairs."""
+
+    rank: Rank
+    rules: PairRules
     seed: int
 
 

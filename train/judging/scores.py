@@ -77,11 +77,15 @@ def counts(rows: Sequence[Score]) -> dict[str, Any]:
 
 def check_missing(rows: Sequence[Score], max_share: float, judge: str) -> None:
     """Raise `UserError` where more scores are missing than may be."""
-    missing = Counter(row.reason for row in rows if row.score is None)
-    if missing.total() > max_share * len(rows):
+    refuse_missing(Counter(row.reason for row in rows if row.score is None), len(rows), "scores", max_share, judge)
+
+
+def refuse_missing(missing: Counter[str], total: int, what: str, max_share: float, judge: str) -> None:
+    """Raise `UserError` where more of `total` scores or verdicts are missing, by reason, than may be."""
+    if missing.total() > max_share * total:
         told = ", ".join(f"{count:,} {reason}" for reason, count in missing.most_common())
         raise UserError(
-            f"judge {judge}: {missing.total():,} of {len(rows):,} scores are missing ({missing.total() / len(rows):.1%}), more than "
+            f"judge {judge}: {missing.total():,} of {total:,} {what} are missing ({missing.total() / total:.1%}), more than "
             f"max_missing_share {max_share:g}: {told}. Mend what is named, or raise max_missing_share of this judge"
         )
 

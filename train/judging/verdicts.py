@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from rounds.data_prep.whole import whole
 from rounds.train.generation.samples import Sample
+from rounds.train.judging import scores
 from rounds.train.judging.scores import Score
 
 VERDICTS = "verdicts.parquet"
@@ -107,6 +108,11 @@ def counts(verdicts: Sequence[Verdict]) -> dict[str, Any]:
         "first_place_share": _share(sum(each > 0 for each in shown_first), len(shown_first)),
         "longer_share": _share(sum((each.outcome == 1) == (each.first_tokens > each.second_tokens) for each in unequal), len(unequal)),
     }
+
+
+def check_missing(rows: Sequence[Verdict], max_share: float, judge: str) -> None:
+    """Raise `UserError` where more verdicts are missing than may be."""
+    scores.refuse_missing(Counter(row.reason for row in rows if row.outcome is None), len(rows), "verdicts", max_share, judge)
 
 
 def write(path: Path, rows: Iterable[Verdict]) -> None:

@@ -1,5 +1,6 @@
 """What is refused before anything runs: one function a refusal, each a `UserError` with field, what was found, and the way on."""
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,14 @@ def filter_settings(use: Any) -> None:
         raise UserError(yaml_file.explain(error, filters.section(use), f"filter {use.name}")) from None
 
 
-def mix(recipe: Recipe, items: Mix, where: str, kinds: tuple[str, ...]) -> None:
-    """Refuse a source of the wrong kind, or one that stands twice in a mix."""
+def mix(recipe: Recipe, items: Mix, where: str, kinds: tuple[str, ...], made: Container[str] = ()) -> None:
+    """Refuse a source of the wrong kind, or one that stands twice in a mix; what is `made` by the run is of the right one."""
     names = [item.name for item in items]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{where}: source {name!r} stands twice; give it once, with the share you want")
-        record_kind(recipe, name, where, kinds)
+        if name not in made:
+            record_kind(recipe, name, where, kinds)
 
 
 def record_kind(recipe: Recipe, name: str, where: str, kinds: tuple[str, ...]) -> None:

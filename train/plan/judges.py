@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from rounds.data_prep.errors import UserError, nearest
 from rounds.train.config.cluster import Cluster
 from rounds.train.config.judging import Judge, Llm, Weights
+from rounds.train.config.recipe import Recipe
 from rounds.train.engine.graph import Asset, Stage
 from rounds.train.engine.policy import MODEL_FILES
 from rounds.train.plan.rows import Planning
@@ -16,13 +17,17 @@ from rounds.train.plan.rows import Planning
 
 def section(planning: Planning, name: str, where: str) -> Judge:
     """Return a judge with the text of its rubric in place of the file's name. Raises `UserError` for a name that is none's."""
-    judges = planning.recipe.judges
-    if name not in judges:
-        raise UserError(f"{where}: no judge is named {name!r} under `judges` in the recipe. {nearest(name, judges)}")
-    judge = judges[name]
+    judge = named(planning.recipe, name, where)
     if isinstance(judge, Llm):
         return judge.model_copy(update={"rubric": planning.text(judge.rubric, f"judges.{name}.rubric")})
     return judge
+
+
+def named(recipe: Recipe, name: str, where: str) -> Judge:
+    """Return a judge as the recipe says it. Raises `UserError` for a name that is none's."""
+    if name not in recipe.judges:
+        raise UserError(f"{where}: no judge is named {name!r} under `judges` in the recipe. {nearest(name, recipe.judges)}")
+    return recipe.judges[name]
 
 
 def inputs(planning: Planning, name: str, policies: Mapping[str, Stage]) -> dict[str, Stage | Asset]:

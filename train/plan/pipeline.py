@@ -5,7 +5,8 @@
                                      |           v
     for each round:     reference.ROUND  ->  dpo.ROUND  ->  evaluate.ROUND  ->  gate.ROUND  -> next round
                                            (before it what is answered: answers.ROUND)
-    source.*  ->  prompts.NAME, to be answered and not trained on
+    source.*  ->  prompts.NAME, to be answered and not trained on; what a round makes of its policy's answers is in `on_policy.py`:
+                  policy, prompts.NAME  ->  sample.ROUND  ->  rank.ROUND.JUDGE  ->  pairs.ROUND  ->  data.ROUND
     at the end:         manifest (of all rows), export, report
 
 What is made of rows is in `rows.py`, what is refused in `checks.py`.
@@ -28,7 +29,7 @@ from rounds.train.config.training import DpoLoss, Lora, Round, Training
 from rounds.train.engine import kinds, params
 from rounds.train.engine.graph import Asset, Stage, parents_first
 from rounds.train.engine.policy import MODEL_FILES
-from rounds.train.plan import checks, eval_tasks, held_out, model_config, rows
+from rounds.train.plan import checks, eval_tasks, held_out, model_config, on_policy, rows
 from rounds.train.plan.rows import Planning
 
 S = TypeVar("S", bound=Section)
@@ -70,6 +71,8 @@ def build_plan(recipe: Recipe, root: Path, recipe_folder: Path, *, read_files: b
     for name in recipe.allow_unlicensed:
         checks.named(recipe, name, "allow_unlicensed")
     checks.averages(recipe, recipe_folder)
+    on_policy.check(recipe)
+    asked = {name: rows.prompts(planning, name, each) for name, each in recipe.prompts.items()}
     policy = base = _base(planning)
     evaluations = {"base": _evaluate(planning, "base", base)}
     references = {"base": base}
@@ -78,15 +81,16 @@ def build_plan(recipe: Recipe, root: Path, recipe_folder: Path, *, read_files: b
         evaluations["sft"] = _evaluate(planning, "sft", policy)
     judged = evaluations["sft" if recipe.sft else "base"]
     rounds: list[Stage] = []
-    for item in recipe.rounds:
-        new = _dpo(planning, item, policy, {**references, "previous": policy}, base)
+    for place, item in enumerate(recipe.rounds):
+        around = on_policy.Around(policy, references, base, asked)
+        own = {on_policy.SAMPLED: on_policy.pairs(planning, item, place, around)} if item.sample else {}
+        new = _dpo(planning, item, policy, {**references, "previous": policy}, base, own)
         evaluations[item.name] = _evaluate(planning, item.name, new)
         policy = _gate(planning, item, policy, new, judged, evaluations[item.name])
         judged = policy if policy is not new else evaluations[item.name]
         references[item.name] = policy
         rounds += [new] if policy is new else [new, policy]
-    asked = [rows.prompts(planning, name, each) for name, each in recipe.prompts.items()]
-    manifest = _manifest(planning, [policy, *(evaluations.values() if recipe.evaluate else ()), *asked])
+    manifest = _manifest(planning, [policy, *(evaluations.values() if recipe.evaluate else ()), *asked.values()])
     export = _export(planning, policy, rounds, evaluations, manifest)
     stages = parents_first([*evaluations.values(), export]) if recipe.evaluate else parents_first([export])
     report = Stage("report", kinds.REPORT, _report_params(recipe), {stage.name: stage for stage in stages})
@@ -132,14 +136,14 @@ def _sft(planning: Planning, base: Stage) -> Stage:
     return Stage("sft", kinds.SFT, asked, {"policy": base, "rows": packed})
 
 
-def _dpo(planning: Planning, item: Round, policy: Stage, references: Mapping[str, Stage], base: Stage) -> Stage:
-    """Tokenise the round's pairs, score them with the reference policy, and train from `policy`."""
+def _dpo(planning: Planning, item: Round, policy: Stage, references: Mapping[str, Stage], base: Stage, own: Mapping[str, Stage]) -> Stage:
+    """Tokenise the round's pairs, its `own` among them, score them with the reference policy, and train from `policy`."""
     where = f"rounds.{item.name}"
     checks.reference(item, dict(references))
     checks.fits_model(model_config.limits(planning.recipe.base), item, where)
     checks.continues(planning.recipe, item)
     reference = references[item.reference]
-    data = rows.data(planning, item.name, item.data, item.filters, "pair", f"{where}.data")
+    data = rows.data(planning, item.name, item.data, item.filters, "pair", f"{where}.data", own)
     pairs = Stage(
         f"tokenize.{item.name}", kinds.TOKENIZE, params.TokenizeParams(max_length=item.max_length), {"tokenizer": base, "data": data}
     )

@@ -1,5 +1,6 @@
 """The stages that make rows: one per set, however often it is used, and one per training set that is mixed of them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,22 +111,29 @@ def system_text(path: str, where: str) -> str:
         raise UserError(f"{where}.system_prompt: {error}") from None
 
 
-def data(planning: Planning, name: str, mix: Mix, own_filters: Filters | None, kind: str, where: str) -> Stage:
-    """Filter and mix sources into one training set, of records of one `kind`."""
+def data(
+    planning: Planning, name: str, mix: Mix, own_filters: Filters | None, kind: str, where: str, made: Mapping[str, Stage] | None = None
+) -> Stage:
+    """Filter and mix sources into one training set, of records of one `kind`. `made` are stages that stand in the mix as sources do."""
     filters = own_filters if own_filters is not None else planning.recipe.filters
-    inputs = _read(planning, mix, filters, READABLE[kind], where)
+    inputs = _read(planning, mix, filters, READABLE[kind], where, made or {})
     params = DataParams(mix=mix, filters=filters, seed=planning.recipe.seed, kind=kind)  # type: ignore[arg-type]
     return Stage(f"data.{name}", kinds.DATA, params, inputs)
 
 
-def _read(planning: Planning, mix: Mix, filters: Filters, usable: tuple[str, ...], where: str) -> dict[str, Stage | Asset]:
+def _read(
+    planning: Planning, mix: Mix, filters: Filters, usable: tuple[str, ...], where: str, made: Mapping[str, Stage]
+) -> dict[str, Stage | Asset]:
     """Return what a mix reads: its sources, whose records are of usable kinds, and the held-out sets where a filter asks for them."""
     for use in filters:
         checks.filter_settings(use)
     for item in mix:
-        checks.named(planning.recipe, item.name, where)
-    inputs: dict[str, Stage | Asset] = {f"source.{item.name}": source(planning, item.name, where, training=True) for item in mix}
-    checks.mix(planning.recipe, mix, where, usable)
+        if item.name not in made:
+            checks.named(planning.recipe, item.name, where)
+    inputs: dict[str, Stage | Asset] = {
+        f"source.{item.name}": made[item.name] if item.name in made else source(planning, item.name, where, training=True) for item in mix
+    }
+    checks.mix(planning.recipe, mix, where, usable, made)
     if any(use.name == "decontaminate" for use in filters):
         inputs |= {f"heldout.{each}": source(planning, each, "evaluate", training=False) for each in planning.held_out.uses}
     return inputs
@@ -138,7 +146,7 @@ def prompts(planning: Planning, name: str, asked: Prompts) -> Stage:
     first = [FilterUse(name=each) for each in ("exact_dedup",) if each not in named]
     last = [FilterUse(name=each) for each in ("decontaminate",) if each not in named]
     filters = (*first, *filters, *last)
-    inputs = _read(planning, asked.data, filters, READABLE["prompt"], where)
+    inputs = _read(planning, asked.data, filters, READABLE["prompt"], where, {})
     params = PromptsParams(mix=asked.data, filters=filters, seed=planning.recipe.seed, kind="prompt", parts=asked.parts)
     return Stage(f"prompts.{name}", kinds.PROMPTS, params, inputs)
 

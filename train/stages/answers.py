@@ -23,7 +23,8 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from rounds.data_prep import progress, records
 from rounds.data_prep.errors import UserError
-from rounds.data_prep.records import RECORDS, Message
+from rounds.data_prep.records import RECORDS
+from rounds.data_prep.turns import with_system
 from rounds.train.config.cluster import Machine
 from rounds.train.config.decoding import EngineName
 from rounds.train.engine import policy, ranks
@@ -101,7 +102,7 @@ def _prompts(
     among = parts.read(source) if wanted.part is not None else {}
     of_part = (row for row in records.read_records(source / RECORDS) if wanted.part is None or among[row.id] == wanted.part)
     rows = sorted(of_part, key=lambda row: records.stable_hash("evaluate", row.id))[: wanted.max_rows]
-    encoded = chat.encode_prompts(tokenizer, [_asked(records.prompt_of(row), wanted.system_prompt) for row in rows])
+    encoded = chat.encode_prompts(tokenizer, [with_system(records.prompt_of(row), wanted.system_prompt) for row in rows])
     kept: list[tuple[str, list[int]]] = []
     dropped: Counter[str] = Counter()
     for row, tokens in zip(rows, encoded, strict=True):
@@ -117,10 +118,6 @@ def _prompts(
             f"fit {window} tokens, the lesser of `max_length` and what the model reads; dropped: {dict(dropped)}"
         )
     return kept, dict(dropped)
-
-
-def _asked(prompt: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:
-    return (Message("system", system), *prompt) if system and prompt[0].role != "system" else prompt
 
 
 def _written(write: engine.Write, block: Block, seed: int, tokenizer: PreTrainedTokenizerBase) -> pa.Table:

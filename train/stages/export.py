@@ -21,9 +21,10 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.schema import SourceParams
 from rounds.train.config.cluster import Machine
+from rounds.train.config.judging import Weights
 from rounds.train.config.recipe import StartHub, StartLocal
 from rounds.train.engine import policy, store
-from rounds.train.engine.params import EvaluateParams, ExportParams
+from rounds.train.engine.params import EvaluateParams, ExportParams, RankParams
 from rounds.train.engine.policy import Policy
 from rounds.train.engine.records import MANIFEST, POLICY, Counts, Decision
 from rounds.train.reports import markdown
@@ -194,8 +195,10 @@ def _evaluated_on(step: Step, inputs: Mapping[str, Path], licences: Mapping[str,
 
 
 def _set(name: str, folder: Path, licences: Mapping[str, str]) -> dict[str, Any]:
-    """Describe a source: `origin` tells whether two sets are splits of the same rows."""
+    """Describe a source: `origin` tells whether two sets are splits of the same rows. Of a round's own pairs, say who judged."""
     spec, counts = store.spec(folder), store.counts(folder)
+    if spec.kind.pairs_up:
+        return _own_pairs(name, folder)
     params, path = spec.record, spec.inputs.get("path")
     assert isinstance(params, SourceParams)
     use = params.use
@@ -210,6 +213,31 @@ def _set(name: str, folder: Path, licences: Mapping[str, str]) -> dict[str, Any]
         "licence": licences.get(name) or counts["licence"],
         "origin": (use.source, path.digest if path else None),
     }
+
+
+def _own_pairs(name: str, folder: Path) -> dict[str, Any]:
+    ranks = [store.spec(path).record for key, path in store.inputs(folder).items() if key.startswith("rank.")]
+    judges = [_judge(each) for each in ranks if isinstance(each, RankParams)]
+    return {
+        "name": name,
+        "split": "answers of the policy before the round",
+        "rows": store.counts(folder)["records"],
+        "id": None,
+        "repository": None,
+        "revision": None,
+        "licence": "that of the weights",
+        "origin": (name, folder.name),
+        "judges": judges,
+    }
+
+
+def _judge(asked: RankParams) -> str:
+    """Name a judge, what it is, and its licence where it has weights."""
+    judge = asked.judge
+    if not isinstance(judge, Weights):
+        return f"{asked.name} ({judge.kind})"
+    where = f"{judge.id} at {judge.revision}" if judge.id else "a local folder"
+    return f"{asked.name} ({judge.kind}: {where}, licence {judge.licence or 'not stated'})"
 
 
 def _reasons(step: Step, inputs: Mapping[str, Path]) -> list[str]:
