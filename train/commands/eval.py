@@ -19,7 +19,10 @@ from rounds.train.display import comparison as display
 from rounds.train.display import plan as plan_display
 from rounds.train.display import progress
 from rounds.train.engine import batches, runs, store
+from rounds.train.engine.params import ApiAnswersParams
+from rounds.train.generation import endpoint
 from rounds.train.plan import comparison
+from rounds.train.plan.api_models import Spending
 from rounds.train.plan.comparison import ComparisonPlan
 
 
@@ -27,7 +30,10 @@ from rounds.train.plan.comparison import ComparisonPlan
 def eval(
     models: Annotated[
         list[str],
-        typer.Argument(help="A model folder, ORG/NAME@COMMIT, a recipe, RECIPE:STAGE, or a stage of the store", show_default=False),
+        typer.Argument(
+            help="A model folder, ORG/NAME@COMMIT, a recipe, RECIPE:STAGE, a stage of the store, or api:ENDPOINT/MODEL",
+            show_default=False,
+        ),
     ],
     recipe_file: Annotated[
         Path | None,
@@ -38,6 +44,12 @@ def eval(
     cluster_file: ClusterFile = None,
     root: StoreRoot = None,
     published: Annotated[bool, typer.Option("--published", help="Print what a publication reports beside")] = False,
+    allow_outside: Annotated[
+        bool,
+        typer.Option("--allow-outside", help="Prompts may be sent to an endpoint elsewhere, if the cluster file allows it too"),
+    ] = False,
+    max_calls: Annotated[int, typer.Option("--max-calls", min=1, help="Requests to one endpoint's model at most")] = Spending.max_calls,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Its tokens at most, read and written")] = Spending.max_tokens,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON alone")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run")] = False,
 ) -> None:
@@ -45,6 +57,9 @@ def eval(
 
     A model is a folder, ORG/NAME@COMMIT on the hub, a recipe (its last policy), RECIPE:STAGE such as quickstart:sft, or a stage of the
     store by name, key or folder. What a training run has measured already is not measured again.
+
+    api:ENDPOINT/MODEL is a model behind an OpenAI-compatible endpoint, which the cluster file names:
+    {endpoints: {ENDPOINT: {base_url: ...}}}. It takes part in what is written freely; likelihoods are n/a.
 
     With --suite, --set changes evaluate and the suite's sources; all other fields are those of the recipes that models come from.
 
@@ -56,9 +71,14 @@ def eval(
     cluster = load_cluster(cluster_file)
     given = tuple(overrides or ())
     recipe, folder = _measured(models, recipe_file, suite, given)
-    made = comparison.build_plan(models, recipe, folder, root, published, _of_models(given, suite, folder))
+    spending = Spending(allow_outside, max_calls, max_tokens)
+    made = comparison.build_plan(models, recipe, folder, root, published, _of_models(given, suite, folder), spending)
     todo = store.unfinished(root, made.stages)
     batches.check(todo, cluster)
+    for stage in todo:
+        if isinstance(stage.params, ApiAnswersParams):
+            machine = cluster.machine(stage.row, stage.name)
+            endpoint.check(stage.params, machine.endpoints, machine.offline, "--allow-outside")
     if cluster.kind == "slurm":
         assert cluster_file
         purpose = jobs.wanted(recipe_file or Path(models[0]), made.as_plan(), root, cluster, cluster_file, ())

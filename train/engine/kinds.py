@@ -115,7 +115,9 @@ DPO = _kind("dpo", 2, "train", column=4, arrows=("policy", "reference"),
             reads_weights=True, loads_policy=True, trains=True, is_round=True, spread=True, tracked=True)
 EVALUATE = _kind("evaluate", 3, "infer", column=5, arrows=("policy",),
                  reads_weights=True, loads_policy=True, measures=True, holds_text=True, tracked=True)
+EVALUATE_API = replace(EVALUATE, name="evaluate_api", row="cpu", arrows=(), reads_weights=False, loads_policy=False)  # what it wrote alone
 ANSWERS = _kind("answers", 1, "generate", reads_weights=True, loads_policy=True, apart=True, writes=True, holds_text=True)
+API_ANSWERS = _kind("api_answers", 1, writes=True, holds_text=True)
 SAMPLE = replace(ANSWERS, name="sample")  # another file of the store, and the same code: what is answered is to be trained on
 RANK = _kind("rank", 1, ranks=True, holds_text=True)
 RANK_MODEL = replace(RANK, name="rank_model", row="generate", loads_judge=True)  # the same code, where a model is what judges
@@ -131,6 +133,6 @@ PREFLIGHT = _kind("preflight", 1, spread=True, checks=True)
 
 KINDS = {
     kind.name: kind
-    for kind in (SOURCE, DATA, PROMPTS, BASE, PACK, TOKENIZE, SFT, REFERENCE, DPO, ANSWERS, SAMPLE, RANK, RANK_MODEL, PAIRS, EVALUATE, GATE,
-                 MANIFEST, EXPORT, REPORT, ABLATION_REPORT, COMPARISON, PREFLIGHT)
+    for kind in (SOURCE, DATA, PROMPTS, BASE, PACK, TOKENIZE, SFT, REFERENCE, DPO, ANSWERS, API_ANSWERS, SAMPLE, RANK, RANK_MODEL, PAIRS,
+                 EVALUATE, EVALUATE_API, GATE, MANIFEST, EXPORT, REPORT, ABLATION_REPORT, COMPARISON, PREFLIGHT)
 }  # fmt: skip

@@ -143,6 +143,22 @@ class PairsParams(Section):
     seed: int
 
 
+class ApiAnswersParams(Section):
+    """What a model behind an endpoint writes; what that may cost, and where the endpoint is, is in no key."""
+
+    model: str
+    """What the endpoint calls it."""
+    sets: tuple[PromptSet, ...]
+    seed: int
+    endpoint: Annotated[str, Beside()]
+    """Its name in the cluster file."""
+    allow_outside: Annotated[bool, Beside()] = False
+    max_calls: Annotated[int, Beside()]
+    max_tokens: Annotated[int, Beside()]
+    max_missing_share: Annotated[float, Beside()] = 0.05
+    """Above this share of answers that were not to be had the stage stops."""
+
+
 class GateParams(Gate):
     """The rules that decide."""
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rounds.train.engine.graph import Stage
-from rounds.train.engine.params import AnswersParams, EvaluateParams, PromptSet, PromptsParams
+from rounds.train.engine.params import AnswersParams, ApiAnswersParams, EvaluateParams, PromptSet, PromptsParams
 from rounds.train.forecast.row_counts import Size
 
 QUESTION_TOKENS = 250
@@ -60,7 +60,7 @@ def of(stage: Stage, known: Mapping[str, Size]) -> Reading:
 def written(stage: Stage, known: Mapping[str, Size]) -> list[Reading]:
     """Return for each set of an `answers` stage what is read of prompts, once an answer, and how much is written at most. A set whose
     rows are not known counts by `max_rows`, or not at all."""
-    assert isinstance(stage.params, AnswersParams)
+    assert isinstance(stage.params, AnswersParams | ApiAnswersParams)
     found = []
     for wanted in stage.params.sets:
         size = _size(stage, f"prompts.{wanted.name}", known)

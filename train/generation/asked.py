@@ -6,12 +6,19 @@ In: the folders of stages `prompts` and `sample`. Out: records whose prompt begi
 from dataclasses import replace
 from pathlib import Path
 
-from rounds.data_prep.records import RECORDS, Prompt, read_records
+from rounds.data_prep.records import RECORDS, Prompt, Record, read_records, stable_hash
 from rounds.data_prep.turns import with_system
 from rounds.train.engine import store
 from rounds.train.engine.params import AnswersParams, PromptSet
 from rounds.train.generation import parts, samples
 from rounds.train.generation.samples import Sample
+
+
+def first(source: Path, wanted: PromptSet) -> list[Record]:
+    """Return the records of a set, or of its part, that are to be answered: the first `max_rows` in an order by hash, a fair sample."""
+    among = parts.read(source) if wanted.part is not None else {}
+    of_part = (row for row in read_records(source / RECORDS) if wanted.part is None or among[row.id] == wanted.part)
+    return sorted(of_part, key=lambda row: stable_hash("evaluate", row.id))[: wanted.max_rows]
 
 
 def read(prompts: Path, answered: Path) -> list[tuple[Prompt, Sample]]:

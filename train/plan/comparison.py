@@ -18,12 +18,16 @@ from rounds.train.engine import runs, store
 from rounds.train.engine.graph import Stage, parents_first
 from rounds.train.engine.kinds import COMPARISON
 from rounds.train.engine.params import ComparisonParams
-from rounds.train.plan import pipeline
+from rounds.train.plan import api_models, pipeline
+from rounds.train.plan.api_models import Spending
 from rounds.train.plan.held_out import HeldOut
 from rounds.train.plan.pipeline import Plan
 
 _HUB_MODEL = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>\w+))?")
-_FORMS = "a model folder, ORG/NAME@COMMIT on the hub, a recipe, RECIPE:STAGE (such as quickstart:sft), or a stage of the store"
+_FORMS = (
+    "a model folder, ORG/NAME@COMMIT on the hub, a recipe, RECIPE:STAGE (such as quickstart:sft), a stage of the store, or "
+    "api:ENDPOINT/MODEL"
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,13 @@ class ComparisonPlan:
 
 
 def build_plan(
-    models: Sequence[str], recipe: Recipe, recipe_folder: Path, root: Path, published: bool, overrides: tuple[str, ...]
+    models: Sequence[str],
+    recipe: Recipe,
+    recipe_folder: Path,
+    root: Path,
+    published: bool,
+    overrides: tuple[str, ...],
+    spending: Spending = api_models.LITTLE,
 ) -> ComparisonPlan:
     """List what measuring some models needs. Raises `UserError` for a name that is no model, or two that are one."""
     if recipe.evaluate is None:
@@ -55,8 +65,13 @@ def build_plan(
     for name in models:
         if models.count(name) > 1:
             raise UserError(f"{name}: is named twice; each model once")
-    policies = {name: _policy(name, recipe, root, recipe_folder, overrides) for name in models}
-    scores = pipeline.measure(recipe, root, recipe_folder, policies)
+    own = [name for name in models if not name.startswith(api_models.PREFIX)]
+    policies = {name: _policy(name, recipe, root, recipe_folder, overrides) for name in own}
+    measured = pipeline.measure(recipe, root, recipe_folder, policies)
+    measured |= {
+        name: api_models.scores(recipe, root, recipe_folder, name, spending) for name in models if name.startswith(api_models.PREFIX)
+    }
+    scores = {name: measured[name] for name in models}
     wanted = parents_first(scores.values())
     params = ComparisonParams(
         name=recipe.name,

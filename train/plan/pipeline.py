@@ -21,7 +21,6 @@ from pydantic import TypeAdapter
 
 from rounds.data_prep import sources
 from rounds.data_prep.errors import UserError, nearest
-from rounds.data_prep.records import READABLE
 from rounds.data_prep.schema import Section
 from rounds.train.config.evaluation import Evaluate
 from rounds.train.config.recipe import Base, Hub, Local, Recipe, Start, Tiny
@@ -194,17 +193,9 @@ def _evaluate(planning: Planning, name: str, policy: Stage) -> Stage:
 
 def _answers(planning: Planning, name: str, policy: Stage, evaluate: Evaluate) -> Stage:
     """Let a policy answer held-out prompts."""
-    inputs: dict[str, Stage | Asset] = {"policy": policy}
-    sets = []
-    for each in evaluate.answers:
-        where = f"evaluate.answers.{each.name}"
-        checks.answers(planning.recipe, each, where)
-        inputs[f"prompts.{each.name}"] = rows.held_out_source(planning, each.source, where, *READABLE["prompt"])
-        text = rows.system_text(each.system_prompt, where) if each.system_prompt else None
-        asked = each.model_dump(exclude={"source", "optional"}) | {"system_prompt": text}
-        sets.append(params.PromptSet.model_validate(asked))
-    asked = params.AnswersParams(sets=tuple(sets), max_length=evaluate.max_length, seed=planning.recipe.seed)
-    return Stage(f"answers.{name}", kinds.ANSWERS, asked, inputs)
+    sets, prompts = rows.answer_sets(planning, evaluate.answers)
+    asked = params.AnswersParams(sets=sets, max_length=evaluate.max_length, seed=planning.recipe.seed)
+    return Stage(f"answers.{name}", kinds.ANSWERS, asked, {"policy": policy, **prompts})
 
 
 def _gate(planning: Planning, item: Round, old: Stage, new: Stage, old_scores: Stage, new_scores: Stage) -> Stage:

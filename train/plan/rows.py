@@ -1,6 +1,6 @@
 """The stages that make rows: one per set, however often it is used, and one per training set that is mixed of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ from rounds.data_prep.records import READABLE
 from rounds.data_prep.render import system_prompt
 from rounds.data_prep.schema import DataParams, Filters, FilterUse, Mix, RowsUse, SourceParams, SourceUse
 from rounds.train.config import own_file, yaml_file
+from rounds.train.config.evaluation import AnswerSet
 from rounds.train.config.prompts import Prompts
 from rounds.train.config.recipe import Recipe, Tiny
 from rounds.train.engine import digests, kinds
 from rounds.train.engine.graph import Asset, Stage
-from rounds.train.engine.params import PromptsParams
+from rounds.train.engine.params import PromptSet, PromptsParams
 from rounds.train.plan import checks
 from rounds.train.plan.held_out import HeldOut
 
@@ -174,3 +175,15 @@ def held_out_source(planning: Planning, name: str, where: str, *kinds: str) -> S
     checks.record_kind(planning.recipe, name, where, kinds)
     checks.not_trained_on(planning.recipe, name, where)
     return stage
+
+
+def answer_sets(planning: Planning, asked: Sequence[AnswerSet]) -> tuple[tuple[PromptSet, ...], dict[str, Stage]]:
+    """Return sets of held-out prompts as the stages that answer them are asked for them, and the stages of their rows by input."""
+    sets, inputs = [], {}
+    for each in asked:
+        where = f"evaluate.answers.{each.name}"
+        checks.answers(planning.recipe, each, where)
+        inputs[f"prompts.{each.name}"] = held_out_source(planning, each.source, where, *READABLE["prompt"])
+        text = system_text(each.system_prompt, where) if each.system_prompt else None
+        sets.append(PromptSet.model_validate(each.model_dump(exclude={"source", "optional"}) | {"system_prompt": text}))
+    return tuple(sets), inputs

@@ -23,7 +23,6 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from rounds.data_prep import progress, records
 from rounds.data_prep.errors import UserError
-from rounds.data_prep.records import RECORDS
 from rounds.data_prep.turns import with_system
 from rounds.train.config.cluster import Machine
 from rounds.train.config.decoding import EngineName
@@ -31,7 +30,7 @@ from rounds.train.engine import policy, ranks
 from rounds.train.engine.params import AnswersParams, PromptSet
 from rounds.train.engine.policy import Policy
 from rounds.train.engine.records import STOP, Counts
-from rounds.train.generation import blocks, decoding, engine, parts, samples
+from rounds.train.generation import asked, blocks, decoding, engine, samples
 from rounds.train.generation.engine import Ask
 from rounds.train.tokens import chat
 from rounds.train.weights import models
@@ -99,9 +98,7 @@ def _prompts(
     tokenizer: PreTrainedTokenizerBase, wanted: PromptSet, source: Path, window: int
 ) -> tuple[list[tuple[str, list[int]]], dict[str, int]]:
     """Return the prompts of a set, each with its id, and the others counted by reason. Raises `UserError` when none can be answered."""
-    among = parts.read(source) if wanted.part is not None else {}
-    of_part = (row for row in records.read_records(source / RECORDS) if wanted.part is None or among[row.id] == wanted.part)
-    rows = sorted(of_part, key=lambda row: records.stable_hash("evaluate", row.id))[: wanted.max_rows]
+    rows = asked.first(source, wanted)
     encoded = chat.encode_prompts(tokenizer, [with_system(records.prompt_of(row), wanted.system_prompt) for row in rows])
     kept: list[tuple[str, list[int]]] = []
     dropped: Counter[str] = Counter()
@@ -123,12 +120,12 @@ def _prompts(
 def _written(write: engine.Write, block: Block, seed: int, tokenizer: PreTrainedTokenizerBase) -> pa.Table:
     """Answer a block; how long it took stands in the table's metadata."""
     began, wanted = time.monotonic(), block.wanted
-    asked = [(name, number, ids) for name, ids in block.prompts for number in range(wanted.num_answers)]
-    asks = [Ask(ids, decoding.seed_of(seed, name, number)) for name, number, ids in asked]
+    each = [(name, number, ids) for name, ids in block.prompts for number in range(wanted.num_answers)]
+    asks = [Ask(ids, decoding.seed_of(seed, name, number)) for name, number, ids in each]
     rows = [
         samples.Sample(name, number, _text(tokenizer, reply.token_ids), reply.token_ids, len(reply.token_ids), reply.ended, reply.logprob,
                        ask.seed)
-        for (name, number, _), ask, reply in zip(asked, asks, write(asks, wanted), strict=True)
+        for (name, number, _), ask, reply in zip(each, asks, write(asks, wanted), strict=True)
     ]  # fmt: skip
     return samples.table(rows).replace_schema_metadata({_SECONDS: f"{time.monotonic() - began:.3f}"})
 

@@ -1,7 +1,7 @@
 """Stage `evaluate`: what a policy scores on everything the recipe holds out.
 
 In: `policy`; `task.<source>` (questions), `preferences.<source>` (pairs), `conversations`, `answers` (what stage `answers` wrote) with
-`prompts.<set>` (what was asked), as the recipe asks. Out:
+`prompts.<set>` (what was asked), as the recipe asks. Of a model behind an endpoint (`evaluate_api`) only the last two. Out:
 - `scores.json`: {"task/metric": {"value", "stderr", "n", "questions", "higher_is_better", "floors"}}; under `_protocol` how
   was measured
 - `items.parquet`: metric, item id, value and question, one row per item, for paired comparison of two policies
@@ -55,21 +55,14 @@ class Subject:
 
 def run(params: EvaluateParams, inputs: dict[str, Path], out: Path, machine: Machine) -> Counts:
     """Score the policy; returns the scores for `done.json`."""
-    models.set_threads(machine)
-    torch.manual_seed(0)
-    described = policy.read(inputs["policy"])
-    tokenizer = models.load_tokenizer(described)
-    model = models.load_to_score(described, machine)
-    subject = Subject(model, tokenizer, machine.eval_batch_size, _window(model, params.max_length), params.too_long)
-    floors: Floors = {}
     items, counts = Items(), {"aggregate_only": [], "broken_up": {}, "dropped": _unanswered(inputs, params)}
-    if params.tasks:
-        floors = _tasks(subject, params, inputs, out, items, counts)
-    pairs = {name.removeprefix("preferences."): path for name, path in inputs.items() if name.startswith("preferences.")}
-    for name, path in pairs.items():
-        counts["dropped"][f"preferences.{name}"] = _preferences(subject, path, out, items, name if len(pairs) > 1 else None)
-    if "conversations" in inputs:
-        counts["dropped"]["conversations"] = _conversations(subject, inputs["conversations"], out, items)
+    floors: Floors = {}
+    if "policy" in inputs:
+        subject = _subject(params, inputs["policy"], machine)
+        floors = _by_the_policy(subject, params, inputs, out, items, counts)
+        protocol = _protocol(params, subject, machine)
+    else:
+        protocol = {"written_by": store.counts(inputs["answers"])["served"]}
     for name, path in inputs.items():
         if name.startswith("prompts."):
             _answers(name.removeprefix("prompts."), path, inputs["answers"], items)
@@ -77,9 +70,29 @@ def run(params: EvaluateParams, inputs: dict[str, Path], out: Path, machine: Mac
     found = {name: score.model_copy(update={"floors": floors[name]} if name in floors else {}) for name, score in items.scores().items()}
     items.write(out / ITEMS)
     told = {name: score.model_dump(exclude_unset=True) for name, score in found.items()}
-    store.write_json(out / SCORES, {**told, PROTOCOL: _protocol(params, subject, machine)})
+    store.write_json(out / SCORES, {**told, PROTOCOL: protocol})
     tracking.scores({name: score.value for name, score in found.items()})
     return {"scores": {name: [round(score.value, 4), score.n] for name, score in found.items()}, **counts}
+
+
+def _subject(params: EvaluateParams, folder: Path, machine: Machine) -> Subject:
+    models.set_threads(machine)
+    torch.manual_seed(0)
+    described = policy.read(folder)
+    tokenizer = models.load_tokenizer(described)
+    model = models.load_to_score(described, machine)
+    return Subject(model, tokenizer, machine.eval_batch_size, _window(model, params.max_length), params.too_long)
+
+
+def _by_the_policy(subject: Subject, params: EvaluateParams, inputs: dict[str, Path], out: Path, items: Items, counts: Counts) -> Floors:
+    """Measure what takes the policy itself: tasks, pairs and conversations. Returns floors by metric."""
+    floors = _tasks(subject, params, inputs, out, items, counts) if params.tasks else {}
+    pairs = {name.removeprefix("preferences."): path for name, path in inputs.items() if name.startswith("preferences.")}
+    for name, path in pairs.items():
+        counts["dropped"][f"preferences.{name}"] = _preferences(subject, path, out, items, name if len(pairs) > 1 else None)
+    if "conversations" in inputs:
+        counts["dropped"]["conversations"] = _conversations(subject, inputs["conversations"], out, items)
+    return floors
 
 
 def _unanswered(inputs: dict[str, Path], params: EvaluateParams) -> dict[str, dict[str, int]]:

@@ -3,10 +3,8 @@ nothing leaves the machine unless it was allowed twice."""
 
 import json
 import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,9 @@ import pytest
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Message
 from rounds.train.config.judging import Endpoint, Llm
+from rounds.train.generation import endpoint
 from rounds.train.judging import llm, verdicts
+from tests.train.endpoints import Server
 from tests.train.judging.answers import sample
 
 pytest.importorskip("openai", reason="the optional package openai is not installed")
@@ -24,60 +24,10 @@ KEY = "sk-canary-0123456789"
 VERDICT = '{"reason": "made", "winner": "%s"}'
 
 
-class Server:
-    """An OpenAI-compatible server on this machine whose replies `answer` writes: a content, or what it does to the connection."""
-
-    def __init__(self) -> None:
-        self.bodies: list[dict[str, Any]] = []
-        self.answer: Callable[[int, str], Any] = lambda number, text: VERDICT % "A"
-        self.model, self.key = "made-1", ""
-        lock = threading.Lock()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    outer.bodies.append(body)
-                    number = len(outer.bodies)
-                outer.key = self.headers["Authorization"]
-                outer.reply(self, outer.answer(number, body["messages"][0]["content"]))
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-
-    def reply(self, handler: BaseHTTPRequestHandler, said: Any) -> None:
-        if said == "die":
-            handler.close_connection = True
-            handler.connection.shutdown(socket.SHUT_RDWR)
-            return
-        status, headers, content = said if isinstance(said, tuple) else (200, {}, self.completion(said))
-        raw = content.encode()
-        handler.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(raw)), **headers}.items():
-            handler.send_header(name, value)
-        handler.end_headers()
-        handler.wfile.write(raw[: len(raw) // 2] if headers.get("X-Dies") else raw)
-        if headers.get("X-Dies"):
-            handler.close_connection = True
-            handler.connection.shutdown(socket.SHUT_RDWR)
-
-    def completion(self, content: str, cut: bool = False) -> str:
-        message = {"role": "assistant", "content": content}
-        choice = {"index": 0, "message": message, "finish_reason": "length" if cut else "stop"}
-        usage = {"prompt_tokens": 40, "completion_tokens": 10, "total_tokens": 50}
-        return json.dumps({"id": "x", "object": "chat.completion", "created": 0, "model": self.model, "choices": [choice], "usage": usage})
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
     made = Server()
+    made.answer = lambda number, text: VERDICT % "A"
     yield made
     made.http.shutdown()
     made.http.server_close()
@@ -161,7 +111,7 @@ def test_a_killed_stage_pays_nothing_twice(server: Server, tmp_path: Path):
         UserError, match=r"10 requests in a row had no reply; see that the endpoint answers. Of 40 questions 1\d? are settled"
     ):
         compare(server, tmp_path, asked(20))
-    file = tmp_path / llm.REPLIES
+    file = tmp_path / endpoint.REPLIES
     had = [line for line in file.read_text().splitlines() if '"reply"' in line]
     assert len(had) == 5
     file.write_bytes(file.read_bytes() + b'{"request": "cut off in the mid')
@@ -176,7 +126,7 @@ def test_a_killed_stage_pays_nothing_twice(server: Server, tmp_path: Path):
 
 def test_limits_hold_before_a_call_and_the_work_goes_on_when_they_are_raised(server: Server, tmp_path: Path):
     server.answer = prefers_good
-    with pytest.raises(UserError, match=r"max_calls 5 is reached; raise it to have the rest judged. Of 8 questions 5 are settled"):
+    with pytest.raises(UserError, match=r"max_calls 5 is reached; raise it to have the rest done. Of 8 questions 5 are settled"):
         compare(server, tmp_path, max_calls=5)
     assert len(server.bodies) == 5
     with pytest.raises(UserError, match=r"max_tokens 400 would be passed: 250 are spent"):
@@ -226,7 +176,7 @@ def test_nothing_leaves_the_machine_unless_allowed_twice(tmp_path: Path, monkeyp
     monkeypatch.setattr(socket.socket, "connect", blocked)
     away = Endpoint(base_url="https://judge.example.org/v1")
     for recipe, cluster, says in (
-        (False, False, "for this judge in the recipe and for this endpoint in the cluster file"),
+        (False, False, "for this judge in the recipe and allow_outside: true for this endpoint in the cluster file"),
         (True, False, "true for this endpoint in the cluster file if"),
         (False, True, "true for this judge in the recipe if"),
     ):
@@ -234,15 +184,15 @@ def test_nothing_leaves_the_machine_unless_allowed_twice(tmp_path: Path, monkeyp
         with pytest.raises(UserError, match=says):
             llm.compare(judge(allow_outside=recipe), there, "Which?", asked(), tmp_path)
     both = away.model_copy(update={"allow_outside": True})
-    llm.check_privacy(judge(allow_outside=True), both, offline=False)
+    endpoint.check_privacy(judge(allow_outside=True), both, False, llm.ALLOWS)
     with pytest.raises(UserError, match="the cluster file says offline: true"):
         llm.compare(judge(allow_outside=True), both, "Which?", asked(), tmp_path, offline=True)
     assert not list(tmp_path.iterdir())
     for host in ("localhost", "127.0.0.1", "[::1]"):
-        llm.check_privacy(judge(), Endpoint(base_url=f"http://{host}:8000/v1"), offline=True)
+        endpoint.check_privacy(judge(), Endpoint(base_url=f"http://{host}:8000/v1"), True, llm.ALLOWS)
     for host in ("localhost.example.org", "127.0.0.1.example.org", "10.0.0.1", "0.0.0.0"):
         with pytest.raises(UserError, match="is another machine"):
-            llm.check_privacy(judge(), Endpoint(base_url=f"http://{host}/v1"), offline=False)
+            endpoint.check_privacy(judge(), Endpoint(base_url=f"http://{host}/v1"), False, llm.ALLOWS)
 
 
 def test_a_proxy_of_the_environment_does_not_get_what_is_for_this_machine(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
