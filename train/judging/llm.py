@@ -5,7 +5,6 @@ under a hash of the whole request; one that is no verdict is asked for once more
 """
 
 import hashlib
-import ipaddress
 import json
 import logging
 import os
@@ -17,13 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Message
 from rounds.train.config.judging import Endpoint, Llm
 from rounds.train.generation.samples import Sample
-from rounds.train.judging import rubric
+from rounds.train.judging import privacy, rubric
 from rounds.train.judging.verdicts import Verdict
 
 logger = logging.getLogger(__name__)
@@ -59,28 +57,6 @@ class _Spent:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-def check_privacy(judge: Llm, endpoint: Endpoint, offline: bool) -> None:
-    """Raise `UserError` for an endpoint outside this machine, unless recipe and cluster file both allow it and nobody says `offline`."""
-    if _is_here(endpoint.base_url):
-        return
-    host = urlsplit(endpoint.base_url).hostname
-    if offline:
-        raise UserError(f"endpoint {judge.endpoint}: {host} is another machine, and the cluster file says offline: true")
-    lacks = [
-        where
-        for where, allowed in (
-            ("this judge in the recipe", judge.allow_outside),
-            ("this endpoint in the cluster file", endpoint.allow_outside),
-        )
-        if not allowed
-    ]
-    if lacks:
-        raise UserError(
-            f"endpoint {judge.endpoint}: {host} is another machine, and all prompts and answers would be sent there: set allow_outside: "
-            f"true for {' and for '.join(lacks)} if they may be, or serve the judge on this machine"
-        )
-
-
 def compare(
     judge: Llm,
     endpoint: Endpoint,
@@ -95,7 +71,7 @@ def compare(
     Raises `UserError` for an endpoint that may not be asked, that is gone, or where a limit of the judge ends the work: the replies that
     were had are in `folder`, and another attempt goes on from them.
     """
-    check_privacy(judge, endpoint, offline)
+    privacy.check(judge, endpoint, offline)
     spent = _read(folder / REPLIES)
     texts = [
         rubric.asked(instructions, prompt, one.answer, other.answer)
@@ -148,14 +124,6 @@ def read_verdict(reply: str) -> float | None:
     return _VALUES.get(winner) if isinstance(winner, str) else None
 
 
-def _is_here(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _client(endpoint: Endpoint) -> Any:
     try:
         import openai
@@ -165,7 +133,7 @@ def _client(endpoint: Endpoint) -> Any:
     if not key:
         raise UserError(f"the endpoint's key is to be in the variable {endpoint.key_variable}, which is not set here")
     # No redirect and, on this machine, no proxy: either would carry the texts elsewhere.
-    http = openai.DefaultHttpxClient(trust_env=not _is_here(endpoint.base_url), follow_redirects=False)
+    http = openai.DefaultHttpxClient(trust_env=not privacy.is_here(endpoint.base_url), follow_redirects=False)
     return openai.OpenAI(base_url=endpoint.base_url, api_key=key, max_retries=0, timeout=endpoint.timeout_seconds, http_client=http)
 
 

@@ -15,7 +15,7 @@ import pytest
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Message
 from rounds.train.config.judging import Endpoint, Llm
-from rounds.train.judging import llm, verdicts
+from rounds.train.judging import llm, privacy, verdicts
 from tests.train.judging.answers import sample
 
 pytest.importorskip("openai", reason="the optional package openai is not installed")
@@ -234,15 +234,15 @@ def test_nothing_leaves_the_machine_unless_allowed_twice(tmp_path: Path, monkeyp
         with pytest.raises(UserError, match=says):
             llm.compare(judge(allow_outside=recipe), there, "Which?", asked(), tmp_path)
     both = away.model_copy(update={"allow_outside": True})
-    llm.check_privacy(judge(allow_outside=True), both, offline=False)
+    privacy.check(judge(allow_outside=True), both, offline=False)
     with pytest.raises(UserError, match="the cluster file says offline: true"):
         llm.compare(judge(allow_outside=True), both, "Which?", asked(), tmp_path, offline=True)
     assert not list(tmp_path.iterdir())
     for host in ("localhost", "127.0.0.1", "[::1]"):
-        llm.check_privacy(judge(), Endpoint(base_url=f"http://{host}:8000/v1"), offline=True)
+        privacy.check(judge(), Endpoint(base_url=f"http://{host}:8000/v1"), offline=True)
     for host in ("localhost.example.org", "127.0.0.1.example.org", "10.0.0.1", "0.0.0.0"):
         with pytest.raises(UserError, match="is another machine"):
-            llm.check_privacy(judge(), Endpoint(base_url=f"http://{host}/v1"), offline=False)
+            privacy.check(judge(), Endpoint(base_url=f"http://{host}/v1"), offline=False)
 
 
 def test_a_proxy_of_the_environment_does_not_get_what_is_for_this_machine(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
