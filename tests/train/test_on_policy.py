@@ -12,16 +12,20 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
+from transformers import AutoConfig, AutoTokenizer, LlamaForSequenceClassification
 
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Pair, Prompt, prompt_id, read_records
 from rounds.train.config import recipe
+from rounds.train.config.cluster import Machine
 from rounds.train.engine import store
 from rounds.train.engine.graph import Stage
 from rounds.train.generation import parts, samples
 from rounds.train.judging import pairs, scores
 from rounds.train.plan.pipeline import Plan, build_plan
+from tests import staged
 from tests.train import command_line
 
 HERE = Path(__file__).parent
@@ -130,6 +134,39 @@ def test_a_second_run_does_nothing_and_is_told_where_it_was_judged(ran: Path, fo
     assert manifest["sources"]["questions"]["asked_in"] == ["prompts.open"] and "sampled" in manifest["sets"]["second"]["sources"]
 
 
+@pytest.fixture
+def reward(folders: Folders, tmp_path: Path) -> Path:
+    """A model folder that scores answers: random, of the shape of the run's base."""
+    torch.manual_seed(3)
+    model = LlamaForSequenceClassification(AutoConfig.from_pretrained(folders["base"] / "model", num_labels=1))
+    model.save_pretrained(tmp_path / "reward")
+    AutoTokenizer.from_pretrained(folders["base"] / "tokenizer").save_pretrained(tmp_path / "reward")
+    return tmp_path / "reward"
+
+
+def ranked(
+    folders: Folders, out: Path, judge: dict[str, Any], inputs: dict[str, Path]
+) -> tuple[dict[tuple[str, int], float | None], dict[str, Any]]:
+    out.mkdir()
+    read = {"prompts": folders["prompts.open"], "samples": folders["sample.first"], **inputs}
+    machine = Machine(device="cpu", threads=1, eval_batch_size=16)
+    counts = staged.run("rank_model", {"judge": {**judge, "max_missing_share": 1.0}, "name": "judge"}, read, out, machine)
+    return {(row.prompt_id, row.number): row.score for row in scores.read(out / "ranks.parquet")}, counts
+
+
+def test_models_judge_too_from_a_folder_and_as_a_policy_of_the_run(folders: Folders, reward: Path, tmp_path: Path):
+    asked = {(row.prompt_id, row.number) for row in samples.read(folders["sample.first"] / "samples.parquet")}
+    weights, rubric = {"kind": "reward_model", "path": "elsewhere"}, {"kind": "llm", "policy": "sft", "rubric": "Which is better?"}
+    by_reward, counts = ranked(folders, tmp_path / "reward-says", weights, {"judge": reward})
+    assert set(by_reward) == asked and counts["missing"] == sum(value is None for value in by_reward.values())
+    assert len({value for value in by_reward.values() if value is not None}) > 20
+    by_policy, counts = ranked(folders, tmp_path / "policy-says", rubric, {"judge": folders["sft"]})
+    assert set(by_policy) == asked and (tmp_path / "policy-says" / "verdicts.parquet").is_file()
+    assert 0 < counts["comparisons"] <= 3 * counts["prompts_asked"]
+    rest, counts = ranked(folders, tmp_path / "of-the-rest", rubric, {"judge": folders["sft"], "before.0": tmp_path / "reward-says"})
+    assert len(rest) < len(asked) and counts["prompts_decided_before"] + counts["prompts_asked"] == len({name for name, _ in asked})
+
+
 def keys(plan: Plan) -> dict[str, str]:
     return {stage.name: stage.key for stage in plan.stages}
 
@@ -157,6 +194,8 @@ def test_a_plan_says_how_much_is_asked_and_needs_no_torch(tmp_path: Path):
     shown = rounds("plan", RECIPE, root=tmp_path)
     assert time.monotonic() - began < 5
     assert "120 answers, up to 2,880 tokens" in shown  # a half of 80 prompts, three answers each
+    assert "up to 120 answers of 40 prompts by verifiable" in shown and "by rule, less those that were decided before" in shown
+    assert "up to 40 pairs" in shown and "sampled 50.0%, pairs_1 50.0%" in shown
 
 
 def edited(folder: Path, edit: Callable[[dict[str, Any]], object]) -> Path:

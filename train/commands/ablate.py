@@ -15,6 +15,7 @@ from rounds.train.display import ablation as ablation_display
 from rounds.train.display import progress
 from rounds.train.engine import batches, runs, store, tracking
 from rounds.train.engine.graph import Stage
+from rounds.train.generation import privacy
 from rounds.train.launch import compare
 from rounds.train.plan import ablation
 from rounds.train.plan.ablation import AblationPlan
@@ -59,6 +60,7 @@ def ablate(
         _end(made, file, root, Cluster(), lost, time.monotonic())
         return
     batches.check(_todo(made, root), cluster)
+    privacy.check_stages(_todo(made, root), cluster)
     if cluster.kind == "slurm":
         assert cluster_file
         plan = made.as_plan()

@@ -19,8 +19,7 @@ from rounds.train.display import comparison as display
 from rounds.train.display import plan as plan_display
 from rounds.train.display import progress
 from rounds.train.engine import batches, runs, store
-from rounds.train.engine.params import ApiAnswersParams
-from rounds.train.generation import endpoint
+from rounds.train.generation import privacy
 from rounds.train.plan import comparison
 from rounds.train.plan.api_models import Spending
 from rounds.train.plan.comparison import ComparisonPlan
@@ -75,10 +74,7 @@ def eval(
     made = comparison.build_plan(models, recipe, folder, root, published, _of_models(given, suite, folder), spending)
     todo = store.unfinished(root, made.stages)
     batches.check(todo, cluster)
-    for stage in todo:
-        if isinstance(stage.params, ApiAnswersParams):
-            machine = cluster.machine(stage.row, stage.name)
-            endpoint.check(stage.params, machine.endpoints, machine.offline, "--allow-outside")
+    privacy.check_stages(todo, cluster)
     if cluster.kind == "slurm":
         assert cluster_file
         purpose = jobs.wanted(recipe_file or Path(models[0]), made.as_plan(), root, cluster, cluster_file, ())

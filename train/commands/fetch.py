@@ -55,12 +55,19 @@ def fetch(
 
 
 def _table(found: dict[needs.Need, fetching.Estimate]) -> Table:
-    table = Table(box=None, header_style="bold")
-    for heading in ("kind", "name", "revision", "files", "size", "to fetch", "for"):
+    table, judged = Table(box=None, header_style="bold"), any(need.licence for need in found)
+    for heading in ("kind", "name", "revision", "files", "size", "to fetch", "for", *(["licence"] if judged else [])):
         table.add_column(heading, overflow="fold")
     for need, each in found.items():
         stages = ", ".join(need.stages[:3]) + (", ..." if len(need.stages) > 3 else "")
         table.add_row(
-            need.kind, need.name, (need.revision or "-")[:10], str(each.files), fetching.gib(each.size), fetching.gib(each.to_fetch), stages
+            need.kind,
+            need.name,
+            (need.revision or "-")[:10],
+            str(each.files),
+            fetching.gib(each.size),
+            fetching.gib(each.to_fetch),
+            stages,
+            *([need.licence] if judged else []),
         )
     return table

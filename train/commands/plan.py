@@ -15,6 +15,7 @@ from rounds.train.display import plan as plan_display
 from rounds.train.engine import batches
 from rounds.train.engine.params import DpoParams, SftParams
 from rounds.train.forecast import forecast, row_counts
+from rounds.train.generation import privacy
 from rounds.train.plan import ablation, held_out
 from rounds.train.plan.pipeline import Plan
 
@@ -50,6 +51,8 @@ def plan(
     made = plan_of(file, overrides, root)
     machines = cluster.load(cluster_file)
     batches.check(made.stages, machines)
+    if cluster_file is not None:
+        privacy.check_stages(made.stages, machines)
     if keys:
         for stage in made.stages:
             print(stage.name, stage.key)

@@ -15,6 +15,7 @@ from rounds.train.config.cluster import Cluster
 from rounds.train.config.cluster import load as load_cluster
 from rounds.train.engine import batches, store
 from rounds.train.engine.graph import Stage
+from rounds.train.generation import privacy
 from rounds.train.launch import preflight as checks
 from rounds.train.launch import slurm, state
 from rounds.train.launch.state import ENDED_BADLY
@@ -44,6 +45,7 @@ def preflight(
     cluster = load_cluster(cluster_file)
     planned = plan_of(file, overrides, root).stages if file else ()
     batches.check(planned, cluster)
+    privacy.check_stages(planned, cluster)
     made = checks.stages(planned, root, cluster)
     (_on_slurm if cluster.kind == "slurm" else _here)(made, root, cluster, cluster_file)
     options.console.print(_table(made, root))

@@ -20,6 +20,7 @@ from rounds.train.display import plan as plan_display
 from rounds.train.display import progress
 from rounds.train.display import scores as display
 from rounds.train.engine import batches, runs, store, tracking
+from rounds.train.generation import privacy
 from rounds.train.plan import ablation
 from rounds.train.plan.pipeline import Plan
 
@@ -101,6 +102,7 @@ def carry_out(
     options.refuse_damaged(file, overrides, cluster_file, root, wanted.stages)
     todo = store.unfinished(root, wanted.stages)
     batches.check(todo, cluster)  # what is done may have run on a cluster of another size
+    privacy.check_stages(todo, cluster)
     if cluster.kind == "slurm":
         assert cluster_file
         if not dry_run:

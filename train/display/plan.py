@@ -11,8 +11,8 @@ from rich.text import Text
 from rounds.train.engine import batches, damage, runs, store
 from rounds.train.engine.digests import Memory
 from rounds.train.engine.graph import Stage
-from rounds.train.engine.params import DpoParams, PromptsParams, SftParams
-from rounds.train.forecast import evaluation_tokens, row_counts
+from rounds.train.engine.params import DpoParams, PromptsParams, RankParams, SftParams
+from rounds.train.forecast import evaluation_tokens, judging, row_counts
 from rounds.train.plan.pipeline import Plan
 
 
@@ -73,6 +73,10 @@ def _size(stage: Stage, plan: Plan, root: Path, sizes: Mapping[str, row_counts.S
         sets = evaluation_tokens.written(stage, sizes)
         most = sum(each.answers * each.answer_tokens for each in sets)
         return f"{sum(each.answers for each in sets):,} answers, up to {most:,} tokens" if most else ""
+    if isinstance(stage.params, RankParams):
+        return _judged(stage.params, counts, judging.of(stage, sizes))
+    if stage.kind.pairs_up and "prompts" in counts:
+        return f"{counts['pairs']:,} pairs of {counts['prompts']:,} prompts"
     if "parameters" in counts:
         return f"{counts['parameters']:,} parameters"
     if size is None:
@@ -84,7 +88,23 @@ def _size(stage: Stage, plan: Plan, root: Path, sizes: Mapping[str, row_counts.S
         return f"{about}{size.rows:,} packed rows, {size.tokens:,.0f} tokens"
     if isinstance(stage.params, PromptsParams):
         return f"{about}{size.rows:,} prompts, in {stage.params.parts} part{'s' * (stage.params.parts > 1)}"
-    return f"{about}{size.rows:,} {'pairs' if stage.kind.of_pairs else 'rows'}"
+    return f"{about}{size.rows:,} {'pairs' if stage.kind.of_pairs or stage.kind.pairs_up else 'rows'}"
+
+
+def _judged(params: RankParams, counts: Mapping[str, Any], asked: judging.Asked | None) -> str:
+    """Say what a judge was asked, or may be at most."""
+    if "answers" in counts:
+        return f"{counts['answers']:,} answers by {params.judge.kind}, {counts['missing']:,} missing"
+    if asked is None:
+        return params.judge.kind
+    parts = [f"up to {asked.answers:,} answers of {asked.prompts:,} prompts by {params.judge.kind}"]
+    if asked.calls:
+        parts.append(f"up to {asked.calls:,} calls, {asked.tokens:,.0f} tokens")
+    elif asked.orders:
+        parts.append(f"up to {asked.orders:,} comparisons, both orders counted")
+    if asked.cascade:
+        parts.append("less those that were decided before")
+    return ", ".join(parts)
 
 
 def _steps(stage: Stage, plan: Plan, size: row_counts.Size) -> str:

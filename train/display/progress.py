@@ -128,6 +128,12 @@ def _figures(stage: Stage, record: Done) -> str:
             f"{name}: {each['answers']:,} answers, {each['tokens']:,} tokens, {each['ended_share']:.0%} ended"
             for name, each in counts["sets"].items()
         )
+    if stage.kind.ranks:
+        told = f"{counts['prompts_asked']:,} prompts, {counts['answers']:,} answers, {counts['missing']:,} without a score"
+        return f"{told}, {counts['calls']:,} calls, {counts['tokens']:,} tokens" if "calls" in counts else told
+    if stage.kind.pairs_up:
+        lost = ", ".join(f"{count:,} {reason}" for reason, count in counts["dropped"].items())
+        return f"{counts['pairs']:,} pairs of {counts['prompts']:,} prompts" + (f"; without: {lost}" if lost else "")
     if stage.kind.trains:
         return f"{counts['steps']} steps, mean loss {counts['train_loss']:.4f}"
     names = ("records", "conversations", "rows", "pairs", "tokens", "parameters")

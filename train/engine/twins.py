@@ -15,6 +15,7 @@ from pathlib import Path
 from rounds.train.engine import damage, policy, records, store
 from rounds.train.engine.digests import Memory
 from rounds.train.engine.graph import KEY_LENGTH, identity
+from rounds.train.engine.kinds import Kind
 
 _POLICIES = ("policy", "reference_policy", "current", "candidate")
 """Inputs that are read as policies; a gate is also read for its scores."""
@@ -42,7 +43,7 @@ def _input(name: str, folder: Path, known: dict[Path, str]) -> str:
 def find(folder: Path) -> Path | None:
     """Return the finished folder of the same store that has a stage's answer under another key, or None."""
     spec = store.spec(folder)
-    if not spec.kind.loads_policy or not all(store.done(folder.parent / name) for name in spec.stages().values()):
+    if not _costs(spec.kind) or not all(store.done(folder.parent / name) for name in spec.stages().values()):
         return None
     name = f"{spec.function}-{identity_of(folder)}"
     pointer = store.read_json(_pointer(folder.parent, name))
@@ -58,7 +59,7 @@ def remember(folder: Path) -> None:
     """Note a finished stage under its identity, where that is not its own key."""
     spec = store.spec(folder)
     name = f"{spec.function}-{identity_of(folder)}"
-    if spec.kind.loads_policy and name != folder.name:
+    if _costs(spec.kind) and name != folder.name:
         path = _pointer(folder.parent, name)
         path.parent.mkdir(exist_ok=True)
         store.write_json(path, folder.name)
@@ -79,6 +80,11 @@ def take_over(twin: Path, folder: Path) -> None:
         start = store.inputs(folder)["policy"].name
         (folder / records.POLICY).unlink()  # else the twin's own would be written to
         store.write_json(folder / records.POLICY, {**described, "start": start})
+
+
+def _costs(kind: Kind) -> bool:
+    """Tell whether a kind's work is worth being taken over: it has a model at work, or a judge that may be paid for."""
+    return kind.loads_policy or kind.ranks
 
 
 def _pointer(root: Path, name: str) -> Path:

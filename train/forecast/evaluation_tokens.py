@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rounds.train.engine.graph import Stage
-from rounds.train.engine.params import AnswersParams, ApiAnswersParams, EvaluateParams, PromptSet, PromptsParams
-from rounds.train.forecast.row_counts import Size
+from rounds.train.engine.params import AnswersParams, ApiAnswersParams, EvaluateParams, PromptSet
+from rounds.train.forecast.row_counts import Size, of_part
 
 QUESTION_TOKENS = 250
 """Tokens of a question with one choice: MedQA's test questions, the longest of these sets, have about 220 with Llama-3's tokenizer;
@@ -72,10 +72,7 @@ def written(stage: Stage, known: Mapping[str, Size]) -> list[Reading]:
 
 def _rows(stage: Stage, wanted: PromptSet, size: Size | None) -> int | None:
     """Return how many prompts a set has; one part of it has as many as each other, as far as is known."""
-    parent = stage.inputs[f"prompts.{wanted.name}"]
-    if size is None or wanted.part is None or not (isinstance(parent, Stage) and isinstance(parent.params, PromptsParams)):
-        return size.rows if size else None
-    return -(-size.rows // parent.params.parts)
+    return of_part(stage, wanted, size) if size else None
 
 
 def _size(stage: Stage, name: str, known: Mapping[str, Size]) -> Size | None:

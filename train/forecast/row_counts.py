@@ -14,7 +14,7 @@ from rounds.data_prep.mix import counts as mix_counts
 from rounds.data_prep.schema import DataParams, Mix, RowsUse, SourceParams
 from rounds.train.engine import store
 from rounds.train.engine.graph import Stage
-from rounds.train.engine.params import PackParams
+from rounds.train.engine.params import AnswersParams, PackParams, PairsParams, PromptSet, PromptsParams
 from rounds.train.plan.pipeline import Plan
 
 MEAN_TOKENS = 538
@@ -78,6 +78,10 @@ def _size(stage: Stage, counts: Mapping[str, Any], parents: Mapping[str, Size]) 
         return _mixed(stage.params.mix, counts, parents)
     if isinstance(stage.params, PackParams) and "data" in parents:
         return _packed(stage.params.max_length, counts, parents["data"])
+    if isinstance(stage.params, AnswersParams):
+        return _sampled(stage, counts, parents)
+    if isinstance(stage.params, PairsParams):
+        return _paired(stage.params, counts, parents.get("samples"))
     if stage.kind.of_pairs:
         before = parents.get("data") or parents.get("pairs")
         return before and _counted(before, counts.get("pairs"))
@@ -127,6 +131,38 @@ def _rows_of(mix: Mix, parents: Mapping[str, Size]) -> dict[str, int] | None:
     known = {item.name: parents[f"source.{item.name}"].rows if f"source.{item.name}" in parents else item.max_rows for item in mix}
     rows = {name: count for name, count in known.items() if count is not None}
     return mix_counts(rows, mix) if len(rows) == len(mix) else None
+
+
+def of_part(stage: Stage, wanted: PromptSet, prompts: Size) -> int:
+    """Return how many prompts of a set are in the part that is answered: as many as in each other, as far as is known."""
+    parent = stage.inputs.get(f"prompts.{wanted.name}")
+    if wanted.part is None or not (isinstance(parent, Stage) and isinstance(parent.params, PromptsParams)):
+        return prompts.rows
+    return -(-prompts.rows // parent.params.parts)
+
+
+def _sampled(stage: Stage, counts: Mapping[str, Any], parents: Mapping[str, Size]) -> Size | None:
+    """Prompts of the part that a round's policy answers, with the longest answer that it may give; None where answers are for measuring."""
+    assert isinstance(stage.params, AnswersParams)
+    wanted = stage.params.sets[0] if stage.params.sets else None
+    prompts = parents.get(f"prompts.{wanted.name}") if wanted else None
+    if wanted is None or prompts is None or wanted.part is None:
+        return None
+    told = counts.get("sets", {}).get(wanted.name)
+    if told:
+        return Size(told["prompts"], prompts.prompt_tokens, told["tokens"] / max(told["answers"], 1), True, prompts.assumed_share)
+    return Size(of_part(stage, wanted, prompts), prompts.prompt_tokens, wanted.max_new_tokens, False, prompts.assumed_share)
+
+
+def _paired(params: PairsParams, counts: Mapping[str, Any], samples: Size | None) -> Size | None:
+    """Pairs of a round's own answers: of each prompt as many as the rules allow, at most."""
+    if samples is None:
+        return None
+    most = Size(samples.rows * params.rules.per_prompt, samples.prompt_tokens, samples.answer_tokens, False, samples.assumed_share)
+    if "records" not in counts:
+        return most
+    answer = (counts["mean_chosen_tokens"] + counts["mean_rejected_tokens"]) / 2
+    return Size(counts["records"], samples.prompt_tokens, answer, True, samples.assumed_share)
 
 
 def _packed(max_length: int, counts: Mapping[str, Any], data: Size) -> Size:

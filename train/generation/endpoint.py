@@ -5,23 +5,22 @@ file for each. A reply is kept under a hash of address and whole request; a requ
 """
 
 import hashlib
-import importlib.util
-import ipaddress
 import json
 import logging
 import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
 
-from rounds.data_prep.errors import UserError, nearest
+from rounds.data_prep.errors import UserError
 from rounds.train.config.judging import Endpoint
+from rounds.train.generation import privacy
+from rounds.train.generation.privacy import Asker
 
 logger = logging.getLogger(__name__)
 
@@ -32,38 +31,18 @@ Row = dict[str, Any]
 of the reply; or `error`."""
 T = TypeVar("T")
 R = TypeVar("R")
-_PACKAGE = 'a model behind an endpoint needs the package openai: pip install "rounds[judges]"'
 _LONGEST_WAIT = 60.0
 """Seconds that an endpoint which says 429 is waited for, whatever it asks."""
 _DEAD_AFTER = 10
 """So many requests in a row without a reply: the endpoint is gone, and asking on would only spend calls."""
 
 
-class Asker(Protocol):
-    """Who asks: a judge, or the command that has a model answer. What it may spend, and whether texts may leave the machine."""
-
-    @property
-    def model(self) -> str | None:
-        """What the endpoint calls the model."""
-
-    @property
-    def endpoint(self) -> str | None:
-        """The endpoint's name in the cluster file."""
-
-    @property
-    def allow_outside(self) -> bool: ...
-    @property
-    def max_calls(self) -> int: ...
-    @property
-    def max_tokens(self) -> int: ...
-
-
 class Server:
     """An endpoint, what it was asked over all attempts of a stage, and what it may be asked yet. To be closed: `with Server(...)`."""
 
-    def __init__(self, asker: Asker, endpoint: Endpoint, folder: Path, offline: bool, who: str, allows: str) -> None:
-        """Raises `UserError` as `check_privacy` does, and where the package or the key is not there."""
-        check_privacy(asker, endpoint, offline, allows)
+    def __init__(self, asker: Asker, endpoint: Endpoint, folder: Path, offline: bool, who: str, allows: str = privacy.BY_RECIPE) -> None:
+        """Raises `UserError` as `privacy.check` does, and where the package or the key is not there."""
+        privacy.check(asker, endpoint, offline, allows)
         self.asker, self.endpoint, self.who = asker, endpoint, who
         self.path = folder / REPLIES
         self.replies: dict[str, Row] = {}
@@ -203,61 +182,16 @@ class Server:
         self.served[f"{row['model']} {row['fingerprint'] or ''}".strip()] += 1
 
 
-def check(asker: Asker, endpoints: Mapping[str, Endpoint], offline: bool, allows: str) -> Endpoint:
-    """Return the endpoint that is asked, if the cluster file names it, the package is there, and its texts may go there."""
-    name = asker.endpoint or ""
-    if name not in endpoints:
-        there = nearest(name, endpoints) if endpoints else "It names none"
-        raise UserError(
-            f"the cluster file names no endpoint {name!r} under `endpoints`. {there}: give {{base_url: ..., key_variable: ...}} there"
-        )
-    if importlib.util.find_spec("openai") is None:
-        raise UserError(_PACKAGE)
-    check_privacy(asker, endpoints[name], offline, allows)
-    return endpoints[name]
-
-
-def check_privacy(asker: Asker, endpoint: Endpoint, offline: bool, allows: str) -> None:
-    """Raise `UserError` for an endpoint outside this machine, unless `allows` (in words) and the cluster file both allow it and nobody says
-    `offline`."""
-    if _is_here(endpoint.base_url):
-        return
-    host = urlsplit(endpoint.base_url).hostname
-    if offline:
-        raise UserError(f"endpoint {asker.endpoint}: {host} is another machine, and the cluster file says offline: true")
-    lacks = [
-        where
-        for where, allowed in (
-            (allows, asker.allow_outside),
-            ("allow_outside: true for this endpoint in the cluster file", endpoint.allow_outside),
-        )
-        if not allowed
-    ]
-    if lacks:
-        raise UserError(
-            f"endpoint {asker.endpoint}: {host} is another machine, and all prompts and answers would be sent there: set "
-            f"{' and '.join(lacks)} if they may be, or serve the model on this machine"
-        )
-
-
-def _is_here(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _client(endpoint: Endpoint) -> Any:
     try:
         import openai
     except ImportError:
-        raise UserError(_PACKAGE) from None
+        raise UserError(privacy.PACKAGE) from None
     key = os.environ.get(endpoint.key_variable) if endpoint.key_variable else "none"
     if not key:
         raise UserError(f"the endpoint's key is to be in the variable {endpoint.key_variable}, which is not set here")
     # No redirect and, on this machine, no proxy: either would carry the texts elsewhere.
-    http = openai.DefaultHttpxClient(trust_env=not _is_here(endpoint.base_url), follow_redirects=False)
+    http = openai.DefaultHttpxClient(trust_env=not privacy.is_here(endpoint.base_url), follow_redirects=False)
     return openai.OpenAI(base_url=endpoint.base_url, api_key=key, max_retries=0, timeout=endpoint.timeout_seconds, http_client=http)
 
 

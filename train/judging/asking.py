@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rounds.data_prep.errors import UserError, nearest
 from rounds.data_prep.records import Message, Record, prompt_of
 from rounds.train.config.cluster import Machine
 from rounds.train.config.judging import Judge, Llm, Pairwise, RewardModel, RuleJudge, Verifiable
+from rounds.train.generation import privacy
 from rounds.train.generation.samples import Sample
 from rounds.train.judging import rule, scores, verdicts, verifiable
 from rounds.train.judging.scores import Score
@@ -92,13 +92,8 @@ def _compared(judge: Pairwise | Llm, asked: _Compared, where: Where, tell: Tell)
     if isinstance(judge, Llm) and judge.endpoint:
         from rounds.train.judging import llm
 
-        endpoints = where.machine.endpoints
-        if judge.endpoint not in endpoints:
-            raise UserError(
-                f"judge {where.name}: the cluster file names no endpoint {judge.endpoint!r} under `endpoints`. "
-                f"{nearest(judge.endpoint, endpoints)}"
-            )
-        return llm.compare(judge, endpoints[judge.endpoint], judge.rubric, asked, where.folder, where.machine.offline, tell)
+        endpoint = privacy.endpoint_of(judge, where.machine.endpoints)
+        return llm.compare(judge, endpoint, judge.rubric, asked, where.folder, where.machine.offline, tell)
     from rounds.train.weights import models
 
     models.set_threads(where.machine)

@@ -16,7 +16,6 @@ from rounds.train.generation.samples import Sample
 from rounds.train.judging import rubric
 from rounds.train.judging.verdicts import Verdict
 
-ALLOWS = "allow_outside: true for this judge in the recipe"
 _FORM = {
     "type": "object",
     "properties": {"reason": {"type": "string"}, "winner": {"type": "string", "enum": ["A", "B", "tie"]}},
@@ -47,7 +46,7 @@ def compare(
         for one, other in (both, both[::-1])
     ]  # fmt: skip
     wanted = list(dict.fromkeys(texts))  # one text is asked once
-    with Server(judge, endpoint, folder, offline, "judge", ALLOWS) as server:
+    with Server(judge, endpoint, folder, offline, "judge") as server:
         sides = server.each(wanted, lambda text: _side(judge, server, text), progress)
     shown, swapped = (list(map(sides.__getitem__, texts[place::2])) for place in range(2))
     found = [_verdict(first, second, *each) for (_, first, second), *each in zip(asked, shown, swapped, strict=True)]

@@ -87,6 +87,7 @@ def fetch(need: Need, folder: Path, run: str) -> dict[str, Any]:
         "name": need.name,
         "revision": need.revision,
         "patterns": sorted({*old["patterns"], *need.patterns}) if old["patterns"] and need.patterns else [],
+        **({"licence": need.licence} if need.licence else {}),
         "stages": list(dict.fromkeys([*old["stages"], *(f"{run}: {stage}" for stage in need.stages)])),
         **more,
         "fetched": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -1,4 +1,4 @@
-"""What a run needs from the Hugging Face hub: the datasets of its sources, its base model, the sets of lm-eval's tasks.
+"""What a run needs from the Hugging Face hub: the datasets of its sources, its base model, its judges, the sets of lm-eval's tasks.
 
 In: the stages of a plan. Out: one `Need` for each repository at a commit, and for each task. Nothing is read or asked.
 """
@@ -9,9 +9,10 @@ from typing import Literal
 
 from rounds.data_prep import sources
 from rounds.data_prep.schema import SourceParams, SourceUse
+from rounds.train.config.judging import Weights
 from rounds.train.config.recipe import Start, StartHub
 from rounds.train.engine.graph import Stage, parents_first
-from rounds.train.engine.params import BaseParams, EvaluateParams
+from rounds.train.engine.params import BaseParams, EvaluateParams, RankParams
 from rounds.train.engine.policy import MODEL_FILES
 
 
@@ -27,6 +28,10 @@ class Need:
     patterns: tuple[str, ...]
     """The repository's files that are read; empty where it may be all."""
     stages: tuple[str, ...]
+    judge: bool = False
+    """A model that is opened as a judge, and not as a policy."""
+    licence: str = ""
+    """That of a judge's weights, as the recipe states it."""
 
 
 def of(stages: Iterable[Stage]) -> list[Need]:
@@ -56,7 +61,10 @@ def _of(stage: Stage) -> Sequence[Need]:
     if isinstance(stage.params, SourceParams):
         return _of_source(stage, stage.params)
     found = []
-    if stage.kind.reads_weights:
+    judge = stage.params.judge if isinstance(stage.params, RankParams) else None
+    if isinstance(judge, Weights) and judge.id:
+        found.append(Need("model", judge.id, judge.revision, MODEL_FILES, (stage.name,), True, judge.licence or "not stated"))
+    if stage.kind.reads_weights or (judge and isinstance(stage.inputs.get("judge"), Stage)):
         base = _base(stage)
         if isinstance(base, StartHub):
             found.append(Need("model", base.id, base.revision, MODEL_FILES, (stage.name,)))

@@ -34,8 +34,8 @@ def run(file: Path, overrides: Sequence[str]) -> bool:
             well &= _told(stage.name, lambda stage=stage: _source(stage))
     for need in needs.of(stages):
         if need.kind != "dataset":
-            opened = _model if need.kind == "model" else _task
-            well &= _told(f"{need.kind} {need.name}", lambda need=need, opened=opened: opened(need))
+            opened = _judge if need.judge else _model if need.kind == "model" else _task
+            well &= _told(f"{'judge' if need.judge else need.kind} {need.name}", lambda need=need, opened=opened: opened(need))
     return well
 
 
@@ -77,6 +77,14 @@ def _model(need: Need) -> str:
 
     model, tokenizer = models.open_folder(str(hub.download(need.name, need.revision, need.patterns, "model")))
     return f"{model.config.model_type}, {len(tokenizer)} tokens, {models.count_parameters(model)['parameters']:,} parameters"
+
+
+def _judge(need: Need) -> str:
+    from rounds.train.judging import opening
+
+    where = str(hub.download(need.name, need.revision, need.patterns, "model"))
+    config, tokenizer = opening.config_of(where, None), opening.tokenizer_of(where, None)
+    return f"{config.model_type}, {len(tokenizer)} tokens, licence {need.licence}"
 
 
 def _task(need: Need) -> str:

@@ -7,7 +7,6 @@ weights of the user's own or a policy of the run. What a judge may cost, and whe
 from collections.abc import Mapping
 
 from rounds.data_prep.errors import UserError, nearest
-from rounds.train.config.cluster import Cluster
 from rounds.train.config.judging import Judge, Llm, Weights
 from rounds.train.config.recipe import Recipe
 from rounds.train.engine.graph import Asset, Stage
@@ -43,14 +42,3 @@ def inputs(planning: Planning, name: str, policies: Mapping[str, Stage]) -> dict
             )
         return {"judge": policies[judge.policy]}
     return {}
-
-
-def endpoints(judges: Mapping[str, Judge], cluster: Cluster) -> None:
-    """Raise `UserError` for a judge whose endpoint the cluster file does not name."""
-    for name, judge in judges.items():
-        if isinstance(judge, Llm) and judge.endpoint and judge.endpoint not in cluster.endpoints:
-            there = nearest(judge.endpoint, cluster.endpoints) if cluster.endpoints else "It names none"
-            raise UserError(
-                f"judges.{name}.endpoint: the cluster file names no endpoint {judge.endpoint!r} under `endpoints`. {there}: "
-                "give {base_url: ..., key_variable: ...} there"
-            )

@@ -17,11 +17,8 @@ from rounds.data_prep.turns import with_system
 from rounds.train.config.cluster import Machine
 from rounds.train.engine.params import ApiAnswersParams, PromptSet
 from rounds.train.engine.records import Counts
-from rounds.train.generation import asked, decoding, samples
-from rounds.train.generation import endpoint as endpoints
+from rounds.train.generation import asked, decoding, privacy, samples
 from rounds.train.generation.endpoint import Row, Server
-
-ALLOWS = "--allow-outside"
 
 
 class Ask(NamedTuple):
@@ -35,11 +32,11 @@ class Ask(NamedTuple):
 def run(params: ApiAnswersParams, inputs: dict[str, Path], out: Path, machine: Machine) -> Counts:
     """Ask for all answers that are not there yet. Raises `UserError` for an endpoint that may not or cannot be asked, where a limit ends
     the work, and where too many answers are missing; what was replied is kept."""
-    endpoint = endpoints.check(params, machine.endpoints, machine.offline, ALLOWS)
+    endpoint = privacy.endpoint_of(params, machine.endpoints)
     requests: dict[Ask, dict[str, Any]] = {}
     for wanted in params.sets:
         requests |= _requests(params, wanted, inputs[f"prompts.{wanted.name}"])
-    with Server(params, endpoint, out, machine.offline, "model", ALLOWS) as server:
+    with Server(params, endpoint, out, machine.offline, "model", privacy.BY_COMMAND) as server:
         found = server.each(
             list(requests),
             lambda ask: _reply(server, requests[ask]),

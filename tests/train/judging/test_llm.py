@@ -13,7 +13,7 @@ import pytest
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Message
 from rounds.train.config.judging import Endpoint, Llm
-from rounds.train.generation import endpoint
+from rounds.train.generation import endpoint, privacy
 from rounds.train.judging import llm, verdicts
 from tests.train.endpoints import Server
 from tests.train.judging.answers import sample
@@ -184,15 +184,15 @@ def test_nothing_leaves_the_machine_unless_allowed_twice(tmp_path: Path, monkeyp
         with pytest.raises(UserError, match=says):
             llm.compare(judge(allow_outside=recipe), there, "Which?", asked(), tmp_path)
     both = away.model_copy(update={"allow_outside": True})
-    endpoint.check_privacy(judge(allow_outside=True), both, False, llm.ALLOWS)
+    privacy.check(judge(allow_outside=True), both, offline=False)
     with pytest.raises(UserError, match="the cluster file says offline: true"):
         llm.compare(judge(allow_outside=True), both, "Which?", asked(), tmp_path, offline=True)
     assert not list(tmp_path.iterdir())
     for host in ("localhost", "127.0.0.1", "[::1]"):
-        endpoint.check_privacy(judge(), Endpoint(base_url=f"http://{host}:8000/v1"), True, llm.ALLOWS)
+        privacy.check(judge(), Endpoint(base_url=f"http://{host}:8000/v1"), offline=True)
     for host in ("localhost.example.org", "127.0.0.1.example.org", "10.0.0.1", "0.0.0.0"):
         with pytest.raises(UserError, match="is another machine"):
-            endpoint.check_privacy(judge(), Endpoint(base_url=f"http://{host}/v1"), False, llm.ALLOWS)
+            privacy.check(judge(), Endpoint(base_url=f"http://{host}/v1"), offline=False)
 
 
 def test_a_proxy_of_the_environment_does_not_get_what_is_for_this_machine(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

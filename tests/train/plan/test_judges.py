@@ -8,7 +8,6 @@ import yaml
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.schema import Section
 from rounds.train.config import cluster, recipe
-from rounds.train.config.cluster import Cluster
 from rounds.train.config.judging import Judge, Llm
 from rounds.train.engine import store
 from rounds.train.engine.graph import Asset, Stage
@@ -58,19 +57,13 @@ def test_a_name_that_is_none_s_is_told_with_the_nearest(planning: Planning):
         judges.inputs(planning, "itself", {})
 
 
-def test_an_endpoint_stands_in_the_cluster_file(planning: Planning, tmp_path: Path):
-    with pytest.raises(
-        UserError, match=r"judges\.asked\.endpoint: the cluster file names no endpoint 'judge' under `endpoints`. It names none"
-    ):
-        judges.endpoints(planning.recipe.judges, Cluster())
+def test_a_row_of_the_cluster_file_brings_its_endpoints(tmp_path: Path):
     file = tmp_path / "cluster.yaml"
-    file.write_text("endpoints: {jugde: {base_url: 'http://localhost:8000/v1'}}")
-    with pytest.raises(UserError, match="did you mean 'jugde'"):
-        judges.endpoints(planning.recipe.judges, cluster.load(file))
     file.write_text("endpoints: {judge: {base_url: 'http://localhost:8000/v1'}}")
-    judges.endpoints(planning.recipe.judges, cluster.load(file))
     machine = cluster.load(file).machine("cpu", "rank.first")
     assert machine.endpoints["judge"].base_url == "http://localhost:8000/v1" and not machine.offline
+    file.write_text("offline: true")
+    assert cluster.load(file).machine("cpu", "rank.first").offline
 
 
 def test_limits_are_kept_beside_the_params_and_change_no_key(planning: Planning, tmp_path: Path):
