@@ -143,6 +143,19 @@ class PairsParams(Section):
     seed: int
 
 
+class JudgeParams(Section):
+    """Who compares two policies' answers to which prompts."""
+
+    name: str
+    """Heads the metrics."""
+    answers: str
+    """The set of answers; the inputs have it as `NAME.parquet`."""
+    judge: Judge
+    """With the text of its rubric in place of the file."""
+    by: Annotated[str, Beside()] = ""
+    """What the recipe calls the judge."""
+
+
 class GateParams(Gate):
     """The rules that decide."""
 

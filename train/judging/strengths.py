@@ -17,7 +17,10 @@ Comparisons = Mapping[tuple[str, str], Mapping[str, float]]
 
 _DRAWS = 500
 _BEFORE = 0.5
-"""Wins that each side of a comparison has before anything is seen: who won every prompt is stronger, and not infinitely."""
+"""Wins that each side of a comparison has before anything is seen (Jeffreys): who won every prompt is stronger, and not infinitely. Each
+draw draws these too, so that where no prompt differs an interval is left."""
+_LEAST = 1e-3
+"""Of what is drawn for them: below it only the scale's far end moves, and the fit takes long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +51,14 @@ def table(first: str, comparisons: Comparisons, seed: int = 0) -> tuple[list[Str
     prompts = sorted({prompt for values in seen.values() for prompt in values})
     won = np.array([[values.get(prompt, 0.0) for prompt in prompts] for values in seen.values()])
     asked = np.array([[float(prompt in values) for prompt in prompts] for values in seen.values()])
-    whole = _strengths(first, list(seen), won.sum(axis=1), asked.sum(axis=1))
+    pairs, before = list(seen), np.full((len(seen), 2), _BEFORE)
+    whole = _strengths(first, pairs, won.sum(axis=1), asked.sum(axis=1), before)
     rng = np.random.default_rng(seed)
     drawn: dict[str, list[float]] = {name: [] for name in whole}
     for _ in range(_DRAWS):
         often = rng.multinomial(len(prompts), np.full(len(prompts), 1 / len(prompts)))
-        for name, value in _strengths(first, list(seen), won @ often, asked @ often).items():
+        before = np.maximum(rng.gamma(_BEFORE, size=(len(seen), 2)), _LEAST)
+        for name, value in _strengths(first, pairs, won @ often, asked @ often, before).items():
             drawn[name].append(value)
     found = []
     for name, value in whole.items():
@@ -62,14 +67,14 @@ def table(first: str, comparisons: Comparisons, seed: int = 0) -> tuple[list[Str
     return sorted(found, key=lambda each: (-each.strength, each.policy)), apart
 
 
-def _strengths(first: str, pairs: Sequence[tuple[str, str]], won: Any, asked: Any) -> dict[str, float]:
+def _strengths(first: str, pairs: Sequence[tuple[str, str]], won: Any, asked: Any, before: Any) -> dict[str, float]:
     """Return the logarithms of strengths over the first policy's. What each side won is a weight, so ties and shares count as they are."""
     xs, ys, winners, weights = [], [], [], []
-    for (one, other), wins, number in zip(pairs, won, asked, strict=True):
+    for (one, other), wins, number, (mine, yours) in zip(pairs, won, asked, before, strict=True):
         xs += [one, one]
         ys += [other, other]
         winners += [evalica.Winner.X, evalica.Winner.Y]
-        weights += [float(wins) + _BEFORE, float(number - wins) + _BEFORE]
+        weights += [float(wins + mine), float(number - wins + yours)]
     fitted = evalica.bradley_terry(xs, ys, winners, weights=weights, tolerance=1e-10, limit=20_000).scores
     logs = {str(name): float(np.log(value)) for name, value in fitted.items()}
     return {name: value - logs[first] for name, value in logs.items()}

@@ -29,6 +29,14 @@ def test_a_chain_adds_up_and_ties_are_halves():
     assert by_name["three"].strength - by_name["two"].strength == pytest.approx(math.log(100.5 / 0.5), abs=1e-4), "and not infinite"
 
 
+def test_where_no_prompt_differs_an_interval_is_left():
+    (all_won, _), _ = strengths.table("sft", {("one", "sft"): won(1.0)})
+    assert all_won.low < all_won.strength - 1 and all_won.high > all_won.strength + 1
+    (one, other), _ = strengths.table("sft", {("one", "sft"): dict.fromkeys(won(1), 0.5)})
+    tied = one if one.policy == "one" else other
+    assert tied.strength == pytest.approx(0, abs=1e-6) and tied.low < 0 < tied.high
+
+
 def test_what_nothing_joins_is_named_and_not_ranked():
     found, apart = strengths.table("sft", {("one", "sft"): won(0.6), ("x", "y"): won(0.5), ("two", "sft"): {}})
     assert ({each.policy for each in found}, apart) == ({"one", "sft"}, ["two", "x", "y"])
