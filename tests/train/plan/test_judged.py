@@ -8,6 +8,7 @@ import yaml
 
 from rounds.data_prep.errors import UserError
 from rounds.train.config import recipe
+from rounds.train.display.plan import plan_table
 from rounds.train.engine.graph import Stage
 from rounds.train.plan.pipeline import Plan, build_plan
 from tests.train.conftest import MINI
@@ -76,6 +77,18 @@ def test_a_judge_with_weights_has_a_models_row(planned: Planner):
     rows = {by: plan.stage(f"judge.first.by_{by}").row for by in ("longer", "own", "asked", "itself")}
     assert rows == {"longer": "cpu", "own": "generate", "asked": "cpu", "itself": "generate"}
     assert read(plan.stage("judge.first.by_itself"))["judge"] == "base" and read(plan.stage("judge.first.by_own"))["judge"] == "own"
+
+
+def test_the_plan_says_how_many_comparisons_and_calls(planned: Planner, tmp_path: Path):
+    plan = planned(*({**MED, "name": f"by_{by}", "by": by} for by in ("longer", "own", "asked")))
+    table = plan_table(plan, tmp_path / "store")
+    names, sizes = (list(table.columns[place].cells) for place in (0, 3))
+    told = {name: size for name, size in zip(names, sizes, strict=True) if str(name).startswith("judge.first")}
+    assert told == {
+        "judge.first.by_longer": "up to 24 comparisons",
+        "judge.first.by_own": "up to 24 comparisons",
+        "judge.first.by_asked": "up to 24 comparisons in both orders, up to 48 calls where each is answered at once",
+    }
 
 
 def test_a_comparison_is_in_no_key_but_its_own_and_that_of_a_gate_on_it(planned: Planner):
