@@ -143,17 +143,13 @@ class PairsParams(Section):
     seed: int
 
 
-class JudgeParams(Section):
-    """Who compares two policies' answers to which prompts."""
+class JudgeParams(RankParams):
+    """What a judge is asked of two policies' answers; where it may be asked is as for `rank`."""
 
-    name: str
-    """Heads the metrics."""
+    metric: str
+    """Heads the metrics, as in `METRIC/winrate`."""
     answers: str
     """The set of answers; the inputs have it as `NAME.parquet`."""
-    judge: Judge
-    """With the text of its rubric in place of the file."""
-    by: Annotated[str, Beside()] = ""
-    """What the recipe calls the judge."""
 
 
 class GateParams(Gate):

@@ -65,6 +65,8 @@ def _asked(stage: Stage) -> set[str]:
     """Name the sources whose rows are prompts that this stage's answers are to."""
     prompts = stage.inputs["prompts"]
     assert isinstance(prompts, Stage)
+    if isinstance(prompts.params, SourceParams):  # held-out rows are asked as they are
+        return {prompts.name}
     return {each.name for key, each in prompts.inputs.items() if key.startswith("source.") and isinstance(each, Stage)}
 
 

@@ -35,7 +35,7 @@ def stages(
         inputs |= judges.inputs(planning, each.by, policies)
         judge = judges.section(planning, each.by, f"{where}.by")
         kind = kinds.JUDGE_MODEL if judges.loads_weights(judge) else kinds.JUDGE
-        asked = params.JudgeParams(name=each.name, answers=each.answers, judge=judge, by=each.by)
+        asked = params.JudgeParams(metric=each.name, answers=each.answers, judge=judge, name=each.by)
         found[each.name] = Stage(f"judge.{item.name}.{each.name}", kind, asked, inputs)
     return found
 

@@ -40,7 +40,7 @@ def run(params: JudgeParams, inputs: dict[str, Path], out: Path, machine: Machin
     old = _against(inputs)
     rows = {row.id: row for row in records.read_records(inputs["prompts"] / RECORDS)}
     asked, of_one = _asked(rows, inputs["answers"], old, params.answers)
-    where = Where(params.by or params.judge.kind, inputs.get("judge"), out, machine)
+    where = Where(params.name or params.judge.kind, inputs.get("judge"), out, machine)
     found = comparing.compare(params.judge, asked, where, lambda done, total: progress.write(out, done, total, "verdicts"))
     prompts = win_rates.by_prompt(found.verdicts)
     if not prompts:
@@ -54,9 +54,9 @@ def run(params: JudgeParams, inputs: dict[str, Path], out: Path, machine: Machin
     rates = {"winrate": win_rates.win_rate(prompts, question), "winrate_lc": win_rates.length_controlled(prompts, question)}
     items = Items()
     for each in prompts:
-        items.add(f"{params.name}/winrate", each.prompt_id, each.value, question[each.prompt_id])
+        items.add(f"{params.metric}/winrate", each.prompt_id, each.value, question[each.prompt_id])
     items.write(out / ITEMS)
-    told = {f"{params.name}/{metric}": rate.score() for metric, rate in rates.items()}
+    told = {f"{params.metric}/{metric}": rate.score() for metric, rate in rates.items()}
     store.write_json(out / SCORES, {name: score.model_dump(exclude_unset=True) for name, score in told.items()})
     tracking.scores({name: score.value for name, score in told.items()})
     return {

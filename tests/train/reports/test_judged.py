@@ -49,7 +49,7 @@ def stage(tmp_path: Path) -> Judge:
         }  # fmt: skip
         store.write_json(folder / "scores.json", {f"{name.split('.')[2]}/winrate": raw.score().model_dump()})
         counts = {"policy": policy, "against": against, **shown, **win_rates.counts(given, in_both_orders)}
-        params = {"name": name.split(".")[2], "answers": "open", "judge": {"kind": "rule", "rule": "longer"}}
+        params = {"metric": name.split(".")[2], "answers": "open", "judge": {"kind": "rule", "rule": "longer"}}
         store.write_json(folder / "stage.json", staged.described(name, params, {}))
         store.write_json(folder / "done.json", {"status": "done", "counts": counts})
         return finished(name, folder)

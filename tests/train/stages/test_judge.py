@@ -30,7 +30,7 @@ NUMBER = 32
 
 
 def params(judge: dict) -> dict:
-    return {"name": "med", "answers": "open", "judge": judge, "by": "right"}
+    return {"metric": "med", "answers": "open", "judge": judge, "name": "right"}
 
 
 @pytest.fixture
