@@ -140,6 +140,23 @@ class AnswerSet(Decoding):
     """Left out where the rows of its source are the user's own and are not given."""
 
 
+class Judged(Section):
+    """Each round's answers to a set of held-out prompts, compared with another policy's by a judge."""
+
+    name: Name
+    """Heads its metrics: `NAME/winrate`, and `NAME/winrate_lc` at equal length."""
+    answers: str
+    """The set under `evaluate.answers` that is compared."""
+    by: str
+    """The name under `judges` of who compares. Rules read no answers and single scores know no places; the others are asked in both
+    orders."""
+    against: Literal["previous", "base", "sft"] = "previous"
+    """Whose answers the round's are compared with; `previous`: those of the policy that the round started from."""
+    also_ranks: bool = False
+    """The judge may gate a round though it made the round's pairs: a policy that learnt to please it wins by it, so the report says so.
+    Without this such a gate is refused."""
+
+
 class Evaluate(Section):
     """What is measured on the base model, after SFT and after every round."""
 
@@ -152,6 +169,8 @@ class Evaluate(Section):
     """A source of held-out conversations: loss on their answers, in nats per token."""
     answers: tuple[AnswerSet, ...] = ()
     """Sets of held-out prompts that are answered: how long the answers are, whether they end, what they say."""
+    judged: Annotated[tuple[Judged, ...], Later(())] = ()
+    """Comparisons of each round's answers with those of another policy, by judges: win rates, which gates may rule on."""
     max_length: Annotated[int, Between(8, 10_000_000, "a chat template alone takes some tokens, and no model reads more")] = 2048
     """Longest sequence in evaluation, in tokens."""
     too_long: Literal["drop", "fail"] = "drop"
@@ -168,10 +187,12 @@ class Evaluate(Section):
 
     @model_validator(mode="after")
     def _labels_differ(self) -> "Evaluate":
-        labels = [*(task.label for task in self.tasks), *(each.name for each in self.answers)]
+        labels = [*(task.label for task in self.tasks), *(each.name for each in (*self.answers, *self.judged))]
         for label in labels:
             if labels.count(label) > 1 or label in ("preferences", "conversations"):
-                raise ValueError(f"two measurements are called {label!r}: give each task and each set of answers a `name` of its own")
+                raise ValueError(
+                    f"two measurements are called {label!r}: give each task, each set of answers and each comparison a `name` of its own"
+                )
         for field, named in (("preferences", self.preferences), ("suites", self.suites)):
             if len(set(named)) < len(named):
                 raise FieldError(f"one name stands twice in {', '.join(named)}", field)
@@ -180,7 +201,7 @@ class Evaluate(Section):
     @model_validator(mode="after")
     def _averages_end(self) -> "Evaluate":
         for name in self.averages:
-            if name in {*(task.label for task in self.tasks), *(each.name for each in self.answers)}:
+            if name in {*(task.label for task in self.tasks), *(each.name for each in (*self.answers, *self.judged))}:
                 raise FieldError("a task has this name, or a set of answers: give the average another", "averages", name)
             ring = _ring(name, self.averages, ())
             if ring:

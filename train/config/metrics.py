@@ -9,6 +9,9 @@ what another metric has without skill (`notes/rouge1/floor_lead`)."""
 REFUSALS = ("/refusal/safe", "/refusal/unsafe")
 """Metrics of prompts that should not be refused, or should: not groups of one metric, since their directions differ."""
 
+WIN_RATES = ("winrate", "winrate_lc")
+"""Metrics of a comparison of two policies' answers by a judge, raw and at equal length: each is a comparison already."""
+
 
 def is_neutral(metric: str) -> bool:
     """Tell whether neither direction of a metric is better by itself."""

@@ -8,10 +8,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from rounds.train.config.judging import Llm, Pairwise
 from rounds.train.engine import batches, damage, runs, store
 from rounds.train.engine.digests import Memory
 from rounds.train.engine.graph import Stage
-from rounds.train.engine.params import DpoParams, PromptsParams, RankParams, SftParams
+from rounds.train.engine.params import AnswersParams, DpoParams, JudgeParams, PromptsParams, RankParams, SftParams
 from rounds.train.forecast import evaluation_tokens, judging, row_counts
 from rounds.train.plan.pipeline import Plan
 
@@ -73,6 +74,8 @@ def _size(stage: Stage, plan: Plan, root: Path, sizes: Mapping[str, row_counts.S
         sets = evaluation_tokens.written(stage, sizes)
         most = sum(each.answers * each.answer_tokens for each in sets)
         return f"{sum(each.answers for each in sets):,} answers, up to {most:,} tokens" if most else ""
+    if isinstance(stage.params, JudgeParams):
+        return _comparisons(stage, stage.params, sizes)
     if isinstance(stage.params, RankParams):
         return _judged(stage.params, counts, judging.of(stage, sizes))
     if stage.kind.pairs_up and "prompts" in counts:
@@ -105,6 +108,21 @@ def _judged(params: RankParams, counts: Mapping[str, Any], asked: judging.Asked 
     if asked.cascade:
         parts.append("less those that were decided before")
     return ", ".join(parts)
+
+
+def _comparisons(stage: Stage, params: JudgeParams, sizes: Mapping[str, row_counts.Size]) -> str:
+    """Say how many comparisons a judge makes at most; of an endpoint, how many requests that is when each is answered at once."""
+    answers = stage.inputs["answers"]
+    assert isinstance(answers, Stage) and isinstance(answers.params, AnswersParams)
+    place = [each.name for each in answers.params.sets].index(params.answers)
+    most = evaluation_tokens.written(answers, sizes)[place].answers
+    if not most:
+        return ""
+    judge, calls = params.judge, ""
+    both = " in both orders" if isinstance(judge, Pairwise | Llm) else ""
+    if isinstance(judge, Llm) and judge.endpoint is not None:
+        calls = f", up to {min(2 * most, judge.max_calls):,} calls where each is answered at once"
+    return f"up to {most:,} comparisons{both}{calls}"
 
 
 def _steps(stage: Stage, plan: Plan, size: row_counts.Size) -> str:

@@ -123,6 +123,10 @@ def _figures(stage: Stage, record: Done) -> str:
     if stage.kind.measures:
         shown = [name for name in counts["scores"] if not is_breakdown(name)][:4]
         return ", ".join(f"{name} {counts['scores'][name][0]:.3f}" for name in shown)
+    if stage.kind.compares_answers:
+        rate = counts["winrate"]
+        missing = f", {counts['missing']:,} of {counts['comparisons']:,} comparisons missing" if counts["missing"] else ""
+        return f"wins {rate['value']:.3f} over {counts['against']}, {rate['low']:.3f} to {rate['high']:.3f}{missing}"
     if stage.kind.writes:
         return "; ".join(
             f"{name}: {each['answers']:,} answers, {each['tokens']:,} tokens, {each['ended_share']:.0%} ended"

@@ -52,12 +52,17 @@ def outcome(plan: Plan, root: Path) -> Outcome:
     """Read what a finished run came to."""
     folders = {stage.name: store.folder(root, stage) for stage in plan.stages}
     measured = [stage for stage in plan.stages if stage.kind.measures]
+    scores = {stage.name.removeprefix("evaluate."): store.scores(folders[stage.name]) for stage in measured}
+    for stage in plan.stages:
+        if stage.kind.compares_answers:
+            policy_name = stage.name.split(".")[1]
+            scores[policy_name] = {**scores[policy_name], **store.scores(folders[stage.name])}
     gates = {stage.name: store.decision(folders[stage.name]) for stage in plan.stages if stage.kind.decides}
     made_by = store.spec(policy.chain(store.inputs(folders["export"])["policy"])[-1]).name
     lacking = [store.counts(folders[stage.name]).get("not_available") for stage in measured]
     absent = plan.recipe.evaluate.absent if plan.recipe.evaluate else {}
     return Outcome(
-        scores={stage.name.removeprefix("evaluate."): store.scores(folders[stage.name]) for stage in measured},
+        scores=scores,
         gates=gates,
         exported=folders["export"],
         policy=made_by,

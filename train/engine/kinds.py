@@ -76,6 +76,8 @@ class Kind:
     """Makes pairs of ranked answers."""
     measures: bool = False
     """Scores a policy."""
+    compares_answers: bool = False
+    """Sets one policy's answers against another's."""
     decides: bool = False
     """Lets one of two policies go on."""
     exports: bool = False
@@ -122,6 +124,8 @@ SAMPLE = replace(ANSWERS, name="sample")  # another file of the store, and the s
 RANK = _kind("rank", 1, ranks=True, holds_text=True)
 RANK_MODEL = replace(RANK, name="rank_model", row="generate", loads_judge=True)  # the same code, where a model is what judges
 PAIRS = _kind("pairs", 1, pairs_up=True, holds_text=True, about_rows=True)
+JUDGE = _kind("judge", 1, compares_answers=True, holds_text=True, tracked=True)
+JUDGE_MODEL = replace(JUDGE, name="judge_model", row="generate", loads_judge=True)  # the same code, where a model is what judges
 GATE = _kind("gate", 2, column=6, arrows=("candidate_scores",), decides=True, tracked=True, light=True, after_stop=True)
 MANIFEST = _kind("manifest", 3, after_stop=True)
 EXPORT = _kind("export", 5, column=7, arrows=("policy",), reads_weights=True, exports=True, after_stop=True)
@@ -134,5 +138,5 @@ PREFLIGHT = _kind("preflight", 1, spread=True, checks=True)
 KINDS = {
     kind.name: kind
     for kind in (SOURCE, DATA, PROMPTS, BASE, PACK, TOKENIZE, SFT, REFERENCE, DPO, ANSWERS, API_ANSWERS, SAMPLE, RANK, RANK_MODEL, PAIRS,
-                 EVALUATE, EVALUATE_API, GATE, MANIFEST, EXPORT, REPORT, ABLATION_REPORT, COMPARISON, PREFLIGHT)
+                 EVALUATE, EVALUATE_API, JUDGE, JUDGE_MODEL, GATE, MANIFEST, EXPORT, REPORT, ABLATION_REPORT, COMPARISON, PREFLIGHT)
 }  # fmt: skip

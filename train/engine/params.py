@@ -159,6 +159,15 @@ class ApiAnswersParams(Section):
     """Above this share of answers that were not to be had the stage stops."""
 
 
+class JudgeParams(RankParams):
+    """What a judge is asked of two policies' answers; where it may be asked is as for `rank`."""
+
+    metric: str
+    """Heads the metrics, as in `METRIC/winrate`."""
+    answers: str
+    """The set of answers; the inputs have it as `NAME.parquet`."""
+
+
 class GateParams(Gate):
     """The rules that decide."""
 

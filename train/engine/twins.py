@@ -17,7 +17,7 @@ from rounds.train.engine.digests import Memory
 from rounds.train.engine.graph import KEY_LENGTH, identity
 from rounds.train.engine.kinds import Kind
 
-_POLICIES = ("policy", "reference_policy", "current", "candidate")
+_POLICIES = ("policy", "reference_policy", "current", "candidate", "against_policy", "judge")
 """Inputs that are read as policies; a gate is also read for its scores."""
 
 
@@ -84,7 +84,7 @@ def take_over(twin: Path, folder: Path) -> None:
 
 def _costs(kind: Kind) -> bool:
     """Tell whether a kind's work is worth being taken over: it has a model at work, or a judge that may be paid for."""
-    return kind.loads_policy or kind.ranks
+    return kind.loads_policy or kind.ranks or kind.compares_answers
 
 
 def _pointer(root: Path, name: str) -> Path:

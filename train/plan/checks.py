@@ -154,7 +154,8 @@ def gate(recipe: Recipe, rules: Gate, item: Round, recipe_folder: Path) -> None:
     """Refuse rules about something that nobody measures, or that is known to be measured on too little to decide by."""
     evaluate = recipe.evaluate or Evaluate()
     for rule in rules.rules:
-        _is_measured(rule.metric, recipe, recipe_folder, f"gate of round {item.name!r}: metric")
+        if rule.metric.partition("/")[0] not in {each.name for each in evaluate.judged}:  # those are checked in `judged.py`
+            _is_measured(rule.metric, recipe, recipe_folder, f"gate of round {item.name!r}: metric")
         most = _most_questions(recipe, evaluate, rule.metric)
         if rules.too_few == "stop" and most is not None and most < MIN_ITEMS:
             raise UserError(
@@ -216,7 +217,8 @@ def _most_questions(recipe: Recipe, evaluate: Evaluate, metric: str) -> int | No
         return sum(bounds) if len(bounds) == len(parts) else None
     subject = metric.partition("/")[0]
     task = next((task for task in evaluate.tasks if task.label == subject), None)
-    answers = next((each for each in evaluate.answers if each.name == subject), None)
+    compared = {each.name: each.answers for each in evaluate.judged}
+    answers = next((each for each in evaluate.answers if each.name == compared.get(subject, subject)), None)
     asked = [each.source for each in (task, answers) if each]
     names = {"preferences": evaluate.preferences, "conversations": [evaluate.conversations]}.get(subject, asked)
     limits = [_most_rows(recipe.sources[name]) if name in recipe.sources else None for name in names if name]

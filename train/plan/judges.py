@@ -42,3 +42,8 @@ def inputs(planning: Planning, name: str, policies: Mapping[str, Stage]) -> dict
             )
         return {"judge": policies[judge.policy]}
     return {}
+
+
+def loads_weights(judge: Judge) -> bool:
+    """Tell whether a judge is a model in memory here: not where it counts, or asks an endpoint."""
+    return isinstance(judge, Weights) or (isinstance(judge, Llm) and judge.policy is not None)

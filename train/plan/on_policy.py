@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from rounds.data_prep.errors import UserError, nearest
 from rounds.data_prep.records import stable_hash
-from rounds.train.config.judging import Llm, PairRules, Pairwise, RewardModel
+from rounds.train.config.judging import PairRules
 from rounds.train.config.recipe import Recipe
 from rounds.train.config.sampling import SAMPLED, Sampling
 from rounds.train.config.training import Round
@@ -107,6 +107,5 @@ def _sample(planning: Planning, item: Round, place: int, around: Around, asked: 
 def _rank(planning: Planning, item: Round, name: str, around: Around, read: Mapping[str, Stage]) -> Stage:
     judge = judges.section(planning, name, f"rounds.{item.name}.rank.by")
     inputs: dict[str, Stage | Asset] = {**read, **judges.inputs(planning, name, around.policies)}
-    loads = isinstance(judge, RewardModel | Pairwise) or (isinstance(judge, Llm) and judge.policy is not None)
-    kind = kinds.RANK_MODEL if loads else kinds.RANK
+    kind = kinds.RANK_MODEL if judges.loads_weights(judge) else kinds.RANK
     return Stage(f"rank.{item.name}.{name}", kind, params.RankParams(judge=judge, name=name), inputs)

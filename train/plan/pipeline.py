@@ -4,12 +4,13 @@
     source.*  ->  data.ROUND ->  tokenize.ROUND  |
                                      |           v
     for each round:     reference.ROUND  ->  dpo.ROUND  ->  evaluate.ROUND  ->  gate.ROUND  -> next round
-                                           (before it what is answered: answers.ROUND)
+                                           (before it what is answered: answers.ROUND; beside it judge.ROUND.NAME,
+                                            which compares these answers with those of another policy)
     source.*  ->  prompts.NAME, to be answered and not trained on; what a round makes of its policy's answers is in `on_policy.py`:
                   policy, prompts.NAME  ->  sample.ROUND  ->  rank.ROUND.JUDGE  ->  pairs.ROUND  ->  data.ROUND
     at the end:         manifest (of all rows), export, report
 
-What is made of rows is in `rows.py`, what is refused in `checks.py`.
+What is made of rows is in `rows.py`, who compares answers in `judged.py`, what is refused in `checks.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ from rounds.train.config.training import DpoLoss, Lora, Round, Training
 from rounds.train.engine import kinds, params
 from rounds.train.engine.graph import Asset, Stage, parents_first
 from rounds.train.engine.policy import MODEL_FILES
-from rounds.train.plan import checks, eval_tasks, held_out, model_config, on_policy, rows
+from rounds.train.plan import checks, eval_tasks, held_out, judged, model_config, on_policy, rows
 from rounds.train.plan.rows import Planning
 
 S = TypeVar("S", bound=Section)
@@ -71,6 +72,7 @@ def build_plan(recipe: Recipe, root: Path, recipe_folder: Path, *, read_files: b
         checks.named(recipe, name, "allow_unlicensed")
     checks.averages(recipe, recipe_folder)
     on_policy.check(recipe)
+    judged.unused(recipe)
     asked = {name: rows.prompts(planning, name, each) for name, each in recipe.prompts.items()}
     policy = base = _base(planning)
     evaluations = {"base": _evaluate(planning, "base", base)}
@@ -78,22 +80,25 @@ def build_plan(recipe: Recipe, root: Path, recipe_folder: Path, *, read_files: b
     if recipe.sft:
         policy = references["sft"] = _sft(planning, base)
         evaluations["sft"] = _evaluate(planning, "sft", policy)
-    judged = evaluations["sft" if recipe.sft else "base"]
+    scores = evaluations["sft" if recipe.sft else "base"]
     rounds: list[Stage] = []
+    compared: list[Stage] = []
     for place, item in enumerate(recipe.rounds):
         around = on_policy.Around(policy, references, base, asked)
         own = {on_policy.SAMPLED: on_policy.pairs(planning, item, place, around)} if item.sample else {}
         new = _dpo(planning, item, policy, {**references, "previous": policy}, base, own)
         evaluations[item.name] = _evaluate(planning, item.name, new)
-        policy = _gate(planning, item, policy, new, judged, evaluations[item.name])
-        judged = policy if policy is not new else evaluations[item.name]
+        pitted = judged.stages(planning, item, references, policy, evaluations)
+        compared += pitted.values()
+        policy = _gate(planning, item, policy, new, scores, evaluations[item.name], pitted)
+        scores = policy if policy is not new else evaluations[item.name]
         references[item.name] = policy
         rounds += [new] if policy is new else [new, policy]
     manifest = _manifest(planning, [policy, *(evaluations.values() if recipe.evaluate else ()), *asked.values()])
     export = _export(planning, policy, rounds, evaluations, manifest)
-    stages = parents_first([*evaluations.values(), export]) if recipe.evaluate else parents_first([export])
+    stages = parents_first([*evaluations.values(), *compared, export]) if recipe.evaluate else parents_first([export])
     report = Stage("report", kinds.REPORT, _report_params(recipe), {stage.name: stage for stage in stages})
-    return Plan(recipe, (*stages, report), planning.held_out, judged)
+    return Plan(recipe, (*stages, report), planning.held_out, scores)
 
 
 def start(recipe: Recipe, root: Path, recipe_folder: Path) -> Stage:
@@ -198,13 +203,16 @@ def _answers(planning: Planning, name: str, policy: Stage, evaluate: Evaluate) -
     return Stage(f"answers.{name}", kinds.ANSWERS, asked, {"policy": policy, **prompts})
 
 
-def _gate(planning: Planning, item: Round, old: Stage, new: Stage, old_scores: Stage, new_scores: Stage) -> Stage:
+def _gate(
+    planning: Planning, item: Round, old: Stage, new: Stage, old_scores: Stage, new_scores: Stage, pitted: Mapping[str, Stage]
+) -> Stage:
     """Decide between the round's new policy and the one it started from; without rules the new one goes on."""
     gate = item.gate or planning.recipe.gate
     if gate is None:
         return new
     checks.gate(planning.recipe, gate, item, planning.recipe_folder)
-    inputs = {"current": old, "candidate": new, "current_scores": old_scores, "candidate_scores": new_scores}
+    inputs: dict[str, Stage | Asset] = {"current": old, "candidate": new, "current_scores": old_scores, "candidate_scores": new_scores}
+    inputs |= judged.gating(planning.recipe, gate, item, pitted)
     return Stage(f"gate.{item.name}", kinds.GATE, params.GateParams(**dict(gate)), inputs)
 
 
@@ -250,7 +258,10 @@ def _export(planning: Planning, policy: Stage, rounds: list[Stage], evaluations:
 
 def _report_params(recipe: Recipe) -> params.ReportParams:
     """Give the report the whole recipe less local paths: it is what the reader wants to see."""
-    return params.ReportParams(recipe=_without_paths(recipe.stored(exclude={"wandb", "published_steps"})))
+    plain = recipe.stored(exclude={"wandb", "published_steps"})
+    for name, judge in recipe.judges.items():  # what is in no key, and a reader wants to know
+        plain["judges"][name] |= {field: value for field in ("endpoint", "licence", "policy") if (value := getattr(judge, field, None))}
+    return params.ReportParams(recipe=_without_paths(plain))
 
 
 def _start(base: Base) -> Start:

@@ -1,6 +1,7 @@
 """Stage `gate`: does a round's policy go on, or the one that it started from?
 
-In: `current` and `candidate` (policies), `current_scores` and `candidate_scores` (evaluations, or the gate before). Out:
+In: `current` and `candidate` (policies), `current_scores` and `candidate_scores` (evaluations, or the gate before), `judged.NAME` for
+comparisons of the new policy's answers with another's that a rule is about. Out:
 the accepted policy, its `scores.json` and `items.parquet`, and `decision.json` with every rule, its numbers and verdict.
 
 A difference is judged by the standard error of the paired difference over the items that both policies were asked, which
@@ -23,14 +24,15 @@ from rounds.train.engine.records import DECISION, ITEMS, SCORES, Counts, Decisio
 from rounds.train.evaluation.items import mean_and_stderr
 from rounds.train.evaluation.paired import paired_difference, read_questions
 
+EVEN = 0.5
+"""The win rate of two policies that answer alike."""
+
 
 def run(params: GateParams, inputs: dict[str, Path], out: Path, machine: Machine) -> Counts:
     """Check every rule and pass a policy on."""
     candidate = store.done(inputs["candidate"])
     skipped = candidate is not None and candidate.skipped
-    verdicts = (
-        [] if skipped else [judge(rule, inputs["current_scores"], inputs["candidate_scores"], params.too_few) for rule in params.rules]
-    )
+    verdicts = [] if skipped else [_verdict(rule, inputs, params.too_few) for rule in params.rules]
     accepted = not skipped and all(verdict.holds for verdict in verdicts)
     decision = "skipped" if skipped else "accepted" if accepted else "rejected"
     winner = "candidate" if accepted else "current"
@@ -43,6 +45,31 @@ def run(params: GateParams, inputs: dict[str, Path], out: Path, machine: Machine
     store.write_json(out / DECISION, told.model_dump(mode="json"))
     tracking.scores({"accepted": accepted})
     return {"decision": decision, "stops_rounds": stops, "reasons": [verdict.says for verdict in verdicts]}
+
+
+def _verdict(rule: Rule, inputs: dict[str, Path], too_few: TooFew) -> Verdict:
+    compared = inputs.get(f"judged.{rule.metric.partition('/')[0]}")
+    if compared is None:
+        return judge(rule, inputs["current_scores"], inputs["candidate_scores"], too_few)
+    return judge_win_rate(rule, store.scores(compared)[rule.metric], str(store.counts(compared)["against"]), too_few)
+
+
+def judge_win_rate(rule: Rule, score: Score, against: str, too_few: TooFew = "stop") -> Verdict:
+    """Apply a rule to a win rate over the answers of policy `against`: two alike have a half. Raises `UserError` as `judge` does."""
+    wanted, holds = _decide(rule, score, EVEN, 0.0, 0.0)
+    verdict = Verdict(
+        metric=rule.metric,
+        new=score.value,
+        old=EVEN,
+        n=score.n,
+        questions=score.questions or 0,
+        difference=score.value - EVEN,
+        stderr=score.stderr or 0.0,
+        rule=wanted,
+        holds=holds,
+        says=f"{rule.metric} {score.value:.4f} over the answers of {against} ({_level(score)})",
+    )
+    return _said(verdict, too_few)
 
 
 def judge(rule: Rule, current: Path, candidate: Path, too_few: TooFew = "stop") -> Verdict:
@@ -61,18 +88,7 @@ def judge(rule: Rule, current: Path, candidate: Path, too_few: TooFew = "stop") 
     wanted, holds = _decide(rule, score, before, difference, stderr)
     is_level = rule.condition.startswith("at_")
     spread = _level(score) if is_level else _spread(old, new, difference, stderr, number)
-    numbers = f"{rule.metric} {before:.4f} -> {score.value:.4f} ({spread})"
-    says = f"{numbers}: {wanted}: {'holds' if holds else 'does not hold'}"
-    if number < MIN_ITEMS:
-        few = f"{numbers}: {wanted}: {number} questions are too few to decide by (at least {MIN_ITEMS})"
-        if too_few == "stop":
-            raise UserError(
-                f"the gate's rule on {few}. Hold more rows out, or say under `gate` what becomes of it: `too_few: accept`, or "
-                "`too_few: reject`"
-            )
-        holds = too_few == "accept"
-        says = f"{few}, and `too_few: {too_few}` takes it as {'holding' if holds else 'not holding'}"
-    return Verdict(
+    verdict = Verdict(
         metric=rule.metric,
         new=score.value,
         old=before,
@@ -82,8 +98,26 @@ def judge(rule: Rule, current: Path, candidate: Path, too_few: TooFew = "stop") 
         stderr=(score.stderr or 0.0) if is_level else stderr,
         rule=wanted,
         holds=holds,
-        says=says,
+        says=f"{rule.metric} {before:.4f} -> {score.value:.4f} ({spread})",
     )
+    return _said(verdict, too_few)
+
+
+def _said(verdict: Verdict, too_few: TooFew) -> Verdict:
+    """Return a verdict that so far says its numbers with all that it says and, over too few questions, with what the recipe says of that.
+
+    Raises `UserError` where that is `stop`.
+    """
+    numbers = f"{verdict.says}: {verdict.rule}"
+    if verdict.questions >= MIN_ITEMS:
+        return verdict.model_copy(update={"says": f"{numbers}: {'holds' if verdict.holds else 'does not hold'}"})
+    few = f"{numbers}: {verdict.questions} questions are too few to decide by (at least {MIN_ITEMS})"
+    if too_few == "stop":
+        raise UserError(
+            f"the gate's rule on {few}. Hold more rows out, or say under `gate` what becomes of it: `too_few: accept`, or `too_few: reject`"
+        )
+    says = f"{few}, and `too_few: {too_few}` takes it as {'holding' if too_few == 'accept' else 'not holding'}"
+    return verdict.model_copy(update={"holds": too_few == "accept", "says": says})
 
 
 def _decide(rule: Rule, score: Score, before: float, difference: float, stderr: float) -> tuple[str, bool]:

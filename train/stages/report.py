@@ -24,6 +24,7 @@ from rounds.train.engine.records import Counts
 from rounds.train.evaluation import refusal
 from rounds.train.evaluation.paired import Z95
 from rounds.train.reports import figures, pages
+from rounds.train.reports import judged as compared
 from rounds.train.reports.data import set_rows, source_rows
 from rounds.train.reports.samples import side_by_side
 from rounds.train.reports.steps import Finished, Judged, Step, find_steps, finished, higher_is_better, judge, policy_of
@@ -55,15 +56,15 @@ def run(params: ReportParams, inputs: dict[str, Path], out: Path, machine: Machi
     judged = judge(steps)
     page = _render(recipe, stages, steps, judged)
     (out / "report.html").write_text(page, encoding="utf-8")
-    rows = write_scores(steps, out / "scores.csv")
+    rows = write_scores(steps, stages, out / "scores.csv")
     rounds = {each.title: each.conclusion for each in judged if each.is_round}
     return {"stages": len(stages), "scores": rows, "rounds": rounds, "bytes": len(page.encode())}
 
 
-def write_scores(steps: Sequence[Step], path: Path) -> int:
-    """Write every score, groups included, one per line; returns how many."""
-    rows = [(step.name, metric, score.value, "" if score.stderr is None else score.stderr, score.n)
-            for step in steps for metric, score in step.scores.items()]  # fmt: skip
+def write_scores(steps: Sequence[Step], stages: Mapping[str, Finished], path: Path) -> int:
+    """Write every score, groups and win rates included, one per line; returns how many."""
+    found = [*((step.name, metric, score) for step in steps for metric, score in step.scores.items()), *compared.scores(stages)]
+    rows = [(name, metric, score.value, "" if score.stderr is None else score.stderr, score.n) for name, metric, score in found]
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("stage", "metric", "value", "stderr", "n"), *rows])
     return len(rows)
@@ -75,6 +76,7 @@ def _render(recipe: Mapping[str, Any], stages: Mapping[str, Finished], steps: Se
     sources = source_rows(stages, recipe)
     measured = recipe.get("evaluate") or {}
     tasks, averages = measured.get("tasks") or (), {name: each["mean_of"] for name, each in (measured.get("averages") or {}).items()}
+    preferred = compared.comparisons(recipe, stages)
     return pages.render(
         "report.html.jinja",
         recipe=recipe,
@@ -102,6 +104,9 @@ def _render(recipe: Mapping[str, Any], stages: Mapping[str, Finished], steps: Se
             if each.title == each.step.name  # not all rounds together
         },
         score_figures={metric: _score_figure(metric, steps) for metric in main},
+        preferred=preferred,
+        preferred_figures={each["name"]: _win_figure(each, steps) for each in preferred},
+        disagreements=compared.disagreements(preferred),
         curve_figures=_curve_figures(steps),
         gates=_gates(steps, stages),
         samples=side_by_side(steps),
@@ -173,6 +178,16 @@ def _score_figure(metric: str, steps: Sequence[Step]) -> Markup:
         for step in measured
     ]
     return Markup(figures.scores(metric, points))
+
+
+def _win_figure(each: Mapping[str, Any], steps: Sequence[Step]) -> Markup:
+    status = {step.name: step.status for step in steps}
+    points = [
+        figures.Point(row["policy"], rate["value"], Z95 * (rate["stderr"] or 0), None, status.get(row["policy"]) == "rejected")
+        for row in each["rows"]
+        for rate in (row["winrate"],)
+    ]
+    return Markup(figures.scores(f"{each['name']}/winrate", points))
 
 
 def _curve_figures(steps: Sequence[Step]) -> list[tuple[str, Markup]]:

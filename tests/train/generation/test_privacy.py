@@ -78,3 +78,16 @@ def test_a_run_and_a_plan_with_a_cluster_file_are_refused_and_a_plan_alone_is_no
         shown = command_line.here(*command, "--cluster", tmp_path / "cluster.yaml", expect=1, environment=place)
         assert "is another machine" in shown and "for this endpoint in the cluster file" in shown
     assert "up to 2 calls" not in command_line.here("plan", file, environment=place)
+
+
+def test_nor_are_held_out_rows_that_two_policies_answers_are_compared_on(tmp_path: Path):
+    data = yaml.safe_load(written(tmp_path, "off", allow_outside=True).read_text())
+    data |= {"prompts": {}, "rounds": yaml.safe_load(MINI.read_text())["rounds"]}
+    data["evaluate"]["answers"] = [{"name": "own", "source": "mine", "max_new_tokens": 8}]
+    data["evaluate"]["judged"] = [{"name": "kind", "answers": "own", "by": "asked"}]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(data))
+    made = build_plan(recipe.load(tmp_path / "recipe.yaml"), tmp_path / "store", tmp_path)
+    with pytest.raises(UserError, match=r"judge\.first\.kind: the cluster file names no endpoint 'judge'"):
+        privacy.check_stages(made.stages, Cluster())
+    with pytest.raises(UserError, match=r"judge\.first\.kind: endpoint judge is another machine, .* was not masked in mine"):
+        privacy.check_stages(made.stages, machines(tmp_path, endpoints={"judge": {"base_url": AWAY, "allow_outside": True}}))
