@@ -11,7 +11,7 @@ from rich.text import Text
 from rounds.train.engine import batches, damage, runs, store
 from rounds.train.engine.digests import Memory
 from rounds.train.engine.graph import Stage
-from rounds.train.engine.params import DpoParams, PromptsParams, SftParams
+from rounds.train.engine.params import DpoParams, PromptsParams, RewardParams, SftParams
 from rounds.train.forecast import evaluation_tokens, row_counts
 from rounds.train.plan.pipeline import Plan
 
@@ -88,7 +88,7 @@ def _size(stage: Stage, plan: Plan, root: Path, sizes: Mapping[str, row_counts.S
 
 
 def _steps(stage: Stage, plan: Plan, size: row_counts.Size) -> str:
-    assert isinstance(stage.params, SftParams | DpoParams)
+    assert isinstance(stage.params, SftParams | DpoParams | RewardParams)
     training = stage.params.training
     steps = batches.steps(size.rows, training)
     text = f"{steps:,} steps of {training.global_batch_size}"

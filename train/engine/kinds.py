@@ -56,9 +56,13 @@ class Kind:
     loads_policy: bool = False
     """Has a policy in memory, on the devices of its row."""
     trains: bool = False
-    """Makes a new policy, over steps, and writes checkpoints; asked to stop it writes one and ends."""
+    """Makes new weights, over steps, and writes checkpoints; asked to stop it writes one and ends."""
+    on_pairs: bool = False
+    """Trains on pairs: one of its rows is two conversations."""
     is_round: bool = False
     """Trains on pairs, against a reference."""
+    is_judge: bool = False
+    """What it makes says which answer is better; it is no policy, and no policy is trained from it."""
     scores_pairs: bool = False
     """Computes the reference's log-probabilities."""
     spread: bool = False
@@ -112,7 +116,9 @@ SFT = _kind("sft", 2, "train", column=4, arrows=("policy", "rows"),
 REFERENCE = _kind("reference", 3, "train", column=3, arrows=("pairs", "policy"),
                   of_pairs=True, reads_weights=True, loads_policy=True, scores_pairs=True, spread=True)
 DPO = _kind("dpo", 2, "train", column=4, arrows=("policy", "reference"),
-            reads_weights=True, loads_policy=True, trains=True, is_round=True, spread=True, tracked=True)
+            reads_weights=True, loads_policy=True, trains=True, on_pairs=True, is_round=True, spread=True, tracked=True)
+REWARD = _kind("reward", 1, "train", column=3, arrows=("policy", "pairs"),
+               reads_weights=True, loads_policy=True, trains=True, on_pairs=True, is_judge=True, spread=True, tracked=True)
 EVALUATE = _kind("evaluate", 3, "infer", column=5, arrows=("policy",),
                  reads_weights=True, loads_policy=True, measures=True, holds_text=True, tracked=True)
 ANSWERS = _kind("answers", 1, "generate", reads_weights=True, loads_policy=True, apart=True, writes=True, holds_text=True)
@@ -131,6 +137,6 @@ PREFLIGHT = _kind("preflight", 1, spread=True, checks=True)
 
 KINDS = {
     kind.name: kind
-    for kind in (SOURCE, DATA, PROMPTS, BASE, PACK, TOKENIZE, SFT, REFERENCE, DPO, ANSWERS, SAMPLE, RANK, RANK_MODEL, PAIRS, EVALUATE, GATE,
-                 MANIFEST, EXPORT, REPORT, ABLATION_REPORT, COMPARISON, PREFLIGHT)
+    for kind in (SOURCE, DATA, PROMPTS, BASE, PACK, TOKENIZE, SFT, REFERENCE, DPO, REWARD, ANSWERS, SAMPLE, RANK, RANK_MODEL, PAIRS,
+                 EVALUATE, GATE, MANIFEST, EXPORT, REPORT, ABLATION_REPORT, COMPARISON, PREFLIGHT)
 }  # fmt: skip

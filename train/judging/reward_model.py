@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
@@ -39,6 +40,11 @@ class Opened:
     max_length: int
     """Longest input in tokens: the judge's `max_length`, or what the model has positions for."""
     batch_size: int
+
+
+def folder(judge: Path) -> Path:
+    """Return where a judge's weights are: in the folder that is given, or in that of the stage `reward` that trained it."""
+    return judge / "model" if (judge / "model").is_dir() else judge
 
 
 def opened(judge: RewardModel, where: str, machine: Machine) -> Opened:
