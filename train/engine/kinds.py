@@ -78,6 +78,8 @@ class Kind:
     """Has a judge's weights in memory, on the devices of its row."""
     pairs_up: bool = False
     """Makes pairs of ranked answers."""
+    vets: bool = False
+    """Says how often a judge is right, where the better answer is known."""
     measures: bool = False
     """Scores a policy."""
     decides: bool = False
@@ -117,7 +119,7 @@ REFERENCE = _kind("reference", 3, "train", column=3, arrows=("pairs", "policy"),
                   of_pairs=True, reads_weights=True, loads_policy=True, scores_pairs=True, spread=True)
 DPO = _kind("dpo", 2, "train", column=4, arrows=("policy", "reference"),
             reads_weights=True, loads_policy=True, trains=True, on_pairs=True, is_round=True, spread=True, tracked=True)
-REWARD = _kind("reward", 1, "train", column=3, arrows=("policy", "pairs"),
+REWARD = _kind("reward", 1, "train", column=4, arrows=("policy", "pairs"),
                reads_weights=True, loads_policy=True, trains=True, on_pairs=True, is_judge=True, spread=True, tracked=True)
 EVALUATE = _kind("evaluate", 3, "infer", column=5, arrows=("policy",),
                  reads_weights=True, loads_policy=True, measures=True, holds_text=True, tracked=True)
@@ -126,6 +128,7 @@ SAMPLE = replace(ANSWERS, name="sample")  # another file of the store, and the s
 RANK = _kind("rank", 1, ranks=True, holds_text=True)
 RANK_MODEL = replace(RANK, name="rank_model", row="generate", loads_judge=True)  # the same code, where a model is what judges
 PAIRS = _kind("pairs", 1, pairs_up=True, holds_text=True, about_rows=True)
+CARD = _kind("card", 1, "infer", loads_judge=True, vets=True)
 GATE = _kind("gate", 2, column=6, arrows=("candidate_scores",), decides=True, tracked=True, light=True, after_stop=True)
 MANIFEST = _kind("manifest", 3, after_stop=True)
 EXPORT = _kind("export", 5, column=7, arrows=("policy",), reads_weights=True, exports=True, after_stop=True)
@@ -138,5 +141,5 @@ PREFLIGHT = _kind("preflight", 1, spread=True, checks=True)
 KINDS = {
     kind.name: kind
     for kind in (SOURCE, DATA, PROMPTS, BASE, PACK, TOKENIZE, SFT, REFERENCE, DPO, REWARD, ANSWERS, SAMPLE, RANK, RANK_MODEL, PAIRS,
-                 EVALUATE, GATE, MANIFEST, EXPORT, REPORT, ABLATION_REPORT, COMPARISON, PREFLIGHT)
+                 CARD, EVALUATE, GATE, MANIFEST, EXPORT, REPORT, ABLATION_REPORT, COMPARISON, PREFLIGHT)
 }  # fmt: skip

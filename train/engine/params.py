@@ -90,6 +90,14 @@ class RewardParams(Section):
     center_rewards_coefficient: Annotated[float | None, Later(None)] = None
 
 
+class CardParams(Section):
+    """What is asked of a judge to know it by."""
+
+    name: str
+    """What the recipe calls it."""
+    judge: Judge
+
+
 class Task(Section):
     """One task: of lm-eval by its name, or asking a source's questions, by a file whose text stands here or as this project scores choices
     itself."""

@@ -42,16 +42,13 @@ class Opened:
     batch_size: int
 
 
-def folder(judge: Path) -> Path:
-    """Return where a judge's weights are: in the folder that is given, or in that of the stage `reward` that trained it."""
-    return judge / "model" if (judge / "model").is_dir() else judge
-
-
 def opened(judge: RewardModel, where: str, machine: Machine) -> Opened:
-    """Load a reward model from a folder or, at the judge's revision, from the hub.
+    """Load a reward model from its folder, that of the stage `reward` that trained it or, at the judge's revision, from the hub.
 
     Raises `UserError` for a model that has not one label, lacks weights, needs remote code, or has no chat template.
     """
+    if judge.revision is None and (Path(where) / "model").is_dir():
+        where = str(Path(where) / "model")
     config = opening.config_of(where, judge.revision)
     if config.num_labels != 1:
         raise UserError(

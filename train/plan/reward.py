@@ -2,7 +2,8 @@
 
     source.*  ->  data.reward.NAME  ->  tokenize.reward.NAME  ->  reward.NAME
 
-What ranks answers, or compares policies, has `reward.NAME` as its input `judge`, and asks it as `Trained.as_reward_model`.
+What ranks answers, or compares policies, has `reward.NAME` as its input `judge`, and asks it as `Trained.as_reward_model`:
+`judges.inputs` and `judges.section` give both.
 """
 
 from collections.abc import Mapping
