@@ -21,6 +21,7 @@ from transformers import (
     GraniteConfig,
     PreTrainedConfig,
 )
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from rounds.data_prep.errors import UserError
 from rounds.data_prep.records import Pair
@@ -219,3 +220,13 @@ def test_another_architecture_with_such_a_classifier_is_trained(run_stage: Run, 
 def test_an_architecture_without_a_classifier_of_the_same_layers_is_refused(shelf: Path, config: PreTrainedConfig, says: str):
     with pytest.raises(UserError, match=f"a reward model cannot be made of {type(config).__name__[:4]}.*{says}"):
         reward_head.of_policy(made(shelf, config), CPU)
+
+
+@pytest.mark.slow
+def test_in_shards_it_learns_the_same(run_stage: Run, inputs: dict[str, Path], pairs: list[Pair]):
+    row = Machine.model_validate({"device": "cpu", "threads": 1, "deepspeed": {"zero_optimization": {"stage": 3}}})
+    plain, _ = run_stage("reward", "plain", params(), inputs, CPU)
+    out, _ = run_stage("reward", "own", params(), inputs, row)
+    unset_hf_deepspeed_config()  # a stage has a process of its own
+    assert [line["loss"] for line in curve(out)] == pytest.approx([line["loss"] for line in curve(plain)], abs=1e-4)
+    assert scored(out, pairs, 4) == pytest.approx(scored(plain, pairs, 4), abs=1e-3)
