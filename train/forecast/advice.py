@@ -97,6 +97,8 @@ def advice(kind: Kind, training: Training, model: Shape, machine: Machine, place
     wrong = f"does not fit: {short}" if short else "does not fit"
     hosts = ""
     for words, other_training, other_row in _alternatives(training, machine, place):
+        if kind.is_judge and other_training.lora:  # which a recipe may not ask of it
+            continue
         try:
             how, _, _ = setting(kind, other_training, other_row)
         except UserError:  # the ranks do not divide the batch

@@ -28,7 +28,7 @@ def asks(stages: Iterable[Stage], cluster: Cluster) -> list[Requirement]:
     """Return what the stages that load a model ask for, each once."""
     found: list[Requirement] = []
     for stage in stages:
-        if not stage.kind.loads_policy:
+        if not (stage.kind.loads_policy or stage.kind.loads_judge):
             continue
         lora = _lora(stage)
         machine = cluster.machine(stage.row, stage.name)

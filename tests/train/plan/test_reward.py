@@ -14,6 +14,7 @@ from rounds.train.config import recipe as recipes
 from rounds.train.config.recipe import Recipe
 from rounds.train.config.reward import Trained
 from rounds.train.engine.graph import Stage, parents_first
+from rounds.train.forecast import row_counts
 from rounds.train.plan import held_out, pipeline, reward
 from rounds.train.plan.rows import Planning
 
@@ -107,3 +108,46 @@ def test_what_cannot_be_is_refused(recipe: Recipe, tmp_path: Path, fields: dict[
 def test_a_knob_that_means_nothing_is_refused(fields: dict[str, Any], says: str):
     with pytest.raises(ValidationError, match=says):
         judge(**fields)
+
+
+def test_a_round_that_it_ranks_and_its_card_ask_one_and_the_same(tmp_path: Path):
+    own = "{kind: trained, data: [pairs_1], learning_rate: 1.0e-4, global_batch_size: 16, max_length: 256}"
+    changed = recipes.load(
+        REPOSITORY / "recipes" / "quickstart.yaml",
+        (
+            f"judges={{own: {own}}}",
+            "prompts={asked: {data: [{name: pairs_2}]}}",
+            "rounds.third.data=[sampled]",
+            "rounds.third.sample={prompts: asked, part: 1, num_answers: 2, max_new_tokens: 16}",
+            "rounds.third.rank={by: [own]}",
+        ),
+    )
+    plan = pipeline.build_plan(changed, tmp_path, REPOSITORY / "recipes")
+    asks = [stage for stage in plan.stages if "judge" in stage.inputs]
+    assert {stage.name for stage in asks} == {"rank.third.own", "card.own"}
+    assert {stage.inputs["judge"].key for stage in asks} == {plan.stage("reward.own").key}
+    assert sum(stage.kind.is_judge for stage in plan.stages) == 1
+    card = plan.stage("card.own").params.stored()["judge"]
+    assert (
+        card
+        == plan.stage("rank.third.own").params.stored()["judge"]
+        == {"kind": "reward_model", "id": None, "revision": None, "max_length": 256}
+    )
+
+
+def test_pairs_that_it_is_trained_on_are_not_held_out(recipe: Recipe, tmp_path: Path):
+    held = "{source: clinic_facts, split: train_pairs_1}"
+    own = "{kind: trained, data: [pairs_1], learning_rate: 1.0e-4, global_batch_size: 16, max_length: 256, policy: base}"
+    changed = recipes.load(
+        REPOSITORY / "recipes" / "quickstart.yaml",
+        (f"judges={{own: {own}}}", "rounds=[]", "gate=null", f"sources.again={held}", "evaluate.preferences=again"),
+    )
+    with pytest.raises(UserError, match=r"evaluate\.preferences: source 'again' is also trained on \(as 'pairs_1'\)"):
+        pipeline.build_plan(changed, tmp_path, REPOSITORY / "recipes")
+
+
+def test_its_size_is_known_also_where_it_shares_its_pairs_with_a_round(tmp_path: Path):
+    own = "{kind: trained, data: [snorkel_2], learning_rate: 1.0e-5, global_batch_size: 64, max_length: 4096}"
+    file = REPOSITORY / "recipes" / "med42-v2-8b.yaml"
+    sizes = row_counts.sizes(pipeline.build_plan(recipes.load(file, (f"judges={{own: {own}}}",)), tmp_path, file.parent), tmp_path)
+    assert sizes["reward.own"].rows == sizes["dpo.second"].rows > 0
