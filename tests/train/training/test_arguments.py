@@ -28,7 +28,7 @@ RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
 # Ours: read by a stage of our own, or turned into what the trainers have by `training.arguments`.
 OWN_TRAINING = {"global_batch_size", "lora", "stop_on_loss_above", "stop_after_steps"}
 OWN_SFT = {"data", "filters", "each_answer"}
-OWN_ROUND = {"name", "data", "filters", "reference", "gate"}
+OWN_ROUND = {"name", "data", "sample", "rank", "pairs", "filters", "reference", "gate"}
 OWN_TRAINED = {"kind", "data", "filters", "policy", "max_missing_share"}
 LOSS_TYPES = ["sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
               "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"]  # fmt: skip
