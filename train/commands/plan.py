@@ -13,7 +13,7 @@ from rounds.train.display import ablation as ablation_display
 from rounds.train.display import forecast as forecast_display
 from rounds.train.display import plan as plan_display
 from rounds.train.engine import batches
-from rounds.train.engine.params import DpoParams, SftParams
+from rounds.train.engine.params import DpoParams, RewardParams, SftParams
 from rounds.train.forecast import forecast, row_counts
 from rounds.train.generation import privacy
 from rounds.train.plan import ablation, held_out
@@ -69,7 +69,7 @@ def plan(
         options.console.print(line, style="yellow" if line.startswith("warning") else "", highlight=False, markup=False)
     sizes = row_counts.sizes(made, root)
     for stage in made.stages:
-        if isinstance(stage.params, SftParams | DpoParams) and (size := sizes.get(stage.name)):
+        if isinstance(stage.params, SftParams | DpoParams | RewardParams) and (size := sizes.get(stage.name)):
             for line in batches.notes(size.rows, stage.params.training):
                 options.console.print(f"warning: {stage.name}: {line}", style="yellow", highlight=False, markup=False)
     if cluster_file is not None:

@@ -14,8 +14,8 @@ from rounds.data_prep.errors import UserError
 from rounds.data_prep.schema import Between, Count, FieldError, Filters, FilterUse, Later, Mix, Name, Section, SourceUse, listed
 from rounds.train.config import suites, yaml_file
 from rounds.train.config.evaluation import Evaluate, Gate
-from rounds.train.config.judging import Judge
 from rounds.train.config.prompts import Prompts
+from rounds.train.config.reward import RecipeJudge
 from rounds.train.config.training import Round, Sft
 
 _Width = Annotated[int, Between(1, 65536, "no model is wider")]
@@ -172,9 +172,9 @@ class Recipe(Section):
     """Names under `sources` that may be used though no licence is stated for them; any other such source is refused."""
     prompts: Annotated[dict[Name, Prompts], Later({})] = Field(default_factory=dict)
     """Named sets of prompts for policies to answer; never trained on by themselves."""
-    judges: Annotated[dict[Name, Judge], Later({})] = Field(default_factory=dict)
-    """Who says which answer is better, by the names that rounds and evaluations call them by: {kind: verifiable | reward_model | pairwise |
-    llm | rule, ...}."""
+    judges: Annotated[dict[Name, RecipeJudge], Later({})] = Field(default_factory=dict)
+    """Who says which answer is better, by the names that rounds and evaluations call them by: {kind: verifiable | reward_model | trained |
+    pairwise | llm | rule, ...}."""
     sft: Sft | None = None
     """Supervised fine-tuning; without it the rounds start from the base model."""
     rounds: tuple[Round, ...] = ()

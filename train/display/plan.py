@@ -12,7 +12,7 @@ from rounds.train.config.judging import Llm, Pairwise
 from rounds.train.engine import batches, damage, runs, store
 from rounds.train.engine.digests import Memory
 from rounds.train.engine.graph import Stage
-from rounds.train.engine.params import AnswersParams, DpoParams, JudgeParams, PromptsParams, RankParams, SftParams
+from rounds.train.engine.params import AnswersParams, DpoParams, JudgeParams, PromptsParams, RankParams, RewardParams, SftParams
 from rounds.train.forecast import evaluation_tokens, judging, row_counts
 from rounds.train.plan.pipeline import Plan
 
@@ -126,7 +126,7 @@ def _comparisons(stage: Stage, params: JudgeParams, sizes: Mapping[str, row_coun
 
 
 def _steps(stage: Stage, plan: Plan, size: row_counts.Size) -> str:
-    assert isinstance(stage.params, SftParams | DpoParams)
+    assert isinstance(stage.params, SftParams | DpoParams | RewardParams)
     training = stage.params.training
     steps = batches.steps(size.rows, training)
     text = f"{steps:,} steps of {training.global_batch_size}"

@@ -140,6 +140,10 @@ def _figures(stage: Stage, record: Done) -> str:
         return f"{counts['pairs']:,} pairs of {counts['prompts']:,} prompts" + (f"; without: {lost}" if lost else "")
     if stage.kind.trains:
         return f"{counts['steps']} steps, mean loss {counts['train_loss']:.4f}"
+    if stage.kind.vets:
+        right, longer, pairs = counts["accuracy"]["all"]
+        blind = f"; blind to {', '.join(counts['blind'])}" if counts["blind"] else ""
+        return f"right in {right:.3f} of {pairs:,} pairs, the longer answer in {longer:.3f}{blind}"
     names = ("records", "conversations", "rows", "pairs", "tokens", "parameters")
     dropped = counts.get("dropped", {})
     lost = sum(sum(v.values()) if isinstance(v, dict) else v for v in dropped.values()) if isinstance(dropped, dict) else 0

@@ -6,7 +6,7 @@ from rounds.data_prep.errors import UserError
 from rounds.train.config.cluster import Cluster, Machine
 from rounds.train.config.training import Training
 from rounds.train.engine.graph import Stage
-from rounds.train.engine.params import DpoParams, SftParams
+from rounds.train.engine.params import DpoParams, RewardParams, SftParams
 
 FOUR_BIT_IN_SHARDS = (
     "lora.load_in_4bit and ZeRO-3 do not go together here: each device holds all 4-bit weights. Use deepspeed/zero2.json, or no "
@@ -25,7 +25,7 @@ def check(stages: Iterable[Stage], cluster: Cluster) -> None:
     shard weights in 4 bits, or that DeepSpeed does not train right by. Raises `UserError`, a line for each."""
     wrong = []
     for stage in stages:
-        if isinstance(stage.params, SftParams | DpoParams):
+        if isinstance(stage.params, SftParams | DpoParams | RewardParams):
             training, machine = stage.params.training, cluster.machine(stage.row, stage.name)
             try:
                 micro_batches(training.global_batch_size, machine, training.per_device_train_batch_size)

@@ -56,9 +56,13 @@ class Kind:
     loads_policy: bool = False
     """Has a policy in memory, on the devices of its row."""
     trains: bool = False
-    """Makes a new policy, over steps, and writes checkpoints; asked to stop it writes one and ends."""
+    """Makes new weights, over steps, and writes checkpoints; asked to stop it writes one and ends."""
+    on_pairs: bool = False
+    """Trains on pairs: one of its rows is two conversations."""
     is_round: bool = False
     """Trains on pairs, against a reference."""
+    is_judge: bool = False
+    """What it makes says which answer is better; it is no policy, and no policy is trained from it."""
     scores_pairs: bool = False
     """Computes the reference's log-probabilities."""
     spread: bool = False
@@ -74,6 +78,8 @@ class Kind:
     """Has a judge's weights in memory, on the devices of its row."""
     pairs_up: bool = False
     """Makes pairs of ranked answers."""
+    vets: bool = False
+    """Says how often a judge is right, where the better answer is known."""
     measures: bool = False
     """Scores a policy."""
     compares_answers: bool = False
@@ -114,7 +120,9 @@ SFT = _kind("sft", 2, "train", column=4, arrows=("policy", "rows"),
 REFERENCE = _kind("reference", 3, "train", column=3, arrows=("pairs", "policy"),
                   of_pairs=True, reads_weights=True, loads_policy=True, scores_pairs=True, spread=True)
 DPO = _kind("dpo", 2, "train", column=4, arrows=("policy", "reference"),
-            reads_weights=True, loads_policy=True, trains=True, is_round=True, spread=True, tracked=True)
+            reads_weights=True, loads_policy=True, trains=True, on_pairs=True, is_round=True, spread=True, tracked=True)
+REWARD = _kind("reward", 1, "train", column=4, arrows=("policy", "pairs"),
+               reads_weights=True, loads_policy=True, trains=True, on_pairs=True, is_judge=True, spread=True, tracked=True)
 EVALUATE = _kind("evaluate", 3, "infer", column=5, arrows=("policy",),
                  reads_weights=True, loads_policy=True, measures=True, holds_text=True, tracked=True)
 EVALUATE_API = replace(EVALUATE, name="evaluate_api", row="cpu", arrows=(), reads_weights=False, loads_policy=False)  # what it wrote alone
@@ -126,6 +134,7 @@ RANK_MODEL = replace(RANK, name="rank_model", row="generate", loads_judge=True) 
 PAIRS = _kind("pairs", 1, pairs_up=True, holds_text=True, about_rows=True)
 JUDGE = _kind("judge", 1, compares_answers=True, holds_text=True, tracked=True)
 JUDGE_MODEL = replace(JUDGE, name="judge_model", row="generate", loads_judge=True)  # the same code, where a model is what judges
+CARD = _kind("card", 1, "infer", loads_judge=True, vets=True)
 GATE = _kind("gate", 2, column=6, arrows=("candidate_scores",), decides=True, tracked=True, light=True, after_stop=True)
 MANIFEST = _kind("manifest", 3, after_stop=True)
 EXPORT = _kind("export", 5, column=7, arrows=("policy",), reads_weights=True, exports=True, after_stop=True)
@@ -137,6 +146,7 @@ PREFLIGHT = _kind("preflight", 1, spread=True, checks=True)
 
 KINDS = {
     kind.name: kind
-    for kind in (SOURCE, DATA, PROMPTS, BASE, PACK, TOKENIZE, SFT, REFERENCE, DPO, ANSWERS, API_ANSWERS, SAMPLE, RANK, RANK_MODEL, PAIRS,
-                 EVALUATE, EVALUATE_API, JUDGE, JUDGE_MODEL, GATE, MANIFEST, EXPORT, REPORT, ABLATION_REPORT, COMPARISON, PREFLIGHT)
+    for kind in (SOURCE, DATA, PROMPTS, BASE, PACK, TOKENIZE, SFT, REFERENCE, DPO, REWARD, ANSWERS, API_ANSWERS, SAMPLE, RANK, RANK_MODEL,
+                 PAIRS, CARD, EVALUATE, EVALUATE_API, JUDGE, JUDGE_MODEL, GATE, MANIFEST, EXPORT, REPORT, ABLATION_REPORT, COMPARISON,
+                 PREFLIGHT)
 }  # fmt: skip

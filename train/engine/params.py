@@ -47,6 +47,9 @@ class TokenizeParams(Section):
     """Pairs to rows of tokens."""
 
     max_length: int
+    whole: Annotated[bool, Later(False)] = False
+    """With what the chat template writes after the token that ends an answer, such as ChatML's newline: a reward model reads it too, and
+    its score stands at the last token."""
 
 
 class PromptsParams(DataParams):
@@ -77,6 +80,22 @@ class DpoParams(Section):
     reference_is_start: bool
     """The reference is the policy that training starts from, so the first loss is known."""
     seed: int
+
+
+class RewardParams(Section):
+    """A reward model."""
+
+    training: Training
+    seed: int
+    center_rewards_coefficient: Annotated[float | None, Later(None)] = None
+
+
+class CardParams(Section):
+    """What is asked of a judge to know it by."""
+
+    name: str
+    """What the recipe calls it."""
+    judge: Judge
 
 
 class Task(Section):

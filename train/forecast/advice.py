@@ -9,7 +9,7 @@ import psutil
 
 from rounds.data_prep.errors import UserError
 from rounds.train.config import shipped, slurm
-from rounds.train.config.cluster import Cluster, Machine
+from rounds.train.config.cluster import Cluster, Machine, PairBatching
 from rounds.train.config.gpus import GPUS
 from rounds.train.config.training import Lora, Training
 from rounds.train.engine import batches, store
@@ -45,7 +45,7 @@ def setting(kind: Kind, training: Training, machine: Machine) -> tuple[Setting, 
     Raises `UserError` where the row's processes do not divide the batch.
     """
     micro, accumulation = batches.micro_batches(training.global_batch_size, machine, training.per_device_train_batch_size)
-    rows = 2 * micro if kind.is_round else micro  # both sides of a pair
+    rows = 2 * micro if kind.on_pairs else micro  # both sides of a pair
     how = Setting(
         micro_tokens=rows * training.max_length,
         longest=training.max_length,
@@ -65,9 +65,14 @@ def setting(kind: Kind, training: Training, machine: Machine) -> tuple[Setting, 
 def dense_mask(kind: Kind, machine: Machine) -> bool:
     """Tell whether attention is given a mask of rows x rows, and so computes what the mask hides: for padded pairs, unless there is
     FlashAttention, and for packed rows with eager."""
-    if not kind.is_round:
+    if not kind.on_pairs:
         return machine.attn_implementation == "eager"
-    return machine.attn_implementation != "flash_attention_2" and machine.pair_batching == "padded"
+    return machine.attn_implementation != "flash_attention_2" and layout(kind, machine) == "padded"
+
+
+def layout(kind: Kind, machine: Machine) -> PairBatching:
+    """Return how a stage lays out pairs: a reward model reads each side padded, whatever the row says."""
+    return "padded" if kind.is_judge else machine.pair_batching
 
 
 def on_gpu(machine: Machine) -> bool:
@@ -92,6 +97,8 @@ def advice(kind: Kind, training: Training, model: Shape, machine: Machine, place
     wrong = f"does not fit: {short}" if short else "does not fit"
     hosts = ""
     for words, other_training, other_row in _alternatives(training, machine, place):
+        if kind.is_judge and other_training.lora:  # which a recipe may not ask of it
+            continue
         try:
             how, _, _ = setting(kind, other_training, other_row)
         except UserError:  # the ranks do not divide the batch

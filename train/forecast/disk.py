@@ -10,7 +10,7 @@ from rounds.data_prep.errors import UserError
 from rounds.train.config.cluster import Cluster
 from rounds.train.config.recipe import Base
 from rounds.train.engine.graph import Asset, Stage
-from rounds.train.engine.params import BaseParams, DpoParams, SftParams
+from rounds.train.engine.params import BaseParams, DpoParams, RewardParams, SftParams
 from rounds.train.forecast import advice, memory, model_shape
 
 
@@ -24,7 +24,7 @@ def needed(todo: Sequence[Stage], root: Path, cluster: Cluster, lanes: int | Non
     checkpoints: dict[int, list[float]] = defaultdict(list)
     merged: list[float] = []
     for stage in todo:
-        if not isinstance(stage.params, SftParams | DpoParams):
+        if not isinstance(stage.params, SftParams | DpoParams | RewardParams):
             continue
         before = _policies_before(stage)
         machine = cluster.machine(stage.row, stage.name)

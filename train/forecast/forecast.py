@@ -10,7 +10,15 @@ from rounds.train.config.training import Training
 from rounds.train.engine import batches
 from rounds.train.engine.graph import Stage
 from rounds.train.engine.kinds import Kind
-from rounds.train.engine.params import AnswersParams, DpoParams, EvaluateParams, ReferenceParams, SftParams, TokenizeParams
+from rounds.train.engine.params import (
+    AnswersParams,
+    DpoParams,
+    EvaluateParams,
+    ReferenceParams,
+    RewardParams,
+    SftParams,
+    TokenizeParams,
+)
 from rounds.train.forecast import advice as advice_
 from rounds.train.forecast import arithmetic, evaluation_tokens, memory, model_shape, row_counts
 from rounds.train.forecast.memory import Memory, Setting
@@ -81,7 +89,7 @@ def _mean(size: row_counts.Size | None) -> float:
 
 
 def _training(stage: Stage, model: Shape, machine: Machine, size: row_counts.Size | None, mean: float, place: advice_.Place) -> Forecast:
-    assert isinstance(stage.params, SftParams | DpoParams)
+    assert isinstance(stage.params, SftParams | DpoParams | RewardParams)
     training = stage.params.training
     how, micro, accumulation = advice_.setting(stage.kind, training, machine)
     need = memory.training(model, how)
@@ -195,10 +203,10 @@ def _writing(stage: Stage, model: Shape, machine: Machine, sets: list[evaluation
 def _time(kind: Kind, training: Training, model: Shape, machine: Machine, size: row_counts.Size, mean: float) -> tuple[float, float]:
     """Return hours, and tokens per second and GPU. `mean` is that of a conversation, or of a prompt with one answer."""
     assert machine.gpu is not None
-    if not kind.is_round:
+    if not kind.on_pairs:
         per_row, longest = float(training.max_length), float(training.max_length)
     else:
-        per_row = arithmetic.pair_tokens(size.prompt_tokens, size.answer_tokens, machine.pair_batching)
+        per_row = arithmetic.pair_tokens(size.prompt_tokens, size.answer_tokens, advice_.layout(kind, machine))
         longest = min(training.max_length, mean * arithmetic.PADDING)
     span = arithmetic.span(longest, mean, skips_masked=not advice_.dense_mask(kind, machine))
     work = arithmetic.Work(span, machine.activation_checkpointing, frozen=training.lora is not None)

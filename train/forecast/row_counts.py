@@ -48,25 +48,28 @@ _UNKNOWN = Size(0, MEAN_TOKENS / 2, MEAN_TOKENS / 2, False, 1.0)
 def sizes(plan: Plan, root: Path) -> dict[str, Size]:
     """Return the size of every stage for which one is known, by the stage's name."""
     found: dict[str, Size] = {}
+    by_key: dict[str, Size] = {}  # two users of one stage may call it by two names
     for stage in plan.stages:  # parents come first
         counts = store.counts(store.folder(root, stage))
-        parents = {name: found[parent.name] for name, parent in stage.inputs.items() if isinstance(parent, Stage) and parent.name in found}
-        size = _size(stage, counts, parents)
+        size = _size(stage, counts, _parents(stage, by_key))
         if size is not None:
-            found[stage.name] = size
+            found[stage.name] = by_key[stage.key] = size
     return found
+
+
+def _parents(stage: Stage, by_key: Mapping[str, Size]) -> dict[str, Size]:
+    parents = {name: parent.key for name, parent in stage.inputs.items() if isinstance(parent, Stage)}
+    return {name: by_key[key] for name, key in parents.items() if key in by_key}
 
 
 def mixes(plan: Plan, root: Path) -> dict[str, dict[str, int]]:
     """Return for every data stage how many rows of each source are, or will be, in its mix, where that is known."""
     known, found = sizes(plan, root), {}
+    by_key = {stage.key: known[stage.name] for stage in plan.stages if stage.name in known}
     for stage in plan.stages:
         if isinstance(stage.params, DataParams):
             counts = store.counts(store.folder(root, stage))
-            parents = {
-                name: known[parent.name] for name, parent in stage.inputs.items() if isinstance(parent, Stage) and parent.name in known
-            }
-            rows = counts.get("out") or _rows_of(stage.params.mix, parents)
+            rows = counts.get("out") or _rows_of(stage.params.mix, _parents(stage, by_key))
             found |= {stage.name: rows} if rows else {}
     return found
 

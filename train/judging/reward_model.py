@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
@@ -42,10 +43,12 @@ class Opened:
 
 
 def opened(judge: RewardModel, where: str, machine: Machine) -> Opened:
-    """Load a reward model from a folder or, at the judge's revision, from the hub.
+    """Load a reward model from its folder, that of the stage `reward` that trained it or, at the judge's revision, from the hub.
 
     Raises `UserError` for a model that has not one label, lacks weights, needs remote code, or has no chat template.
     """
+    if judge.revision is None and (Path(where) / "model").is_dir():
+        where = str(Path(where) / "model")
     config = opening.config_of(where, judge.revision)
     if config.num_labels != 1:
         raise UserError(

@@ -13,6 +13,7 @@ from rounds.train.config import yaml_file
 from rounds.train.config.evaluation import MIN_ITEMS, AnswerSet, Evaluate, Gate
 from rounds.train.config.prompts import Prompts
 from rounds.train.config.recipe import Recipe
+from rounds.train.config.reward import Trained
 from rounds.train.config.training import Round, Sft, Training
 from rounds.train.config.written import LOWER_IS_BETTER, METRICS
 from rounds.train.engine import ifeval
@@ -87,7 +88,13 @@ def record_kind(recipe: Recipe, name: str, where: str, kinds: tuple[str, ...]) -
 
 def not_trained_on(recipe: Recipe, name: str, where: str) -> None:
     """Refuse to evaluate on rows that the recipe trains on, or asks to train on the answers."""
-    sections: list[Sft | Round | Prompts] = [*([recipe.sft] if recipe.sft else []), *recipe.rounds, *recipe.prompts.values()]
+    judges = [judge for judge in recipe.judges.values() if isinstance(judge, Trained)]
+    sections: list[Sft | Round | Prompts | Trained] = [
+        *([recipe.sft] if recipe.sft else []),
+        *recipe.rounds,
+        *recipe.prompts.values(),
+        *judges,
+    ]
     for item in (item for section in sections for item in section.data):
         if _same_rows(recipe.sources[name], recipe.sources.get(item.name)):
             raise UserError(

@@ -133,15 +133,19 @@ def _of_recipe(file: Path, stage: str, root: Path, overrides: tuple[str, ...]) -
         policy = plan.stage("export").inputs["policy"]
         assert isinstance(policy, Stage)
         return policy
-    known = {each.name.removeprefix("dpo."): each for each in plan.stages if each.kind.starts or each.kind.trains or each.kind.decides}
+    known = {each.name.removeprefix("dpo."): each for each in plan.stages if _makes_policy(each)}
     known |= {each.name: each for each in known.values()}
     if stage not in known:
         raise UserError(f"{shipped.name_of(file)}:{stage}: the recipe has no policy of that name: {nearest(stage, known)}")
     return known[stage]
 
 
+def _makes_policy(stage: Stage) -> bool:
+    return stage.kind.starts or (stage.kind.trains and not stage.kind.is_judge) or stage.kind.decides
+
+
 def _is_policy(stage: Stage, name: str) -> Stage:
-    if not (stage.kind.starts or stage.kind.trains or stage.kind.decides):
+    if not _makes_policy(stage):
         raise UserError(
             f"{name}: {stage.name} is no policy: expected a stage that makes one (base, sft, dpo.ROUND, gate.ROUND), or {_FORMS}"
         )

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from rounds.data_prep import sources
 from rounds.data_prep.errors import UserError, nearest
 from rounds.train.config.evaluation import Evaluate, Gate, Judged, Rule
-from rounds.train.config.judging import Judge, Verifiable, Weights
+from rounds.train.config.judging import Verifiable, Weights
 from rounds.train.config.metrics import WIN_RATES
 from rounds.train.config.recipe import Recipe
+from rounds.train.config.reward import RecipeJudge
 from rounds.train.config.training import Round
 from rounds.train.engine import kinds, params
 from rounds.train.engine.graph import Asset, Stage
@@ -103,7 +104,7 @@ def _check_rule(recipe: Recipe, rule: Rule, each: Judged, item: Round) -> None:
         )
 
 
-def _same(one: Judge, other: Judge) -> bool:
+def _same(one: RecipeJudge, other: RecipeJudge) -> bool:
     """Tell whether two names mean one judge, whatever each may cost."""
     places = [(each.path if isinstance(each, Weights) else None, getattr(each, "policy", None)) for each in (one, other)]
     return one.stored() == other.stored() and places[0] == places[1]

@@ -8,6 +8,7 @@
                                             which compares these answers with those of another policy)
     source.*  ->  prompts.NAME, to be answered and not trained on; what a round makes of its policy's answers is in `on_policy.py`:
                   policy, prompts.NAME  ->  sample.ROUND  ->  rank.ROUND.JUDGE  ->  pairs.ROUND  ->  data.ROUND
+    pairs that are held out, and what the run trains of a judge (`reward.py`)  ->  card.JUDGE
     at the end:         manifest (of all rows), export, report
 
 What is made of rows is in `rows.py`, who compares answers in `judged.py`, what is refused in `checks.py`.
@@ -29,7 +30,7 @@ from rounds.train.config.training import DpoLoss, Lora, Round, Training
 from rounds.train.engine import kinds, params
 from rounds.train.engine.graph import Asset, Stage, parents_first
 from rounds.train.engine.policy import MODEL_FILES
-from rounds.train.plan import checks, eval_tasks, held_out, judged, model_config, on_policy, rows
+from rounds.train.plan import cards, checks, eval_tasks, held_out, judged, model_config, on_policy, rows
 from rounds.train.plan.rows import Planning
 
 S = TypeVar("S", bound=Section)
@@ -94,9 +95,10 @@ def build_plan(recipe: Recipe, root: Path, recipe_folder: Path, *, read_files: b
         scores = policy if policy is not new else evaluations[item.name]
         references[item.name] = policy
         rounds += [new] if policy is new else [new, policy]
-    manifest = _manifest(planning, [policy, *(evaluations.values() if recipe.evaluate else ()), *asked.values()])
+    known = cards.of_judges(planning, references)
+    manifest = _manifest(planning, [policy, *(evaluations.values() if recipe.evaluate else ()), *asked.values(), *known])
     export = _export(planning, policy, rounds, evaluations, manifest)
-    stages = parents_first([*evaluations.values(), *compared, export]) if recipe.evaluate else parents_first([export])
+    stages = parents_first([*(evaluations.values() if recipe.evaluate else ()), *compared, *known, export])
     report = Stage("report", kinds.REPORT, _report_params(recipe), {stage.name: stage for stage in stages})
     return Plan(recipe, (*stages, report), planning.held_out, scores)
 

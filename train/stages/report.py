@@ -26,6 +26,7 @@ from rounds.train.evaluation.paired import Z95
 from rounds.train.reports import figures, pages
 from rounds.train.reports import judged as compared
 from rounds.train.reports.data import set_rows, source_rows
+from rounds.train.reports.judges import cards
 from rounds.train.reports.samples import side_by_side
 from rounds.train.reports.steps import Finished, Judged, Step, find_steps, finished, higher_is_better, judge, policy_of
 
@@ -109,6 +110,7 @@ def _render(recipe: Mapping[str, Any], stages: Mapping[str, Finished], steps: Se
         disagreements=compared.disagreements(preferred),
         curve_figures=_curve_figures(steps),
         gates=_gates(steps, stages),
+        cards=cards(stages.values()),
         samples=side_by_side(steps),
         sources=sources,
         sets=set_rows(steps, stages),
@@ -230,9 +232,11 @@ def _final(steps: Sequence[Step], stages: Mapping[str, Finished]) -> str | None:
 
 
 def _lineage(steps: Sequence[Step], stages: Mapping[str, Finished], sources: Sequence[Mapping[str, Any]]) -> Markup:
-    rows = [step.name for step in steps]
+    judges = {name: f"judge {name.rpartition('.')[2]}" for name in stages if "reward" in name.split(".")[:2]}
+    rows = [*(step.name for step in steps), *dict.fromkeys(judges.values())]
     lanes = {f"source.{row['name']}": row["trained"][0] if row["trained"] else "base" for row in sources}
-    lanes |= {"pack": "sft", "export": rows[-1] if rows else ""}
+    lanes |= {"pack": "sft", "export": steps[-1].name if steps else ""}
+    lanes |= judges
     states = {f"gate.{step.name}": step.status for step in steps}
     boxes = [
         figures.Box(

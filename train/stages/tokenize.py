@@ -1,12 +1,13 @@
 """Stage `tokenize`: preference pairs to token rows under the pair contract. Needs no GPU.
 
 In: `data` (pairs), `tokenizer` (the base stage). Out: `pairs.parquet` with `id`, `group`, `prompt_ids`, `chosen_ids`,
-`rejected_ids`, and `dropped.jsonl`. These are exactly the tokens that `reference` scores and `dpo` trains on.
+`rejected_ids`, and `dropped.jsonl`. These are exactly the tokens that `reference` scores, and `dpo` or `reward` trains on.
 
 The contract: the prompt is a true token prefix of both sides, with the template's BOS once and one end-of-turn token per
-answer. Within `max_length` the longer answer may take what the prompt leaves, and the prompt at most `max_length` less
-32 tokens; a pair that does not fit is dropped when its prompt is the reason, else its answers are cut at the end to the
-same budget. A pair whose sides are equal after that is dropped.
+answer and, where it is asked for (`whole`), what the template writes after that. Within `max_length` the longer answer may
+take what the prompt leaves, and the prompt at most `max_length` less 32 tokens; a pair that does not fit is dropped when
+its prompt is the reason, else its answers are cut at the end to the same budget. A pair whose sides are equal after that is
+dropped.
 """
 
 import json
@@ -47,7 +48,7 @@ def run(params: TokenizeParams, inputs: dict[str, Path], out: Path, machine: Mac
     dropped, tokens = Counter(), Counter()
     by_source: defaultdict[str, Lengths] = defaultdict(Lengths)
     pool = ThreadPoolExecutor(_THREADS)
-    batches = in_order(pool, lambda each: _encode(each, tokenizer, params.max_length), _batches(source), _THREADS)
+    batches = in_order(pool, lambda each: _encode(each, tokenizer, params), _batches(source), _THREADS)
     with (
         whole(out / PAIRS) as partial,
         pq.ParquetWriter(partial, _SCHEMA) as writer,
@@ -86,10 +87,10 @@ def _batches(source: Path) -> Iterator[list[records.Pair]]:
             yield [each for each in batch[start : start + _BATCH] if isinstance(each, records.Pair)]
 
 
-def _encode(batch: list[records.Pair], tokenizer: Any, max_length: int) -> list[tuple[records.Pair, chat.EncodedPair | str, bool]]:
+def _encode(batch: list[records.Pair], tokenizer: Any, params: TokenizeParams) -> list[tuple[records.Pair, chat.EncodedPair | str, bool]]:
     """Tokenise pairs and bring them within the budget: each with what it became, and whether that was cut."""
     found: list[tuple[records.Pair, chat.EncodedPair | str, bool]] = []
-    for pair, encoded in zip(batch, chat.encode_pairs(tokenizer, batch), strict=True):
-        fitted = encoded if isinstance(encoded, str) else fit(encoded, max_length)
+    for pair, encoded in zip(batch, chat.encode_pairs(tokenizer, batch, whole=params.whole), strict=True):
+        fitted = encoded if isinstance(encoded, str) else fit(encoded, params.max_length)
         found.append((pair, fitted, fitted != encoded))
     return found

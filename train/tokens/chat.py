@@ -235,28 +235,31 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[tuple[M
     return [why if why is not None else list(next(tokens)) for _, why in rendered]
 
 
-def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> list[EncodedPair | str]:
-    """Tokenise pairs in one batch. A string in place of a result is the reason why a pair cannot be used."""
+def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, whole: bool = False) -> list[EncodedPair | str]:
+    """Tokenise pairs in one batch. A string in place of a result is the reason why a pair cannot be used.
+
+    An answer's tokens end with the control token that ends its turn or, where the pair is wanted `whole`, with the conversation's last.
+    """
     sides = [
         (*pair.prompt, Message("assistant", answer, reasoning=thought))
         for pair in pairs
         for answer, thought in ((pair.chosen, pair.chosen_reasoning), (pair.rejected, pair.rejected_reasoning))
     ]
     encoded = encode_conversations(tokenizer, sides, last_only=True)
-    return [_pair(chosen, rejected) for chosen, rejected in zip(encoded[::2], encoded[1::2], strict=True)]
+    return [_pair(chosen, rejected, whole) for chosen, rejected in zip(encoded[::2], encoded[1::2], strict=True)]
 
 
-def _pair(chosen: Encoded | str, rejected: Encoded | str) -> EncodedPair | str:
+def _pair(chosen: Encoded | str, rejected: Encoded | str, whole: bool) -> EncodedPair | str:
     if isinstance(chosen, str) or isinstance(rejected, str):
         return chosen if isinstance(chosen, str) else str(rejected)
-    (prompt, chosen_ids), (same_prompt, rejected_ids) = _split(chosen), _split(rejected)
+    (prompt, chosen_ids), (same_prompt, rejected_ids) = _split(chosen, whole), _split(rejected, whole)
     return EncodedPair(prompt, chosen_ids, rejected_ids) if prompt == same_prompt else "prompt_differs_between_sides"
 
 
-def _split(encoded: Encoded) -> tuple[list[int], list[int]]:
-    """Split before the last answer; tokens after the control token that ends it are left out."""
+def _split(encoded: Encoded, whole: bool) -> tuple[list[int], list[int]]:
+    """Split before the last answer; tokens after the control token that ends it are left out, unless the `whole` is wanted."""
     start, end = encoded.answers[-1]
-    return encoded.input_ids[:start], encoded.input_ids[start:end]
+    return encoded.input_ids[:start], encoded.input_ids[start : None if whole else end]
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...], last_only: bool = False) -> rendering.Rendered | str:

@@ -1,1 +1,1 @@
-"""What SFT and DPO share: the trainer's arguments, watching, checkpoints, saving."""
+"""What SFT, DPO and reward models share: the trainer's arguments, watching, checkpoints, saving."""

@@ -1,4 +1,4 @@
-"""What SFT and DPO share: trainer arguments from a recipe section and a cluster row, resuming, watching, saving.
+"""What SFT, DPO and reward models share: trainer arguments from a recipe section and a cluster row, resuming, watching, saving.
 
 A stage calls, on every rank and in this order: `prepare`, `adapters.merged_on_disk`, `arguments`, `adapters.load_start` (under
 ZeRO-3 each rank keeps only its share, which needs the trainer's arguments to have been made), and `run`.
@@ -28,10 +28,11 @@ from rounds.train.weights import adapters, models
 logger = logging.getLogger(__name__)
 
 
-def run(trainer: StageTrainer, out: Path, start: Path, training: Training, machine: Machine) -> Counts:
-    """Train from the last complete checkpoint, if any, and save the policy. Returns counts for `done.json`.
+def run(trainer: StageTrainer, out: Path, start: Path | None, training: Training, machine: Machine) -> Counts:
+    """Train from the last complete checkpoint, if any, and save what was trained. Returns counts for `done.json`.
 
-    `start` is the stage folder of the policy that training started from. Raises `ranks.Stopped` when it was asked to stop.
+    `start` is the stage folder of the policy that a new policy was trained from; None is for what is no policy. Raises `ranks.Stopped`
+    when it was asked to stop.
     """
     watcher = Watcher(trainer, out, training, machine)
     trainer.add_callback(watcher)
@@ -77,8 +78,8 @@ def _tokens_seen(checkpoint: Path) -> int:
     return int(next((entry["num_tokens"] for entry in reversed(history) if "num_tokens" in entry), 0))
 
 
-def _save(trainer: Trainer, out: Path, start: Path, lora: Lora | None) -> None:
-    """Write the new policy under a temporary name first, so that a folder of that name is always whole.
+def _save(trainer: Trainer, out: Path, start: Path | None, lora: Lora | None) -> None:
+    """Write the new weights under a temporary name first, so that a folder of that name is always whole.
 
     One folder in one piece, whatever the ranks: under ZeRO-3 rank 0 gathers the weights one after the other on its CPU.
     """
@@ -96,4 +97,5 @@ def _save(trainer: Trainer, out: Path, start: Path, lora: Lora | None) -> None:
         (partial / extra).unlink(missing_ok=True)
     shutil.rmtree(out / name, ignore_errors=True)
     partial.rename(out / name)
-    adapters.write_policy(out, start, lora)
+    if start is not None:
+        adapters.write_policy(out, start, lora)

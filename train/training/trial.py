@@ -252,13 +252,14 @@ def _ends_in(step: _Step, config: PreTrainedConfig, place: Path) -> Exception | 
         if step.kind.measures or step.kind.writes:
             _measure(asked, inputs["policy"], step.machine)
             return None
-        if step.kind.is_round:
+        if step.kind.on_pairs:
             inputs["pairs"] = place / "tokenize"
+        else:
+            inputs["rows"] = place / "pack"
+        if step.kind.is_round:
             scored = _new(place / REFERENCE.name)
             worker.code_of(REFERENCE)(ReferenceParams(), inputs, scored, step.machine)
             inputs["reference"] = scored
-        else:
-            inputs["rows"] = place / "pack"
         worker.code_of(step.kind)(asked, inputs, out, step.machine)
     except Exception as error:  # what it may be is what the trial is for
         logger.info("the trial of %s ends in %s", step.stages, _said(error), exc_info=not isinstance(error, UserError))
@@ -313,7 +314,7 @@ def _way_on(step: _Step, config: PreTrainedConfig, place: Path) -> str:
         ways.append((f"take activation_checkpointing out of {step.row}", {"activation_checkpointing": False}, {}))
     if step.machine.pair_batching != "padded":
         ways.append((f"set pair_batching: padded in {step.row}", {"pair_batching": "padded"}, {}))
-    if step.kind.trains:
+    if step.kind.trains and not step.kind.is_judge:
         ways.append(("set router_aux_loss_coef: 0 in the recipe", {}, {"router_aux_loss_coef": 0.0}))
     if step.lora:
         ways.append(("train all weights, or an adapter of other target_modules: take `lora` out of the recipe", {}, {"lora": None}))

@@ -116,7 +116,15 @@ class Watcher(TrainerCallback):
             progress.write(self.out, state.global_step, state.max_steps, "steps", **numbers)
 
 
-_SHOWN = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy", "learning_rate": "lr"}
+_SHOWN = {
+    "loss": "loss",
+    "rewards/margins": "margin",
+    "margin": "margin",
+    "rewards/accuracies": "accuracy",
+    "accuracy": "accuracy",
+    "learning_rate": "lr",
+}
+"""DPOTrainer's and RewardTrainer's keys, and how they are told."""
 
 
 def write_metrics(out: Path, history: list[dict[str, Any]]) -> None:

@@ -18,7 +18,7 @@ from rounds.train.config.training import Lora
 from rounds.train.engine import ranks
 from rounds.train.engine.graph import Stage, parents_first
 from rounds.train.engine.kinds import KINDS
-from rounds.train.engine.params import AnswersParams, DpoParams, ReferenceParams, Requirement, SftParams, Trial
+from rounds.train.engine.params import AnswersParams, DpoParams, ReferenceParams, Requirement, RewardParams, SftParams, Trial
 
 _SECONDS_TO_ANSWER = 120
 """A Python on a cold shared file system."""
@@ -62,7 +62,7 @@ def trials(base: Stage, stages: Iterable[Stage], cluster: Cluster) -> tuple[Tria
 
 
 def _lora(stage: Stage) -> Lora | None:
-    if isinstance(stage.params, SftParams | DpoParams):
+    if isinstance(stage.params, SftParams | DpoParams | RewardParams):
         return stage.params.training.lora
     return stage.params.lora if isinstance(stage.params, ReferenceParams) else None
 

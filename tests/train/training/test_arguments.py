@@ -10,11 +10,12 @@ from peft import LoraConfig
 from transformers import BitsAndBytesConfig
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
-from trl import DPOConfig, SFTConfig
+from trl import DPOConfig, RewardConfig, SFTConfig
 
 from rounds.train.config import recipe
 from rounds.train.config.cluster import Machine
 from rounds.train.config.recipe import Local
+from rounds.train.config.reward import Trained
 from rounds.train.config.training import BATCH_LOSSES, QUANTISATION, Lora, Round, Sft, Training
 from rounds.train.engine import params, worker
 from rounds.train.plan.pipeline import Plan, build_plan
@@ -27,7 +28,8 @@ RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
 # Ours: read by a stage of our own, or turned into what the trainers have by `training.arguments`.
 OWN_TRAINING = {"global_batch_size", "lora", "stop_on_loss_above", "stop_after_steps"}
 OWN_SFT = {"data", "filters", "each_answer"}
-OWN_ROUND = {"name", "data", "filters", "reference", "gate"}
+OWN_ROUND = {"name", "data", "sample", "rank", "pairs", "filters", "reference", "gate"}
+OWN_TRAINED = {"kind", "data", "filters", "policy", "max_missing_share"}
 LOSS_TYPES = ["sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
               "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"]  # fmt: skip
 KNOBS: dict[str, Any] = {"learning_rate": 1e-3, "global_batch_size": 6, "max_length": 64}
@@ -45,13 +47,17 @@ def test_every_dpo_knob_is_trls():
     assert set(Round.model_fields) - OWN_TRAINING - OWN_ROUND <= names(DPOConfig)
 
 
+def test_every_knob_of_a_reward_model_is_trls():
+    assert set(Trained.model_fields) - OWN_TRAINING - OWN_TRAINED - {"router_aux_loss_coef"} <= names(RewardConfig)
+
+
 def test_every_lora_knob_is_pefts():
     assert set(Lora.model_fields) - {"start"} - set(QUANTISATION) <= names(LoraConfig)
     assert set(QUANTISATION) <= set(signature(BitsAndBytesConfig).parameters)
 
 
 def test_what_is_ours_is_not_a_trainers_by_accident():
-    assert (OWN_TRAINING | OWN_SFT | OWN_ROUND).isdisjoint(names(SFTConfig) | names(DPOConfig))
+    assert (OWN_TRAINING | OWN_SFT | OWN_ROUND | OWN_TRAINED).isdisjoint(names(SFTConfig) | names(DPOConfig) | names(RewardConfig))
     assert set(Training.model_fields) >= OWN_TRAINING and set(Sft.model_fields) >= OWN_SFT
     assert set(Round.model_fields) >= OWN_ROUND
 
@@ -72,7 +78,7 @@ CPU = Machine(device="cpu", threads=1)
 @pytest.mark.parametrize("schedule", choices("lr_scheduler_type"))
 def test_the_arguments_build_both_configs(tmp_path: Path, optim: str, schedule: str):
     asked = Training(**KNOBS, optim=optim, lr_scheduler_type=schedule, weight_decay=0.1, warmup_steps=3)  # type: ignore[arg-type]
-    for config in (SFTConfig, DPOConfig):
+    for config in (SFTConfig, DPOConfig, RewardConfig):
         made = config(**arguments.arguments(asked, CPU, 9, tmp_path))
         assert (made.optim, made.lr_scheduler_type, made.learning_rate) == (optim, schedule, 1e-3)
         assert (made.weight_decay, made.warmup_steps, made.seed, made.data_seed) == (0.1, 3, 9, 9)

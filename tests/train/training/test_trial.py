@@ -61,6 +61,27 @@ def test_a_model_that_trains_is_let_through(tmp_path: Path, made_base: Path, cap
     assert store.done(folder) and {path.name for path in folder.iterdir() if path.is_dir()} == {"tokenizer"}, "nothing of it stays"
 
 
+def begin_with_a_judge(source: Path, root: Path) -> Path:
+    """Let the worker make the base of a run that trains a reward model from it."""
+    root.mkdir()
+    files = Asset(source, digests.asset(root, source, policy.MODEL_FILES).digest, policy.MODEL_FILES)
+    start = staged.stage("base", "base", {"base": {"kind": "local"}}, {"model": files})
+    judge = staged.stage("reward.own", "reward", {"training": TRAINING, "seed": 0}, {"policy": start})
+    job = worker.Job(folder=store.prepare(root, start), machine=CPU, trials=requirements.trials(start, [start, judge], Cluster()))
+    worker.run(worker.Job.model_validate_json(job.model_dump_json()))
+    return job.folder
+
+
+def test_a_reward_model_is_tried_out_too(tmp_path: Path, made_base: Path, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.INFO, trial.__name__):
+        begin_with_a_judge(model(tmp_path / "llama", made_base, "llama", **LLAMA), tmp_path / "a")
+    assert "reward.own: tried out on a cut-down model in" in caplog.text
+    with pytest.raises(
+        UserError, match=r"^reward.own: one step on .*a reward model cannot be made of GraniteForCausalLM: transformers has no"
+    ):
+        begin_with_a_judge(model(tmp_path / "granite", made_base, "granite", **LLAMA), tmp_path / "b")
+
+
 def test_the_attention_of_each_row_is_asked_for(tmp_path: Path, made_base: Path):
     shape = {**LLAMA, "head_dim": 16}
     source = model(tmp_path / "model", made_base, "gemma2", **shape)
