@@ -1,6 +1,7 @@
 """Rounds on what the policy itself answers: one real run of a small recipe, looked at from all sides, and what is refused before a run.
 
-Covers: train/config/sampling, train/generation/asked, train/judging/asking, train/plan/on_policy, train/stages/pairs, train/stages/rank.
+Covers: train/config/sampling, train/generation/asked, train/judging/asking, train/plan/on_policy, train/reports/own_answers,
+train/stages/pairs, train/stages/rank.
 """
 
 import json
@@ -165,6 +166,17 @@ def test_models_judge_too_from_a_folder_and_as_a_policy_of_the_run(folders: Fold
     assert 0 < counts["comparisons"] <= 3 * counts["prompts_asked"]
     rest, counts = ranked(folders, tmp_path / "of-the-rest", rubric, {"judge": folders["sft"], "before.0": tmp_path / "reward-says"})
     assert len(rest) < len(asked) and counts["prompts_decided_before"] + counts["prompts_asked"] == len({name for name, _ in asked})
+
+
+def test_its_pairs_can_be_looked_at_and_the_report_tells_of_them(ran: Path, folders: Folders):
+    shown = rounds("data", "preview", RECIPE, "--pairs", "first", "-n", "2", root=ran)
+    assert "2 rows of pairs.first" in shown and ": chosen (" in shown and ": rejected (" in shown
+    assert "did you mean 'first'" in rounds("data", "preview", RECIPE, "--pairs", "frist", root=ran, expect=1)
+    page = (folders["report"] / "report.html").read_text()
+    counts = store.counts(folders["pairs.first"])
+    assert 'id="own"' in page and f"{counts['mean_chosen_tokens']} / {counts['mean_rejected_tokens']}" in page
+    assert all(f"{reason} {count}" in page for reason, count in counts["dropped"].items())
+    assert "first: " in page and "were cut at max_new_tokens" in page
 
 
 def keys(plan: Plan) -> dict[str, str]:

@@ -26,11 +26,12 @@ def preview(
     file: RecipeFile,
     source: Annotated[str | None, typer.Option("--source", help="Name under `sources` in the recipe")] = None,
     prompts: Annotated[str | None, typer.Option("--prompts", help="Name under `prompts` in the recipe, instead of a source")] = None,
+    pairs: Annotated[str | None, typer.Option("--pairs", help="Name of a round that makes pairs of its own answers, instead")] = None,
     count: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows")] = 3,
     overrides: Overrides = None,
     root: StoreRoot = None,
 ) -> None:
-    """Show rows of a source, or of a set of prompts, as a model will read them, what it learns from in green.
+    """Show rows of a source, of a set of prompts, or of a round's own pairs, as a model will read them, what it learns from in green.
 
     Shows what is left after filters and mix where that stage is finished, else rows as they come from the source, with
     the reasons of those among the first that do not fit. Where no row fits, says why, and which column may be meant. Where
@@ -39,15 +40,18 @@ def preview(
         rounds data preview recipes/quickstart.yaml --source facts
 
         rounds data preview my.yaml --prompts open
+
+        rounds data preview my.yaml --pairs second
     """
-    if (source is None) == (prompts is None):
-        raise UserError("give one of --source NAME and --prompts NAME: whose rows to show")
+    if sum(each is not None for each in (source, prompts, pairs)) != 1:
+        raise UserError("give one of --source NAME, --prompts NAME and --pairs ROUND: whose rows to show")
     root = root or store.default_root()
     plan = plan_of(file, overrides, root)
     _refuse_damaged(file, overrides, root, plan)
     from rounds.train.display import first_rows
 
-    found = first_rows.rows(plan, root, source, count) if source else first_rows.prompts(plan, root, prompts or "", count)
+    shown = ((source, first_rows.rows), (prompts, first_rows.prompts), (pairs, first_rows.own_pairs))
+    found = next(read(plan, root, name, count) for name, read in shown if name is not None)
     from rounds.train.display import rows as rendered  # brings torch, for which a mistyped name does not wait
 
     using = rendered.tokenizer(plan, root)

@@ -52,7 +52,8 @@ def _deepspeed(value: Any) -> Any:
 
 
 class Machine(Section):
-    """One kind of stage: `cpu` (data, packing, reports), `train` (sft, reference, dpo), `infer` (evaluate), `generate` (answers)."""
+    """One kind of stage: `cpu` (data, packing, reports), `train` (sft, reference, dpo), `infer` (evaluate), `generate` (answers, and
+    judges with weights)."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU where torch sees one."""

@@ -76,6 +76,20 @@ def prompts(plan: Plan, root: Path, name: str, count: int) -> Rows:
     return Rows(list(_first(folder / RECORDS, None, count)), f"of {stage.name}: after filters and mix", None)
 
 
+def own_pairs(plan: Plan, root: Path, name: str, count: int) -> Rows:
+    """Return the first pairs that a round made of its policy's answers. Raises `UserError` where no round of that name makes any, or they
+    are not made yet."""
+    own = {stage.name.removeprefix("pairs."): stage for stage in plan.stages if stage.kind.pairs_up}
+    if name not in own:
+        raise UserError(f"no round {name!r} of the recipe makes pairs of its own answers. {nearest(name, own)}")
+    stage = own[name]
+    folder = store.folder(root, stage)
+    if not store.done(folder):
+        raise UserError(f"{stage.name} is not made yet: `rounds run RECIPE --until {stage.name}` makes it")
+    found = f"of {stage.name}: answers of the policy before the round, before filters and mix"
+    return Rows(list(_first(folder / RECORDS, None, count)), found, _max_length(plan, stage))
+
+
 def _max_length(plan: Plan, source: Stage) -> int | None:
     """Return the `max_length` of the sets that take rows of a source, the largest of several."""
     sets = {stage.key for stage in plan.stages if stage.kind.mixes and source.key in _keys(stage)}

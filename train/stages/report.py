@@ -27,6 +27,8 @@ from rounds.train.reports import figures, pages
 from rounds.train.reports import judged as compared
 from rounds.train.reports.data import set_rows, source_rows
 from rounds.train.reports.judges import cards
+from rounds.train.reports.own_answers import notes as own_notes
+from rounds.train.reports.own_answers import own_answers
 from rounds.train.reports.samples import side_by_side
 from rounds.train.reports.steps import Finished, Judged, Step, find_steps, finished, higher_is_better, judge, policy_of
 
@@ -112,6 +114,8 @@ def _render(recipe: Mapping[str, Any], stages: Mapping[str, Finished], steps: Se
         gates=_gates(steps, stages),
         cards=cards(stages.values()),
         samples=side_by_side(steps),
+        own=(own := own_answers(stages)),
+        own_notes=own_notes(own),
         sources=sources,
         sets=set_rows(steps, stages),
         data_card=stages.get("manifest"),

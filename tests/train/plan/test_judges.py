@@ -9,8 +9,9 @@ from rounds.data_prep.errors import UserError
 from rounds.data_prep.schema import Section
 from rounds.train.config import cluster, recipe
 from rounds.train.config.judging import Judge, Llm
-from rounds.train.engine import store
+from rounds.train.engine import kinds, params, store
 from rounds.train.engine.graph import Asset, Stage
+from rounds.train.offline import needs
 from rounds.train.plan import held_out, judges
 from rounds.train.plan.rows import Planning
 from tests import staged
@@ -64,6 +65,17 @@ def test_a_row_of_the_cluster_file_brings_its_endpoints(tmp_path: Path):
     assert machine.endpoints["judge"].base_url == "http://localhost:8000/v1" and not machine.offline
     file.write_text("offline: true")
     assert cluster.load(file).machine("cpu", "rank.first").offline
+
+
+def test_a_judge_of_the_hub_is_fetched_with_its_licence_and_a_policy_that_judges_with_the_base():
+    hub = {"kind": "reward_model", "id": "org/judge", "revision": "a" * 40, "licence": "MIT"}
+    rank = Stage("rank.own.one", kinds.RANK_MODEL, params.RankParams.model_validate({"judge": hub}))
+    (need,) = needs.of([rank])
+    assert (need.kind, need.name, need.judge, need.licence, need.stages) == ("model", "org/judge", True, "MIT", ("rank.own.one",))
+    base = staged.stage("base", "base", {"base": {"kind": "hub", "id": "org/base", "revision": "b" * 40}, "chat_template": None})
+    itself = params.RankParams.model_validate({"judge": {"kind": "llm", "policy": "base", "rubric": "Which?"}})
+    (need,) = needs.of([Stage("rank.own.two", kinds.RANK_MODEL, itself, {"judge": base})])
+    assert (need.name, need.judge, need.licence) == ("org/base", False, "")
 
 
 def test_limits_are_kept_beside_the_params_and_change_no_key(planning: Planning, tmp_path: Path):
