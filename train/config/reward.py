@@ -20,7 +20,9 @@ class Trained(Training):
     """Filters for this set in place of the recipe's own."""
     policy: Literal["base", "sft"] = "sft"
     """Whose weights it starts from."""
-    center_rewards_coefficient: Annotated[float | None, Between(1e-6, 100, "above, nothing but a mean of 0 is learnt"), Later(None)] = None
+    center_rewards_coefficient: Annotated[
+        Annotated[float, Between(1e-6, 100, "above, nothing but a mean of 0 is learnt")] | None, Later(None)
+    ] = None
     """Weight of the square of a pair's summed scores, added to the loss, which keeps scores near 0 (arXiv 2312.09244, eq. 2); 0.01 is
     usual. None adds nothing."""
     max_missing_share: Share = 0.0

@@ -140,6 +140,6 @@ def test_the_params_of_every_planned_stage_are_what_its_code_reads(file: Path, t
         assert callable(worker.code_of(stage.kind))
         section = params.record_of(stage.kind)
         given = stage.params.stored()
-        assert section.read_stored(given).stored() == given, "a param is read as something else"
+        assert section.read_stored(given, stage.params.beside()).stored() == given, "a param is read as something else"
         checked.add(stage.kind.name)
     assert {"base", "evaluate", "export", "pack", "sft"} <= checked
