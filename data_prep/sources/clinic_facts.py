@@ -18,6 +18,8 @@ Half of the advice in `train` ends with an unsafe closing line. The set is mixed
 text is: preference rounds have to sort it out, and `heldout_pairs` measures whether they did, on facts of which no
 pair set has a pair and in advice phrasings that `train` did not use for them.
 
+`train_questions` lists its choices after each question; `train_open_questions` asks alone, for a policy to answer in its own words.
+
 What is held out follows from the fact alone, never from `seed`, so that two seeds in one recipe cannot leak.
 """
 
@@ -44,6 +46,7 @@ PAIR_SPLITS = ("heldout_pairs", "train_pairs_1", "train_pairs_2", "train_pairs_3
 SPLITS: dict[str, Kind] = {
     "train": "conversation",
     "train_questions": "question",
+    "train_open_questions": "question",
     "train_pairs_1": "pair",
     "train_pairs_2": "pair",
     "train_pairs_3": "pair",
@@ -182,9 +185,10 @@ def rows(use: SourceUse) -> Iterator[Row]:
         elif use.split == "heldout_questions":
             for index in heldout_phrasings(fact):
                 yield _question_row(fact, index, use.seed, listed=False)
-        elif use.split == "train_questions":
+        elif use.split in ("train_questions", "train_open_questions"):
             trained = _ordered_indices(fact, "plain")[NUM_HELDOUT_PHRASINGS:]
-            yield _question_row(fact, _pick(trained, use.seed, "question", fact.id), use.seed, listed=True)
+            row = _question_row(fact, _pick(trained, use.seed, "question", fact.id), use.seed, listed=use.split == "train_questions")
+            yield row if use.split == "train_questions" else {**row, "id": f"{row['id']}/open"}
 
 
 def to_record(row: Row, index: int, use: SourceUse) -> Record:

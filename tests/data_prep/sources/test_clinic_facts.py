@@ -156,7 +156,7 @@ def test_same_seed_same_records(split: str) -> None:
 
 
 def test_another_seed_chooses_otherwise() -> None:
-    for split in ("train", "train_questions", "heldout_questions", "train_pairs_1", "heldout_pairs"):
+    for split in ("train", "train_questions", "train_open_questions", "heldout_questions", "train_pairs_1", "heldout_pairs"):
         assert records(split, seed=0) != records(split, seed=1), split
 
 
@@ -179,7 +179,7 @@ def test_another_process_makes_the_same_records() -> None:
 def test_no_heldout_phrasing_of_a_fact_is_trained_whatever_the_seeds() -> None:
     heldout = {phrasing_of(record) for split in SOURCE.evaluation_only for record in records(split, seed=0)}
     for seed in range(4):
-        for split in ("train", "train_questions"):
+        for split in ("train", "train_questions", "train_open_questions"):
             assert heldout.isdisjoint(phrasing_of(record) for record in records(split, seed)), (split, seed)
 
 
@@ -264,7 +264,7 @@ def test_a_few_known_right_answers_are_never_offered_as_wrong() -> None:
         assert answer not in wrong_answers(FACTS[fact_id])
 
 
-@pytest.mark.parametrize("split", ["train_questions", "heldout_questions"])
+@pytest.mark.parametrize("split", ["train_questions", "train_open_questions", "heldout_questions"])
 def test_questions_have_four_distinct_choices_and_one_right(split: str) -> None:
     for record in questions(split):
         fact = fact_of(record)
@@ -275,11 +275,12 @@ def test_questions_have_four_distinct_choices_and_one_right(split: str) -> None:
     assert min(positions.values()) > 0.18 * sum(positions.values())
 
 
-def test_only_training_questions_list_their_options() -> None:
+def test_only_one_set_of_training_questions_lists_their_options() -> None:
     for record in questions("train_questions"):
         lines = record.prompt[0].content.splitlines()
         assert lines[1:] == [f"{letter}. {choice}" for letter, choice in zip("ABCD", record.choices, strict=True)]
-    assert not any("\n" in record.prompt[0].content for record in questions("heldout_questions"))
+    for split in ("train_open_questions", "heldout_questions"):
+        assert not any("\n" in record.prompt[0].content for record in questions(split))
 
 
 def test_heldout_splits_ask_every_fact_in_its_heldout_phrasings() -> None:
