@@ -65,6 +65,8 @@ class Pair:
     """What was thought before the chosen answer, for templates that write that."""
     rejected_reasoning: str = ""
     """What was thought before the rejected answer."""
+    rejected_ending: Literal["", "cut"] = ""
+    """`cut`: it was cut off where it stands, so no end is learnt after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ READABLE: dict[str, tuple[Kind, ...]] = {
 """Of which kinds a set of a kind is made. All have a prompt to answer (`prompt_of`)."""
 _KINDS: dict[type, Kind] = {Conversation: "conversation", Pair: "pair", Question: "question", Prompt: "prompt"}
 _CLASSES: dict[str, type] = {kind: each for each, kind in _KINDS.items()}
-_THOUGHTS = ("chosen_reasoning", "rejected_reasoning")
+_RARE = ("chosen_reasoning", "rejected_reasoning", "rejected_ending")
 """Columns that say something where it is unusual only, as `reasoning` of a message does; files of earlier releases have none of them."""
 
 
@@ -122,7 +124,7 @@ def schemas() -> dict[str, pa.Schema]:
     common = [("id", text), ("source", text), ("group", text)]
     return {
         "conversation": pa.schema([*common, ("messages", messages)]),
-        "pair": pa.schema([*common, ("prompt", messages), ("chosen", text), ("rejected", text), *((name, text) for name in _THOUGHTS)]),
+        "pair": pa.schema([*common, ("prompt", messages), ("chosen", text), ("rejected", text), *((name, text) for name in _RARE)]),
         "question": pa.schema([*common, ("prompt", messages), ("choices", texts), ("answer", pa.int32())]),
         "prompt": pa.schema([*common, ("prompt", messages), ("answer", text), ("choices", texts), ("details", text)]),
     }
@@ -220,7 +222,7 @@ def read_kind(path: Path) -> Kind:
 
     names = pq.read_schema(path).names
     for kind, schema in schemas().items():
-        if [*names, *(name for name in _THOUGHTS if name in schema.names and name not in names)] == schema.names:
+        if [*names, *(name for name in _RARE if name in schema.names and name not in names)] == schema.names:
             return kind  # type: ignore[return-value]
     raise UserError(f"{path}: columns {names} are those of no record kind; expected one of {list(schemas())}")
 
@@ -257,7 +259,7 @@ def _column(values: list[Any], field: pa.Field) -> pa.Array:
     it is unusual, and files of earlier releases do not say at all, is null where it is not."""
     import pyarrow as pa
 
-    if field.name in _THOUGHTS:
+    if field.name in _RARE:
         return pa.array([each or None for each in values], field.type)
     if field.type != _messages():
         return pa.array(values, field.type)
@@ -274,7 +276,7 @@ def _values(table: pa.Table, name: str) -> list[Any]:
     import pyarrow.compute as pc
 
     column = table[name]
-    if name in _THOUGHTS:
+    if name in _RARE:
         return [each or "" for each in column.to_pylist()]
     if column.type != _messages():
         return list(map(tuple, column.to_pylist())) if pa.types.is_list(column.type) else column.to_pylist()

@@ -1,5 +1,6 @@
 """Records come back from their files as they were, also those that an earlier release wrote."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -30,11 +31,13 @@ def test_what_is_not_learnt_and_what_was_thought_are_kept(tmp_path: Path) -> Non
     assert write_records(tmp_path / "rows.parquet", rows, "conversation") == 3
     assert list(read_records(tmp_path / "rows.parquet")) == rows
     pair = Pair("d", "made", (*THOUGHT.messages, ASKED), "Yes.", "No.")
-    thoughtful = Pair("e", "made", (ASKED,), "5 mg.", "9 mg.", rejected_reasoning="A guess.")
+    thoughtful = Pair("e", "made", (ASKED,), "5 mg.", "9 mg.", rejected_reasoning="A guess.", rejected_ending="cut")
     write_records(tmp_path / "pairs.parquet", [pair, thoughtful], "pair")
     assert list(read_records(tmp_path / "pairs.parquet")) == [pair, thoughtful]
-    old = pq.read_table(tmp_path / "pairs.parquet").drop_columns(["chosen_reasoning", "rejected_reasoning"])
-    pq.write_table(old, tmp_path / "old.parquet")
+    newer = pq.read_table(tmp_path / "pairs.parquet").drop_columns(["rejected_ending"])
+    pq.write_table(newer, tmp_path / "newer.parquet")
+    assert list(read_records(tmp_path / "newer.parquet")) == [pair, replace(thoughtful, rejected_ending="")]
+    pq.write_table(newer.drop_columns(["chosen_reasoning", "rejected_reasoning"]), tmp_path / "old.parquet")
     assert list(read_records(tmp_path / "old.parquet")) == [pair, Pair("e", "made", (ASKED,), "5 mg.", "9 mg.")]
 
 

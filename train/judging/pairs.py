@@ -119,6 +119,7 @@ def record(prompt: tuple[Message, ...], source: str, choice: Choice) -> Pair:
         chosen=choice.chosen.sample.answer,
         rejected=choice.rejected.sample.answer,
         group=prompt_id,
+        rejected_ending="" if choice.rejected.sample.ended else "cut",
     )
 
 

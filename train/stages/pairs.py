@@ -89,9 +89,9 @@ def _fit_to_train(tokenizer: Any, prompts: Mapping[str, Prompt], outcomes: dict[
 
 
 def _as_drawn(choice: Choice, tokens: chat.EncodedPair) -> bool:
-    """Tell whether training reads the tokens that were drawn, before the control token that ends an answer."""
-    sides = ((choice.chosen, tokens.chosen_ids), (choice.rejected, tokens.rejected_ids))
-    return all(ids[:-1] == side.sample.token_ids for side, ids in sides)
+    """Tell whether training reads the tokens that were drawn, before the control token that ends an answer which was not cut off."""
+    sides = ((choice.chosen.sample, tokens.chosen_ids), (choice.rejected.sample, tokens.rejected_ids))
+    return all((ids[:-1] if sample.ended else ids) == sample.token_ids for sample, ids in sides)
 
 
 def _not_answered(tokenizer: Any, prompts: Sequence[Prompt]) -> dict[str, str]:

@@ -238,7 +238,8 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[tuple[M
 def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, whole: bool = False) -> list[EncodedPair | str]:
     """Tokenise pairs in one batch. A string in place of a result is the reason why a pair cannot be used.
 
-    An answer's tokens end with the control token that ends its turn or, where the pair is wanted `whole`, with the conversation's last.
+    An answer's tokens end with the control token that ends its turn or, where the pair is wanted `whole`, with the conversation's last;
+    those of a rejected answer that was cut off end with its own last.
     """
     sides = [
         (*pair.prompt, Message("assistant", answer, reasoning=thought))
@@ -246,13 +247,16 @@ def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, w
         for answer, thought in ((pair.chosen, pair.chosen_reasoning), (pair.rejected, pair.rejected_reasoning))
     ]
     encoded = encode_conversations(tokenizer, sides, last_only=True)
-    return [_pair(chosen, rejected, whole) for chosen, rejected in zip(encoded[::2], encoded[1::2], strict=True)]
+    both = zip(pairs, encoded[::2], encoded[1::2], strict=True)
+    return [_pair(chosen, rejected, whole, pair.rejected_ending == "cut") for pair, chosen, rejected in both]
 
 
-def _pair(chosen: Encoded | str, rejected: Encoded | str, whole: bool) -> EncodedPair | str:
+def _pair(chosen: Encoded | str, rejected: Encoded | str, whole: bool, is_cut: bool) -> EncodedPair | str:
     if isinstance(chosen, str) or isinstance(rejected, str):
         return chosen if isinstance(chosen, str) else str(rejected)
-    (prompt, chosen_ids), (same_prompt, rejected_ids) = _split(chosen, whole), _split(rejected, whole)
+    (prompt, chosen_ids), (same_prompt, rejected_ids) = _split(chosen, whole), _split(rejected, whole and not is_cut)
+    if is_cut:
+        rejected_ids = rejected_ids[:-1]  # the control token that would end its turn
     return EncodedPair(prompt, chosen_ids, rejected_ids) if prompt == same_prompt else "prompt_differs_between_sides"
 
 

@@ -192,6 +192,7 @@ def test_a_pair_is_an_ordinary_record_with_its_scores_beside(tmp_path: Path):
     made = [pairs.record((Message("user", "Well?"),), "sampled", each) for each in found]
     assert [(pair.id, pair.chosen, pair.rejected) for pair in made] == [("p:0-2", "good", "worse"), ("p:0-1", "good", "bad")]
     assert {records.prompt_id(pair) for pair in made} == {"p"}
+    made[1] = replace(made[1], rejected_ending="cut")
     records.write_records(tmp_path / "records.parquet", made, "pair")
     assert list(records.read_records(tmp_path / "records.parquet")) == made
     pairs.write_info(tmp_path / pairs.INFO, map(pairs.info, found))

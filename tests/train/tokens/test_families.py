@@ -3,6 +3,8 @@
 Covers: train/tokens/rendering.
 """
 
+from dataclasses import replace
+
 import pytest
 from transformers import PreTrainedTokenizerBase
 
@@ -71,6 +73,12 @@ def test_a_pair_of_several_turns_needs_its_last_answers_prompt_only(template: st
         whole = using.apply_chat_template([*dicts, {"role": "assistant", "content": answer}], tokenize=True, return_dict=False)
         assert (pair.prompt_ids + ids) == whole[: len(pair.prompt_ids) + len(ids)]  # type: ignore[index]
         assert answer in str(using.decode(ids))
+    cut = Pair("a", "made", TALK[:-1], "Because.", "No idea.", rejected_ending="cut")
+    for whole in (False, True):
+        (full,) = chat.encode_pairs(using, [replace(cut, rejected_ending="")], whole=whole)
+        (found,) = chat.encode_pairs(using, [cut], whole=whole)
+        assert isinstance(found, chat.EncodedPair) and isinstance(full, chat.EncodedPair)
+        assert found.chosen_ids == full.chosen_ids and found.rejected_ids == pair.rejected_ids[:-1]
 
 
 def test_a_system_turn_that_moves_into_the_last_question_is_no_loss():
