@@ -83,7 +83,7 @@ def _score(value: Any) -> float:
         if isinstance(value, bool):
             raise ValueError
         score = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise RowError("score_not_a_number") from None
     if not 0 <= score <= 5:
         raise RowError("score_not_a_number")

@@ -172,3 +172,7 @@ def test_the_older_layout_of_toxigen_and_bad_scores_are_known(tmp_path: Path, co
     (tmp_path / "toxigen.csv").write_text("prompt,generation\na,b\n")
     found, reasons = convert(SourceUse(source="toxigen", split="test", path=str(tmp_path)))
     assert [each.group for each in found] == ["asian"] and reasons == {"score_not_a_number": 2}
+    worst = [{**TOX[0], "toxicity_ai": value} for value in (10**400, "1e999", True, [1], float("nan"))]
+    (tmp_path / "worst.jsonl").write_text("\n".join(map(json.dumps, worst)))
+    found, reasons = convert(SourceUse(source="toxigen", split="test", path=str(tmp_path / "worst.jsonl")))
+    assert not found and reasons == {"score_not_a_number": 5}
