@@ -138,7 +138,8 @@ def _beliefs(rows: Sequence[Row]) -> list[str]:
             which = "first" if place > 0.5 else "second"
             turned = "" if row["flip_share"] is None else f", and its verdict turned with the order in {row['flip_share']:.0%}"
             said.append(f"{row['policy']}: it prefers the {which} place ({max(place, 1 - place):.0%} of its decisions){turned}")
-        if longer is not None and abs(longer - 0.5) > _CLEAR:
+        decided = round((row["comparisons"] - row["missing"]) * (1 - (row["tie_share"] or 0.0)))
+        if longer is not None and abs(longer - 0.5) > _CLEAR and decided >= MIN_ITEMS:
             which = "longer" if longer > 0.5 else "shorter"
             said.append(f"{row['policy']}: it decides for the {which} answer in {max(longer, 1 - longer):.0%}")
         if missing:

@@ -84,6 +84,8 @@ def test_what_won_by_length_is_said_to(stage: Judge):
     (each,) = of(stage("judge.first.liked", "sft", both(1, 40, (30, 10))))
     assert each["rows"][0]["says"] == "preferred, but not at equal length beyond noise: its answers have +20.0 tokens in the mean"
     assert "first: it decides for the longer answer in 100%" in each["warnings"]
+    (each,) = of(stage("judge.second.liked", "sft", both(1, 1, (30, 10)) + both(0, 60)))
+    assert each["warnings"] == [], "one decision among ties is no leaning"
 
 
 def test_too_few_and_worse(stage: Judge):
