@@ -231,9 +231,10 @@ def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_file(run_stage: 
             time.sleep(0.01)
         time.sleep(random.Random(kept).uniform(0, 0.3))
         ended_all(process)
-        assert finished_blocks(shelf / "killed") >= kept
-    before = {path.name: path.stat().st_mtime_ns for path in (shelf / "killed" / "cache" / "blocks").glob("*.parquet")}
-    assert before
+        if store.done(shelf / "killed"):
+            assert kept == 2, "only behind the last block may it have ended before it was killed"
+        else:
+            assert finished_blocks(shelf / "killed") >= kept
     worker.run(worker.Job(folder=shelf / "killed", machine=machine(64)))
     assert digest(shelf / "killed") == digest(alone)
 

@@ -201,7 +201,7 @@ def test_no_evaluation_prompt_is_among_them_though_no_filter_says_so_and_all_tel
     assert "32 prompts, in 2 parts" in cli.invoke(app, ["plan", *common], env={"COLUMNS": "200"}).output
     shown = cli.invoke(app, ["data", "preview", *common, "--prompts", "open", "-n", "2"])
     assert shown.exit_code == 0 and "2 rows of prompts.open" in shown.output and "[user] " in shown.output, shown.output
-    for wrong, said in ((["--prompts", "opn"], "did you mean 'open'"), ([], "give one of --source NAME and --prompts NAME")):
+    for wrong, said in ((["--prompts", "opn"], "did you mean 'open'"), ([], "give one of --source NAME, --prompts NAME and --pairs ROUND")):
         assert said in " ".join(cli.invoke(app, ["data", "preview", *common, *wrong]).output.split())
     folder = store.folder(root, plan.stage("manifest"))
     told = json.loads((folder / "manifest.json").read_text())
