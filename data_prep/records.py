@@ -65,7 +65,7 @@ class Pair:
     """What was thought before the chosen answer, for templates that write that."""
     rejected_reasoning: str = ""
     """What was thought before the rejected answer."""
-    rejected_ending: Literal["", "cut"] = ""
+    rejected_ending: str = ""
     """`cut`: it was cut off where it stands, so no end is learnt after it."""
 
 
