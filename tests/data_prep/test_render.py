@@ -106,7 +106,7 @@ def test_a_system_prompt_is_said_first_unless_there_is_one() -> None:
     assert render.to_conversation(own, system="Be brief.").messages[0].content == "Own."
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "prompts").glob("*")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "prompts").glob("*.*")), ids=lambda path: path.name)
 def test_the_system_prompts_that_come_along_are_plain_and_short(path: Path) -> None:
     text = render.system_prompt(path)
     assert path.suffix == ".md"

@@ -41,8 +41,13 @@ def beneath(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     """
     evaluate = data.get("evaluate")
     named = listed(evaluate.get("suites")) if isinstance(evaluate, dict) else None
-    for name in named if isinstance(named, list | tuple) else ():
-        data = _lay(data, _read(name, folder))
+    suites = [_read(name, folder) for name in named] if isinstance(named, list | tuple) else []
+    longest = [suite["evaluate"]["max_length"] for suite in suites if "max_length" in suite["evaluate"]]
+    if longest and isinstance(evaluate, dict) and "max_length" not in evaluate:
+        # What one suite leaves room for, another must not cut short.
+        data = {**data, "evaluate": {**evaluate, "max_length": max(longest)}}
+    for suite in suites:
+        data = _lay(data, suite)
     return data
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rounds.train.config.metrics import is_breakdown
 from rounds.train.display import scores
@@ -15,7 +16,13 @@ from rounds.train.engine.params import ComparisonParams
 from rounds.train.engine.records import Counts
 from rounds.train.plan.comparison import ComparisonPlan
 
-_MARKS = {"better": " [green]▲[/]", "worse": " [red]▼[/]", "within noise": " ≈", "not after correction": " ≈", "same policy": " ="}
+_MARKS = {
+    "better": Text(" ▲", "green"),
+    "worse": Text(" ▼", "red"),
+    "within noise": Text(" ≈"),
+    "not after correction": Text(" ≈"),
+    "same policy": Text(" ="),
+}
 _CELL, _NUMBER = 14, 12
 """Widths of a score with its error and mark, and of the column of numbers of rows with its margins ("1,000 to 1,273" is rare)."""
 
@@ -25,7 +32,7 @@ def summary(console: Console, made: ComparisonPlan, root: Path, ran: int, second
     folder = store.folder(root, made.report)
     evaluations = {name: store.scores(store.folder(root, stage)) for name, stage in made.scores.items()}
     verdicts = store.counts(folder).get("differences", {})
-    marks = {(name, metric): _MARKS.get(told[1], "") for name, of_model in verdicts.items() for metric, told in of_model.items()}
+    marks = {(name, metric): _MARKS.get(told[1], Text()) for name, of_model in verdicts.items() for metric, told in of_model.items()}
     heads = _heads(evaluations, console.width)
     for name, head in heads.items():
         if head != name:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rounds.train.config.metrics import REFUSALS, is_breakdown
 from rounds.train.engine import policy, store
@@ -120,7 +121,7 @@ def say_how_refusals_are_told(console: Console, evaluations: Mapping[str, Mappin
         console.print(refusal.caveat(), style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
-def scores_table(name: str, evaluations: dict[str, dict[str, Score]], marks: Mapping[tuple[str, str], str] | None = None) -> Table:
+def scores_table(name: str, evaluations: dict[str, dict[str, Score]], marks: Mapping[tuple[str, str], Text] | None = None) -> Table:
     """Lay scores out, a metric a row and a policy a column; `marks` stand behind a policy's score of a metric."""
     table = Table(title=f"{name}: scores on held-out rows, ±standard error", title_justify="left", box=None, header_style="bold")
     table.add_column("metric", no_wrap=True)
@@ -135,7 +136,9 @@ def scores_table(name: str, evaluations: dict[str, dict[str, Score]], marks: Map
         if not is_breakdown(metric):  # the report has it
             sizes = sorted({scores[metric].n for scores in evaluations.values() if metric in scores})
             asked = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
-            cells = (_score(scores.get(metric)) + (marks or {}).get((each, metric), "") for each, scores in evaluations.items())
+            cells = [
+                Text.assemble(_score(scores.get(metric)), (marks or {}).get((each, metric), Text())) for each, scores in evaluations.items()
+            ]
             table.add_row(metric, *cells, *([_floor(floors.get(metric))] if floors else []), asked)
     return table
 

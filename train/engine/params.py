@@ -163,14 +163,14 @@ class PairsParams(Section):
 
 
 class ApiAnswersParams(Section):
-    """What a model behind an endpoint writes; what that may cost, and where the endpoint is, is in no key."""
+    """What a model behind an endpoint writes; what that may cost, and at which address, is in no key."""
 
     model: str
     """What the endpoint calls it."""
     sets: tuple[PromptSet, ...]
     seed: int
-    endpoint: Annotated[str, Beside()]
-    """Its name in the cluster file."""
+    endpoint: str
+    """Its name in the cluster file: two servers may call their models alike."""
     allow_outside: Annotated[bool, Beside()] = False
     max_calls: Annotated[int, Beside()]
     max_tokens: Annotated[int, Beside()]

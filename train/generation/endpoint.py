@@ -126,9 +126,16 @@ class Server:
         try:
             answer = self._client.chat.completions.create(**request)
             choice, usage = answer.choices[0], answer.usage
-            row |= {"reply": choice.message.content or "", "cut": choice.finish_reason == "length", "ended": choice.finish_reason == "stop"}
+            row |= {
+                "reply": _text(choice.message.content),
+                "cut": choice.finish_reason == "length",
+                "ended": choice.finish_reason == "stop",
+            }
             row |= {"model": answer.model, "fingerprint": answer.system_fingerprint}
-            row |= {"tokens": usage.total_tokens if usage else reserved, "written": usage.completion_tokens if usage else None}
+            counted = (
+                [each if isinstance(each, int) else None for each in (usage.total_tokens, usage.completion_tokens)] if usage else [None] * 2
+            )
+            row |= {"tokens": reserved if counted[0] is None else counted[0], "written": counted[1]}
         except openai.AuthenticationError as error:
             row |= {"error": _said(error, secret), "refused": True}
         except (openai.OpenAIError, ValueError, TypeError, AttributeError, IndexError) as error:  # a body that is no completion
@@ -193,6 +200,14 @@ def _client(endpoint: Endpoint) -> Any:
     # No redirect and, on this machine, no proxy: either would carry the texts elsewhere.
     http = openai.DefaultHttpxClient(trust_env=not privacy.is_here(endpoint.base_url), follow_redirects=False)
     return openai.OpenAI(base_url=endpoint.base_url, api_key=key, max_retries=0, timeout=endpoint.timeout_seconds, http_client=http)
+
+
+def _text(content: Any) -> str:
+    """Return what a reply says. Raises `ValueError` for what is no text, or none that can be written down."""
+    if content is not None and not isinstance(content, str):
+        raise ValueError(f"the reply's content is no text but {type(content).__name__}")
+    (content or "").encode()
+    return content or ""
 
 
 def _wait(error: Exception) -> float:

@@ -134,9 +134,9 @@ def test_scores_are_whole_where_the_terminal_is_narrow(width: int, models: int, 
     assert named["a-model-of-mine-0"] == heads
     console = Console(width=width, record=True, file=io.StringIO())
     beside = display._beside(of_models, width)
-    marks = {(named[name], "mmlu_pro/acc_bytes"): " ≈" for name in of_models}
+    marks = {(named[name], "mmlu_pro/acc_bytes"): display._MARKS["better"] for name in of_models}
     console.print(scores_table("own", {named[name]: of_models[name] for name in list(of_models)[:beside]}, marks))
-    assert console.export_text().count("0.276 ±0.045 ≈") == beside and beside >= min(models, 3)
+    assert console.export_text().count("0.276 ±0.045 ▲") == beside and beside >= min(models, 3)
 
 
 def test_what_was_left_out_and_how_often_was_refused_is_told(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -89,13 +89,14 @@ def test_a_mistake_is_told_before_anything_is_asked(tmp_path: Path, name: str, e
     assert says in said and "Traceback" not in said
 
 
-def test_what_it_may_cost_and_where_it_is_are_in_no_key(tmp_path: Path):
+def test_what_it_may_cost_is_in_no_key(tmp_path: Path):
     def keys(name: str, spending: Spending) -> list[str]:
         made = comparison.build_plan([name], recipes.load(MINI), MINI.parent, tmp_path, False, (), spending)
         return [stage.key for stage in made.stages if stage.kind.writes or stage.kind.measures]
 
-    assert keys("api:there/m", Spending()) == keys("api:here/m", Spending(True, 7, 900))
+    assert keys("api:there/m", Spending()) == keys("api:there/m", Spending(True, 7, 900))
     assert keys("api:there/m", Spending()) != keys("api:there/n", Spending())
+    assert keys("api:there/m", Spending()) != keys("api:here/m", Spending()), "two servers may call their models alike"
 
 
 # The stage
@@ -144,3 +145,28 @@ def test_an_answer_that_is_not_to_be_had_is_missing_and_not_empty(server: Server
 def test_an_answer_that_was_cut_did_not_end(server: Server, prompts: Path, tmp_path: Path):
     server.answer = lambda number, text: (200, {}, server.completion("And so", cut=True))
     assert run(server, prompts, tmp_path / "out")["sets"]["open"]["ended_share"] == 0.0
+
+
+@pytest.mark.parametrize("content", [["a list"], "\ud800", {"text": "x"}], ids=str)
+def test_a_reply_that_is_no_text_is_no_reply(server: Server, prompts: Path, tmp_path: Path, content: object):
+    def answer(number: int, text: str) -> object:
+        said = json.loads(server.completion("x"))
+        said["choices"][0]["message"]["content"] = content
+        return 200, {}, json.dumps(said)
+
+    server.answer = answer
+    with pytest.raises(UserError, match=r"answers were not to be had|requests in a row had no reply"):
+        run(server, prompts, tmp_path / "out")
+    server.answer = lambda number, text: "Well."
+    assert run(server, prompts, tmp_path / "out")["sets"]["open"]["answers"] == 10
+
+
+def test_a_reply_that_does_not_count_its_tokens_is_counted_at_the_most_it_may_have_taken(server: Server, prompts: Path, tmp_path: Path):
+    def answer(number: int, text: str) -> object:
+        said = json.loads(server.completion("x"))
+        said["usage"]["total_tokens"] = None
+        return 200, {}, json.dumps(said)
+
+    server.answer = answer
+    counts = run(server, prompts, tmp_path / "out")
+    assert counts["tokens"] >= 10 * len("Be brief.") and counts["calls"] == 10
