@@ -30,12 +30,17 @@ class Ended(BaseException):
         self.number = number
 
 
+_asked: list[int] = []
+"""Signals that came. One that comes while Python runs what is to be run after a fork is raised there, and ignored."""
+
+
 def raise_when_asked_to_end() -> None:
     """Let the signals that ask a process to end raise `Ended`, so that what was found is still shown."""
 
     def ended(number: int, frame: object) -> None:
         for each in ENDING:
             signal.signal(each, signal.SIG_IGN)  # the table is printed once
+        _asked.append(number)
         raise Ended(number)
 
     for each in ENDING:
@@ -52,6 +57,8 @@ def run_alone(work: Callable[..., None], args: tuple, device: str, limit: float,
     process = context.Process(target=_led if leads else work, args=(work, args) if leads else args)
     process.start()
     try:
+        if _asked:
+            raise Ended(_asked[0])
         process.join(limit)
     finally:  # also where this process is asked to end: nothing on a card outlives it
         late = process.is_alive()
