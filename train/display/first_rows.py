@@ -4,7 +4,7 @@ In: a plan, and a name under its sources. Out: records. They come from the furth
 finished they are read from the source itself, and treated as its stage would treat them. Needs no torch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,28 +66,27 @@ def rows(plan: Plan, root: Path, name: str, count: int) -> Rows:
 
 def prompts(plan: Plan, root: Path, name: str, count: int) -> Rows:
     """Return the first of a set of prompts. Raises `UserError` where the recipe has none of that name, or it is not made yet."""
-    own = {stage.name.removeprefix("prompts."): stage for stage in plan.stages if stage.kind.asks}
-    if name not in own:
-        raise UserError(f"no set of prompts is named {name!r} in the recipe. {nearest(name, own)}")
-    stage = own[name]
-    folder = store.folder(root, stage)
-    if not store.done(folder):
-        raise UserError(f"{stage.name} is not made yet: `rounds run RECIPE --until {stage.name}` makes it")
-    return Rows(list(_first(folder / RECORDS, None, count)), f"of {stage.name}: after filters and mix", None)
+    stages = {stage.name.removeprefix("prompts."): stage for stage in plan.stages if stage.kind.asks}
+    stage = _made(root, stages, name, f"no set of prompts is named {name!r} in the recipe")
+    return Rows(list(_first(store.folder(root, stage) / RECORDS, None, count)), f"of {stage.name}: after filters and mix", None)
 
 
 def own_pairs(plan: Plan, root: Path, name: str, count: int) -> Rows:
     """Return the first pairs that a round made of its policy's answers. Raises `UserError` where no round of that name makes any, or they
     are not made yet."""
-    own = {stage.name.removeprefix("pairs."): stage for stage in plan.stages if stage.kind.pairs_up}
-    if name not in own:
-        raise UserError(f"no round {name!r} of the recipe makes pairs of its own answers. {nearest(name, own)}")
-    stage = own[name]
-    folder = store.folder(root, stage)
-    if not store.done(folder):
-        raise UserError(f"{stage.name} is not made yet: `rounds run RECIPE --until {stage.name}` makes it")
+    stages = {stage.name.removeprefix("pairs."): stage for stage in plan.stages if stage.kind.pairs_up}
+    stage = _made(root, stages, name, f"no round {name!r} of the recipe makes pairs of its own answers")
     found = f"of {stage.name}: answers of the policy before the round, before filters and mix"
-    return Rows(list(_first(folder / RECORDS, None, count)), found, _max_length(plan, stage))
+    return Rows(list(_first(store.folder(root, stage) / RECORDS, None, count)), found, _max_length(plan, stage))
+
+
+def _made(root: Path, stages: Mapping[str, Stage], name: str, none: str) -> Stage:
+    """Return the stage of that name, which must be done; `none` says that there is none."""
+    if name not in stages:
+        raise UserError(f"{none}. {nearest(name, stages)}")
+    if not store.done(store.folder(root, stages[name])):
+        raise UserError(f"{stages[name].name} is not made yet: `rounds run RECIPE --until {stages[name].name}` makes it")
+    return stages[name]
 
 
 def _max_length(plan: Plan, source: Stage) -> int | None:
